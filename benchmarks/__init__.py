@@ -1,0 +1,6 @@
+"""Benchmarks, each one command: `python -m benchmarks.<name>` from the repository root, with any Python."""
+
+from scripts.environment import ROOT, add_comfyui_to_path, enter, register_package
+
+add_comfyui_to_path(enter(), ROOT / ".run" / "in-process")
+register_package()
