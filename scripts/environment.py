@@ -151,6 +151,23 @@ def venv_python(venv: Path) -> Path:
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def tools_folder(environment: Environment) -> Path | None:
+    """Return a folder with pytest and ruff for an artist's own environment, or None where ours has them."""
+    if not os.environ.get("COMFYUI_PATH"):
+        return None
+    folder = ROOT / ".tools"
+    stamp = f"{environment.python}\n{' '.join(TOOLS)}\n{CONSTRAINTS.read_text(encoding='utf-8')}"
+    if not has_stamp(folder, stamp):
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+        command += ["--target", str(folder), "--constraint", str(CONSTRAINTS), *TOOLS]
+        if subprocess.run(command, check=False).returncode:
+            message = f"{' and '.join(TOOLS)} could not be installed into {folder}; pip's own words are above."
+            raise SetupError(message)
+        write_stamp(folder, stamp)
+    return folder
+
+
 def runs_here(python: Path) -> bool:
     """Say whether this process is that Python. Paths alone mislead: a venv's Python is a link to its base's."""
     prefix = python.parent if os.name == "nt" and python.parent.name != "Scripts" else python.parent.parent

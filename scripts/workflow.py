@@ -10,6 +10,7 @@ import re
 MUTED, BYPASSED = 2, 4
 VIRTUAL = {"Note", "MarkdownNote", "PrimitiveNode", "Reroute"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC_WIDGET = "COMFY_DYNAMICCOMBO_V3"
 # The page replaces {a|b} by a random choice and drops comments in prompts.
 DYNAMIC = re.compile(r"[{}]|//|/\*")
 
@@ -50,6 +51,9 @@ def widget_values(node: dict, info: dict) -> dict:
         return dict(stored)
     values, position = {}, 0
     for name, kind, options in declared_inputs(info):
+        if kind == DYNAMIC_WIDGET:
+            message = f"{node['type']}: the widgets below {name} depend on its choice, which only the page resolves."
+            raise WorkflowError(message)
         if not is_widget(kind, options):
             continue
         value = stored[position] if position < len(stored) else default_value(kind, options)

@@ -1,0 +1,32 @@
+"""Run ruff and the whole test suite in the project's own environment: python scripts/test.py [pytest arguments]."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.environment import ROOT, SetupError, enter, tools_folder
+
+
+def main() -> int:
+    """Return the exit status: of ruff where it finds something, else of pytest."""
+    environment = enter()
+    try:
+        tools = tools_folder(environment)
+    except SetupError as error:
+        sys.exit(f"error: {error}")
+    variables = {**os.environ, "PYTHONPATH": str(tools)} if tools else None
+    for command in (["ruff", "check", "."], ["pytest", *sys.argv[1:]]):
+        print("$", *command, flush=True)
+        status = subprocess.run(
+            [str(environment.python), "-m", *command], cwd=ROOT, env=variables, check=False
+        ).returncode
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
