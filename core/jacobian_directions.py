@@ -1,0 +1,124 @@
+"""Directions from the Jacobian of the denoised prediction: LOCO Edit and T-LOCO Edit (arXiv 2409.02374).
+
+All tensors have the noisy latent's shape (1, C, H, W); masks have shape (1, 1, H, W) with values 0 to 1. Mask and
+Jacobian live in the latent, where the paper has them in decoded pixels (ours: far cheaper).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .operators import Jacobian, masked
+from .svd import SingularTriplets, partial_svd
+
+
+@dataclass(frozen=True)
+class Move:
+    """A unit-norm move of the latent, the step that strength 1 takes, and what is known of it."""
+
+    vector: Tensor
+    step: float
+    notes: dict
+
+
+def loco(
+    jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int, *, max_pairs: int = 60
+) -> list[Move]:
+    """LOCO Edit: leading right singular vectors of J inside the mask, projected off those of J outside it.
+
+    The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
+    (our convention, so that one number means about the same visible change on every model).
+
+    Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
+    """
+    inside = partial_svd(*masked(jacobian, mask), _start(jacobian, mask, seed), count, max_pairs=max_pairs)
+    null = null_space(jacobian, mask, null_rank, seed, max_pairs=max_pairs)
+    deviation = float(jacobian.denoiser(jacobian.x, jacobian.sigma, jacobian.prompt, jacobian.guidance).std())
+    moves = []
+    for i in range(len(inside.values)):
+        vector, kept = project_off_null_space(inside.right[i], null)
+        effect = jacobian.matvec(vector)
+        weight = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
+        if (effect * weight).sum() < 0:
+            vector, effect = -vector, -effect
+        rms = float(((effect * weight).square().sum() / weight.sum()).sqrt())
+        moves.append(
+            Move(
+                vector,
+                0.25 * deviation / rms,
+                {
+                    "singular_value": float(inside.values[i]),
+                    "residual": float(inside.residuals[i]),
+                    "converged": inside.converged,
+                    "pairs": inside.pairs + (0 if null is None else null.pairs),
+                    "share_left_by_null_space": kept,
+                },
+            )
+        )
+    return moves
+
+
+def t_loco(
+    denoiser: Denoiser,
+    source: Jacobian,
+    target: Jacobian,
+    mask: Tensor | None,
+    null_rank: int,
+    seed: int,
+    *,
+    guidance: float = 1.0,
+    max_pairs: int = 60,
+) -> Move:
+    """T-LOCO Edit: v = J_target' q with q = P (D(x, target) - D(x, source)), projected off the outside of J_source.
+
+    The step of strength 1 is where the linear change inside the mask is as large as q (ours).
+
+    Source: arXiv 2409.02374, section 3.3 and algorithm 2.
+    """
+    q = text_difference(denoiser, source, guidance)
+    q = q if mask is None else mask * q
+    null = null_space(source, mask, null_rank, seed, max_pairs=max_pairs)
+    vector, kept = project_off_null_space(target.rmatvec(q), null)
+    effect = target.matvec(vector)
+    effect = effect if mask is None else mask * effect
+    return Move(
+        vector,
+        float(q.norm() / effect.norm()),
+        {"share_left_by_null_space": kept, "pairs": 0 if null is None else null.pairs},
+    )
+
+
+def text_difference(denoiser: Denoiser, source: Jacobian, guidance: float = 1.0) -> Tensor:
+    """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units (2 evaluations)."""
+    return denoiser(source.x, source.sigma, "target", guidance) - denoiser(source.x, source.sigma, "source", guidance)
+
+
+def null_space(
+    jacobian: Jacobian, mask: Tensor | None, rank: int, seed: int, *, max_pairs: int = 60
+) -> SingularTriplets | None:
+    """Leading right singular vectors of J outside the mask: the moves that would be seen elsewhere."""
+    if mask is None or rank == 0:
+        return None
+    outside = 1 - mask
+    if not outside.any():
+        return None
+    return partial_svd(*masked(jacobian, outside), _start(jacobian, outside, seed + 1), rank, max_pairs=max_pairs)
+
+
+def project_off_null_space(vector: Tensor, null: SingularTriplets | None) -> tuple[Tensor, float]:
+    """v - V'V''v, normalised, and the share of the norm that was left."""
+    norm = vector.norm()
+    if null is not None:
+        basis = null.right.flatten(1)
+        vector = vector - (basis.T @ (basis @ vector.flatten())).view_as(vector)
+    left = vector.norm()
+    return vector / left, float(left / norm)
+
+
+def _start(jacobian: Jacobian, mask: Tensor | None, seed: int) -> Tensor:
+    start = torch.randn(jacobian.x.shape, generator=torch.Generator().manual_seed(seed)).to(jacobian.x)
+    return start if mask is None else mask * start

@@ -1,0 +1,18 @@
+"""The nodes: the only layer that imports ComfyUI. Each module shows inputs, one call into `core`, outputs."""
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from . import demo, encode, identify, inspect, library, manipulate
+
+
+class LatentDirectionsExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    @override
+    async def on_load(self) -> None:
+        library.register_folder()
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*encode.NODES, *identify.NODES, *manipulate.NODES, *inspect.NODES, *library.NODES, *demo.NODES]

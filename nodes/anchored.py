@@ -1,0 +1,311 @@
+"""The MODEL that leads every deterministic sampler back to the encoded picture (see core/anchor.py for the formula).
+
+Three of ComfyUI's wrappers on a clone of the artist's MODEL, nothing else: OUTER_SAMPLE puts the stored noise, latent and
+first noise level in place; SAMPLER_SAMPLE proves, without a model evaluation, that the sampler keeps to the reference
+path; PREDICT_NOISE gives the anchored prediction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import comfy.model_management
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..core.anchor import ReferenceCache, anchored_prediction, orthonormal_span, snap_to_reference
+from ..core.denoiser import EvaluationCounter
+from ..core.direction import KeepPair
+from ..core.errors import InputError, UnsupportedSamplerError
+from .host import counted
+from .prompts import with_prompt
+
+KEY = "latent_directions"
+SOURCE = f"{KEY} source"
+KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
+# A sampler is exact for a constant prediction when it stays this close to the reference path, relative.
+PATH_TOLERANCE = 1e-4
+
+
+@dataclass
+class RunStatistics:
+    """What the sampling runs on one inversion have cost so far; `last` is the latest run alone."""
+
+    runs: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    last_evaluations: int = 0
+    last_seconds: float = 0.0
+
+    def add(self, evaluations: int, seconds: float) -> None:
+        """Note one finished run."""
+        self.runs += 1
+        self.evaluations += evaluations
+        self.seconds += seconds
+        self.last_evaluations, self.last_seconds = evaluations, seconds
+
+
+@dataclass
+class _Run:
+    """One sampling run: the picture and its noise on the device, and whether the sampler is only being proved."""
+
+    guider: comfy.samplers.CFGGuider
+    x0: Tensor
+    noise: Tensor
+    settings: tuple
+    proving: bool = True
+    deviation: float = 0.0
+
+
+@dataclass
+class Anchor:
+    """What the wrappers need of an encoded picture, and where a direction has moved it.
+
+    Attributes:
+        latent: the encoded picture, ComfyUI's latent space, (B, C, H, W).
+        reference_noise: n of the reference path a x0 + b n, model space.
+        start_noise: the noise that sampling starts from: `reference_noise`, moved along a direction or not.
+        sigma: noise level sigma* that sampling starts at, at the highest.
+        source: conditioning that describes the encoded picture.
+        keep: pairs of prompts whose difference no step may follow.
+        weight: w, how much of the model's change is let through; 1 by default.
+    """
+
+    latent: Tensor
+    reference_noise: Tensor
+    start_noise: Tensor
+    sigma: float
+    source: list
+    cache: ReferenceCache
+    statistics: RunStatistics
+    keep: tuple[KeepPair, ...] = ()
+    weight: float = 1.0
+    _run: _Run | None = field(default=None, repr=False)
+
+    def attach(self, model: ModelPatcher) -> ModelPatcher:
+        """A clone of `model` that samples back to the picture; an anchor that was there before is replaced."""
+        clone = detach(model)
+        for kind, wrapper in zip(KINDS, (self._outer_sample, self._sampler_sample, self._predict_noise), strict=True):
+            clone.add_wrapper_with_key(kind, KEY, wrapper)
+        return clone
+
+    def moved(self, start_noise: Tensor, keep: tuple[KeepPair, ...]) -> Anchor:
+        """The same anchor, started elsewhere; the reference predictions stay shared."""
+        return replace(self, start_noise=start_noise, keep=keep, _run=None)
+
+    def _outer_sample(
+        self,
+        executor,
+        noise,
+        latent_image,
+        sampler,
+        sigmas,
+        denoise_mask=None,
+        callback=None,
+        disable_pbar=False,
+        seed=None,
+        **options,
+    ):
+        guider = executor.class_obj
+        if latent_image.shape != self.latent.shape:
+            msg = (
+                f"The sampler was given a latent of shape {tuple(latent_image.shape)}, but the encoded picture's is "
+                f"{tuple(self.latent.shape)}. Connect the LATENT of Invert Image to the sampler."
+            )
+            raise InputError(msg)
+        if "positive" not in guider.conds:
+            msg = (
+                "This guider has no positive prompt, which the slider needs. Use Basic Guider, CFG Guider or KSampler."
+            )
+            raise InputError(msg)
+        sigmas = self._from_start_level(sigmas)
+        guider.conds |= _converted(self.source, self.keep)
+        model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        counter, started = EvaluationCounter(), time.perf_counter()
+        try:
+            with counted(guider.model_patcher, counter):
+                return executor(
+                    _for_first_step(self.start_noise, model_sampling, sigmas[0]),
+                    self.latent,
+                    sampler,
+                    sigmas,
+                    denoise_mask,
+                    callback,
+                    disable_pbar,
+                    seed,
+                    **options,
+                )
+        finally:
+            self._run = None
+            self.statistics.add(counter.evaluations, round(time.perf_counter() - started, 3))
+
+    def _from_start_level(self, sigmas: Tensor) -> Tensor:
+        """The schedule from sigma* down: points above it are cut, and sigma* itself is the first, never rounded."""
+        if float(sigmas[0]) <= self.sigma * (1 + 1e-6):
+            return sigmas
+        below = sigmas[sigmas < self.sigma * (1 - 1e-4)]
+        return torch.cat([sigmas.new_tensor([self.sigma]), below])
+
+    def _sampler_sample(
+        self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+    ):
+        self._run = _Run(guider, latent_image, self.reference_noise.to(latent_image), _settings(guider, denoise_mask))
+        # proved on the unmoved start, with the same sampler, schedule and code as the run itself
+        unmoved = _for_first_step(self._run.noise, guider.inner_model.model_sampling, sigmas[0])
+        self._prove(executor, guider, sigmas, extra_args, unmoved, latent_image, denoise_mask)
+        self._run.proving = False
+        return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+
+    def _prove(self, executor, guider, sigmas, extra_args, noise, latent_image, denoise_mask) -> None:
+        """Run the sampler with the constant prediction x0: it must stay on the reference path and end on it."""
+        try:
+            # some samplers write into the schedule they are given
+            end = executor(guider, sigmas.clone(), dict(extra_args), None, noise, latent_image, denoise_mask, True)
+            expected = guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], self._reference(sigmas[-1]))
+            deviation = max(self._run.deviation, _distance(end, expected))
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:
+            msg = (
+                f"This sampler cannot return to the encoded picture ({error}). Use a deterministic one: euler, heun,"
+                " dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
+            )
+            raise UnsupportedSamplerError(msg) from error
+        if not deviation <= PATH_TOLERANCE:
+            msg = (
+                "This sampler adds noise of its own or leaves the path back to the encoded picture (by"
+                f" {deviation:.1e}), so the slider at 0 would not give the picture back. Use a deterministic one:"
+                " euler, heun, dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
+            )
+            raise UnsupportedSamplerError(msg)
+
+    def _reference(self, sigma: Tensor) -> Tensor:
+        """x_ref = a x0 + b n."""
+        scaling = self._run.guider.inner_model.model_sampling.noise_scaling
+        return scaling(sigma.reshape(1), self._run.noise.clone(), self._run.x0)
+
+    def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        run = self._run
+        x_ref = self._reference(timestep.flatten()[0])
+        if run.proving:
+            run.deviation = max(run.deviation, _distance(x, x_ref))
+            return run.x0.clone()
+
+        def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+            return self.cache.get((name, float(timestep.flatten()[0]), run.settings), compute)
+
+        def on_path(prompt: str) -> Tensor:
+            """D(x_ref) under a prompt of ours, guidance and negative prompt as in the run."""
+            with _as_positive(run.guider, prompt):
+                return executor(x_ref, timestep, model_options, seed)
+
+        edited = executor(snap_to_reference(x, x_ref), timestep, model_options, seed)
+        basis = None
+        if self.keep:
+            names = tuple(_keep_names(pair) for pair in self.keep)
+            basis = cached(
+                names, lambda: orthonormal_span([on_path(present) - on_path(absent) for present, absent in names])
+            )
+        return anchored_prediction(run.x0, edited, cached(SOURCE, lambda: on_path(SOURCE)), self.weight, basis)
+
+
+def detach(model: ModelPatcher) -> ModelPatcher:
+    """A clone of `model` without an anchor."""
+    clone = model.clone()
+    for kind in KINDS:
+        clone.remove_wrappers_with_key(kind, KEY)
+    return clone
+
+
+class _Identity:
+    """Compares by identity and keeps its object alive, so that an id cannot be taken over by another object."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return isinstance(other, _Identity) and self.value is other.value
+
+    def __hash__(self):
+        return id(self.value)
+
+
+def _settings(guider: comfy.samplers.CFGGuider, denoise_mask: Tensor | None) -> tuple:
+    """All that a reference prediction depends on besides the picture: guidance, negative prompt, patches, options."""
+    numbers = tuple(sorted((k, v) for k, v in vars(guider).items() if isinstance(v, (int, float))))
+    others = {name: conds for name, conds in guider.original_conds.items() if name != "positive"}
+    return (
+        numbers,
+        guider.model_patcher.patches_uuid,
+        *_leaves(others),
+        *_leaves(guider.model_patcher.model_options),
+        _Identity(denoise_mask),
+    )
+
+
+def _leaves(value) -> Iterator:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key not in (KEY, "uuid"):  # ours, and a number that ComfyUI draws anew at every run
+                yield key
+                yield from _leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value if isinstance(value, (str, int, float, type(None))) else _Identity(value)
+
+
+def _converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]]:
+    """The anchor's own prompts in the form that guiders hold."""
+    prompts = {SOURCE: source}
+    for pair in keep:
+        present, absent = _keep_names(pair)
+        prompts |= {present: with_prompt(source, pair.present), absent: with_prompt(source, pair.absent)}
+    return {name: comfy.sampler_helpers.convert_cond(conds) for name, conds in prompts.items()}
+
+
+def _keep_names(pair: KeepPair) -> tuple[str, str]:
+    return tuple(f"{KEY} keep {_digest(prompt.tokens)}" for prompt in (pair.present, pair.absent))
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
+
+
+@contextmanager
+def _as_positive(guider: comfy.samplers.CFGGuider, name: str) -> Iterator[None]:
+    """Let the guider answer for one of our prompts in place of the artist's positive."""
+    positive = guider.conds["positive"]
+    guider.conds["positive"] = guider.conds[name]
+    try:
+        yield
+    finally:
+        guider.conds["positive"] = positive
+
+
+def _for_first_step(noise: Tensor, model_sampling, sigma: Tensor) -> Tensor:
+    """The noise with which a sampler's first scaling gives a x0 + b n, also at sigma_max.
+
+    There ComfyUI's eps models scale by sqrt(1 + sigma^2) in place of sigma, which is divided out.
+    """
+    if float(sigma) < float(model_sampling.sigma_max) * (1 - 1e-5):
+        return noise
+    one, zero, sigma = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), sigma.detach().cpu().reshape(1)
+    b, b_max = (float(model_sampling.noise_scaling(sigma, one.clone(), zero.clone(), most)) for most in (False, True))
+    return noise * (b / b_max)
+
+
+def _distance(x: Tensor, reference: Tensor) -> float:
+    """Largest difference over the largest value; infinite where x is not finite."""
+    distance = float((x - reference).abs().max() / reference.abs().max().clamp_min(1e-12))
+    return distance if math.isfinite(distance) else math.inf

@@ -1,0 +1,175 @@
+"""Derivatives through a loaded MODEL, without touching it: what ComfyUI does for speed is undone while a product is taken.
+
+- Inference mode makes products silently zero, so callers leave it first (nodes/host.py).
+- `in_training` switches off fused kernels that drop tangents (rotary embeddings of Flux, Lumina, Qwen-Image, Wan).
+- Attention is swapped for core/attention.py.
+- Backward passes need layers that save no weights: loaded weights are inference tensors, and may be offloaded or quantized.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher
+from torch.overrides import TorchFunctionMode
+
+from ..core import attention
+
+STEP_CACHES = ("easycache", "lazycache")
+
+
+def derivative_clone(model: ModelPatcher) -> ModelPatcher:
+    """A clone of a MODEL whose attention can be differentiated and whose step caches are off."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    options["optimized_attention_override"] = functools.partial(_attention, options.get("optimized_attention_override"))
+    for kind in list(clone.wrappers):
+        for key in STEP_CACHES:
+            clone.remove_wrappers_with_key(kind, key)
+    for key in STEP_CACHES:
+        options.pop(key, None)
+    return clone
+
+
+@contextlib.contextmanager
+def derivative_mode(diffusion_model: torch.nn.Module, reverse: bool):
+    """Inside it D can be differentiated by forward AD and, with `reverse`, backward; all is put back at the end."""
+    training = comfy.model_management.in_training
+    with contextlib.ExitStack() as stack:
+        comfy.model_management.in_training = True
+        stack.callback(setattr, comfy.model_management, "in_training", training)
+        if reverse:
+            stack.enter_context(_reverse_mode(diffusion_model))
+        stack.enter_context(_Swap())
+        yield
+
+
+def _attention(override, func, q, k, v, heads, *args, **kwargs):
+    """An attention override: the artist's own or ComfyUI's outside derivatives, plain torch attention inside.
+
+    ComfyUI's attention_pytorch knows every argument convention; inside derivative_mode its fused call is swapped for ours.
+    """
+    if comfy.model_management.in_training:
+        return attention_pytorch(q, k, v, heads, *args, **kwargs)
+    return (
+        func(q, k, v, heads, *args, **kwargs) if override is None else override(func, q, k, v, heads, *args, **kwargs)
+    )
+
+
+class _Swap(TorchFunctionMode):
+    """Replaces torch's fused attention wherever it is called: some models ignore the attention override."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            func = attention.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+def _cast_weight(layer, like):
+    """The layer's weight and bias as ComfyUI would use them now: moved, cast, patched by LoRA, dequantized."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    if isinstance(weight, comfy.ops.QuantizedTensor):
+        weight = weight.dequantize()
+    return weight, bias, stream
+
+
+def _linear_part(layer, x, input_shape, transposed):
+    """W x or W^T x of a linear or convolution layer, x of the layer's output shape when transposed."""
+    weight, bias, stream = _cast_weight(layer, x)
+    if isinstance(layer, torch.nn.Linear):
+        out = x @ weight if transposed else torch.nn.functional.linear(x, weight)
+    elif transposed:
+        n = len(layer.kernel_size)
+        out = torch.ops.aten.convolution_backward(
+            x, x.new_empty(1).expand(input_shape), weight, None, layer.stride, layer.padding, layer.dilation,
+            False, [0] * n, layer.groups, (True, False, False),
+        )[0]  # fmt: skip
+    else:
+        out = layer._conv_forward(x, weight, None)
+    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    return out
+
+
+class _WithoutWeights(torch.autograd.Function):
+    """A linear map that saves nothing for backward: the weight is cast again when it is needed."""
+
+    @staticmethod
+    def forward(x, layer, input_shape, transposed):
+        return _linear_part(layer, x, input_shape, transposed)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.layer, ctx.input_shape, ctx.transposed = inputs
+
+    @staticmethod
+    def jvp(ctx, tangent, _layer, _shape, _transposed):
+        return _WithoutWeights.apply(tangent, ctx.layer, ctx.input_shape, ctx.transposed)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _WithoutWeights.apply(grad, ctx.layer, ctx.input_shape, not ctx.transposed), None, None, None
+
+
+def _forward_without_weights(layer, x):
+    comfy.ops.run_every_op()
+    scale = getattr(layer, "pre_quant_scale", None)
+    if scale is not None:
+        x = x * comfy.model_management.cast_to_device(scale, x.device, x.dtype)
+    y = _WithoutWeights.apply(x, layer, tuple(x.shape), False)
+    if layer.bias is None:
+        return y
+    bias = _cast_weight(layer, x)[1].clone()
+    return y + (bias if isinstance(layer, torch.nn.Linear) else bias.reshape(-1, *(1,) * len(layer.kernel_size)))
+
+
+def _is_recastable(layer):
+    """ComfyUI's own linear and convolution layers; others (GGUF's, say) cast their weights in their own way."""
+    if type(layer).__module__ != "comfy.ops" or "forward" in layer.__dict__ or layer.weight is None:
+        return False
+    if isinstance(layer, torch.nn.Linear):
+        return True
+    convolution = isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))
+    return convolution and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _clone_input(_layer, args):
+    return (args[0].clone(), *args[1:]) if args else None
+
+
+@contextlib.contextmanager
+def _reverse_mode(root: torch.nn.Module):
+    """Lets autograd run backward through loaded modules; they are as before when the block ends, however it ends."""
+    with contextlib.ExitStack() as undo:
+        for module in root.modules():
+            if _is_recastable(module):
+                module.forward = functools.partial(_forward_without_weights, module)
+                undo.callback(module.__dict__.pop, "forward")
+                continue
+            if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm)):
+                # Some blocks add to a norm's input in place afterwards; the norm's backward needs it as it was.
+                undo.callback(module.register_forward_pre_hook(_clone_input).remove)
+            for kind in ("weight_function", "bias_function"):
+                if hasattr(module, kind):  # inference tensors cannot be saved for backward; a copy can
+                    undo.callback(functools.partial(_restore, module, kind, module.__dict__.get(kind)))
+                    setattr(module, kind, [*getattr(module, kind), torch.clone])
+            if not hasattr(module, "weight_function"):
+                for store in (module._parameters, module._buffers):
+                    for name, tensor in list(store.items()):
+                        if tensor is not None and tensor.is_inference():
+                            copy = tensor.detach().clone()
+                            is_parameter = store is module._parameters
+                            store[name] = torch.nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+                            undo.callback(store.__setitem__, name, tensor)
+        yield
+
+
+def _restore(module, name, value):
+    if value is None:
+        del module.__dict__[name]
+    else:
+        setattr(module, name, value)

@@ -1,0 +1,188 @@
+"""Runs `core` inside ComfyUI's own sampler, where the denoised prediction is exactly what the artist's KSampler sees.
+
+LoRA, guidance, ControlNet, hooks and offloading are all applied by ComfyUI; `core` receives a plain function.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..core.denoiser import Denoiser, EvaluationCounter, linear_scale
+from ..core.errors import InputError
+from .derivatives import derivative_clone, derivative_mode
+
+Result = TypeVar("Result")
+
+
+def family_of(model: ModelPatcher) -> str:
+    """ComfyUI's name of the model family, such as "SDXL" or "SD3": directions carry over only within one."""
+    return type(model.model.model_config).__name__
+
+
+def scale_at(model: ModelPatcher, sigma: float) -> tuple[float, float]:
+    """(a, b) of the model's noise process x = a x0 + b n at sigma; refuses what is not of this form."""
+    return linear_scale(model.get_model_object("model_sampling").noise_scaling, sigma)
+
+
+def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
+    """The samples of a LATENT, or a sentence: no video, the model's channels, finite numbers."""
+    samples = latent["samples"]
+    if samples.is_nested or samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1):
+        msg = (
+            "'latent' is a video or a set of several latents. This node edits single pictures: give it the latent of a "
+            "picture, for example from VAE Encode."
+        )
+        raise InputError(msg)
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        msg = (
+            f"'latent' has {samples.shape[1]} channels, but the model works with {channels}. Encode the picture with"
+            " the VAE that belongs to this model."
+        )
+        raise InputError(msg)
+    if not torch.isfinite(samples).all():
+        msg = (
+            "'latent' holds values that are not numbers (NaN or infinity). Encode the picture again, with the VAE in "
+            "float32 (--fp32-vae) if it happens again."
+        )
+        raise InputError(msg)
+    return samples
+
+
+@contextmanager
+def counted(model: ModelPatcher, counter: EvaluationCounter) -> Iterator[None]:
+    """Count the forwards of the diffusion model by a hook on it, removed at the end whatever happens."""
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda _, inputs: counter.forward(inputs[0].shape[0]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _PromptGuider(comfy.samplers.CFGGuider):
+    """A guider that answers for whichever of its prompts is asked for."""
+
+    prompt, guidance = "source", 1.0
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        """Denoised prediction under the chosen prompt and guidance."""
+        negative = None if self.guidance == 1.0 else self.conds["negative"]
+        return comfy.samplers.sampling_function(
+            self.inner_model,
+            x,
+            timestep,
+            negative,
+            self.conds[self.prompt],
+            self.guidance,
+            model_options=model_options or {},
+            seed=seed,
+        )
+
+
+class _CoreSampler(comfy.samplers.Sampler):
+    """Hands the denoiser to `body` where a sampler would run its steps."""
+
+    def __init__(self, body: Callable[[Denoiser, Tensor], object], counter: EvaluationCounter):
+        self.body, self.counter, self.result = body, counter, None
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        """Run the body outside inference mode, in which derivatives silently come out as zeros."""
+        with torch.inference_mode(False), torch.no_grad():
+            _clone_conditioning(model_wrap.conds)
+            latent_image = latent_image.clone()
+
+            def predict(x: Tensor, sigma: float, prompt: str, guidance: float) -> Tensor:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                model_wrap.prompt, model_wrap.guidance = prompt, guidance
+                level = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
+                return model_wrap(x, level, **extra_args)
+
+            model_sampling = model_wrap.inner_model.model_sampling
+            denoiser = Denoiser(
+                predict,
+                lambda sigma: linear_scale(_on(model_sampling.noise_scaling, noise.device), sigma),
+                self.counter,
+                functools.partial(derivative_mode, model_wrap.inner_model.diffusion_model),
+            )
+            with counted(model_wrap.model_patcher, self.counter):
+                self.result = self.body(denoiser, latent_image)
+        # what is returned passes process_latent_out, whose shift would corrupt a direction: results go by self.result
+        return noise
+
+
+def run(
+    model: ModelPatcher,
+    prompts: dict[str, list],
+    latent: dict,
+    sigma: float,
+    body: Callable[[Denoiser, Tensor], Result],
+    *,
+    expected: int = 0,
+) -> tuple[Result, dict]:
+    """Run `body(denoiser, x0)` inside ComfyUI's sampling, x0 the latent in the model's own space.
+
+    Args:
+        model: the artist's MODEL; a clone is used, and it is left as it was after success, error or cancel.
+        prompts: conditionings by the names that the denoiser is asked with; "negative" is used above guidance 1.
+        latent: the LATENT of the picture.
+        sigma: the noise level the work happens at.
+        body: the computation in `core`.
+        expected: evaluations that a progress bar runs to; 0 shows none.
+
+    Returns:
+        What `body` returned, and its cost: evaluations and seconds.
+    """
+    samples = check_latent(model, latent)
+    counter = EvaluationCounter()
+    if expected:
+        bar = comfy.utils.ProgressBar(expected)
+        counter.on_change = lambda done: bar.update_absolute(min(done, expected), expected)
+    clone = derivative_clone(model)
+    guider = _PromptGuider(clone)
+    guider.inner_set_conds(prompts)
+    sampler = _CoreSampler(body, counter)
+    started = time.perf_counter()
+    guider.sample(torch.zeros_like(samples), samples, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
+    cost = {"model_evaluations": counter.evaluations, "seconds": round(time.perf_counter() - started, 3)}
+    return sampler.result, cost
+
+
+def _on(noise_scaling: Callable, device: torch.device) -> Callable:
+    return lambda sigma, noise, latent: noise_scaling(sigma.to(device), noise.to(device), latent.to(device))
+
+
+def _clone_conditioning(conds: dict[str, list[dict]]) -> None:
+    """Replace inference tensors in the guider's own conditioning by ordinary ones."""
+    for entries in conds.values():
+        for entry in entries:
+            entry["model_conds"] = {name: _ordinary(cond) for name, cond in entry["model_conds"].items()}
+            if "mask" in entry:
+                entry["mask"] = entry["mask"].clone()
+
+
+def _ordinary(cond):
+    copied = copy.copy(cond)
+    copied.cond = _cloned(cond.cond)
+    return copied
+
+
+def _cloned(value):
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cloned(v) for v in value)
+    return value

@@ -1,0 +1,165 @@
+"""Look at directions and edits: a contact sheet of what each direction does, and a report of what an edit cost."""
+
+from __future__ import annotations
+
+import json
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..core.errors import InputError
+from .encode import schedule_from
+from .manipulate import choose, move
+from .sockets import DirectionsSocket, Inversion, InversionSocket
+
+LABEL = 14  # pixels above each picture
+
+
+class PreviewDirections(io.ComfyNode):
+    """A contact sheet: one row a direction, one column a strength."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node."""
+        return io.Schema(
+            node_id="LatentDirections_PreviewDirections",
+            display_name="Preview Directions",
+            category="latent directions",
+            description="Shows what each direction does at a few strengths, sampled in few steps.",
+            search_aliases=["contact sheet", "direction gallery"],
+            inputs=[
+                InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
+                DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
+                io.Vae.Input("vae", tooltip="Decodes the pictures."),
+                io.Float.Input(
+                    "strength",
+                    default=2.0,
+                    min=0.05,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="The largest strength shown, to both sides.",
+                ),
+                io.Int.Input(
+                    "columns", default=5, min=3, max=15, step=2, tooltip="Pictures in a row; the middle one is at 0."
+                ),
+                io.Int.Input("steps", default=8, min=1, max=200, tooltip="Sampling steps for each picture."),
+            ],
+            outputs=[io.Image.Output(display_name="sheet")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, inversion, directions, vae, strength, columns, steps) -> io.NodeOutput:
+        """Sample every direction at every strength, decode, and lay the pictures out."""
+        strengths = torch.linspace(-strength, strength, columns + 1 - columns % 2).tolist()
+        bar = comfy.utils.ProgressBar(len(directions) * len(strengths))
+        rows = []
+        for index in range(len(directions)):
+            direction = choose(inversion, directions, index)
+            row = []
+            for value in strengths:
+                picture = _picture(vae.decode(_sample(inversion, direction, value, steps)))
+                row.append((f"{value:+.2g}", picture))
+                bar.update_absolute(index * len(strengths) + len(row), preview=("JPEG", picture, 256))
+            rows.append((direction.name, row))
+        sheet = _contact_sheet(rows)
+        image = (
+            torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(1, sheet.height, sheet.width, 3)
+            / 255.0
+        )
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+
+
+class EditReport(io.ComfyNode):
+    """What a finished edit changed in the latent, and what it cost."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node."""
+        return io.Schema(
+            node_id="LatentDirections_EditReport",
+            display_name="Edit Report",
+            category="latent directions",
+            description=(
+                "Says how far a sampled latent is from the encoded picture, and how many model evaluations sampling"
+                " took."
+            ),
+            inputs=[
+                InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
+                io.Latent.Input("latent", tooltip="The sampler's result."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, inversion, latent) -> io.NodeOutput:
+        """Compare with the encoded latent; the latent is passed on."""
+        before, after = inversion.latent["samples"], latent["samples"]
+        if before.shape != after.shape:
+            msg = (
+                f"'latent' has shape {tuple(after.shape)}, the encoded picture's is {tuple(before.shape)}. Connect the"
+                " result of the sampler that used this inversion."
+            )
+            raise InputError(msg)
+        statistics = inversion.anchor.statistics
+        report = json.dumps(
+            {
+                "stage": "manipulate",
+                "max_abs_diff": float((after - before).abs().max()),
+                "sampling_runs": statistics.runs,
+                "model_evaluations": statistics.last_evaluations,
+                "seconds": statistics.last_seconds,
+                "model_evaluations_of_all_runs": statistics.evaluations,
+                "seconds_of_all_runs": round(statistics.seconds, 3),
+                "reference_cache_bytes": inversion.anchor.cache.bytes,
+            },
+            indent=1,
+        )
+        return io.NodeOutput(latent, report, ui=ui.PreviewText(report))
+
+
+def _sample(inversion: Inversion, direction, strength: float, steps: int) -> Tensor:
+    """The edited latent, by euler under guidance 1."""
+    model, positive, noise = move(inversion, direction, strength)
+    sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", steps, inversion.sigma)
+    return comfy.sample.sample_custom(
+        model,
+        noise.noise,
+        1.0,
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        positive,
+        [],
+        inversion.latent["samples"],
+        disable_pbar=True,
+    )
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """BHWC in 0..1 -> PIL."""
+    image = image.reshape(-1, *image.shape[-3:])[0, ..., :3]
+    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def _contact_sheet(rows: list[tuple[str, list[tuple[str, Image.Image]]]]) -> Image.Image:
+    """Rows of labelled pictures; small ones are enlarged so that labels can be read."""
+    width, height = rows[0][1][0][1].size
+    factor = max(1, round(128 / width))
+    width, height = width * factor, height * factor
+    sheet = Image.new("RGB", (len(rows[0][1]) * width, len(rows) * (height + LABEL)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for y, (name, row) in enumerate(rows):
+        for x, (label, picture) in enumerate(row):
+            corner = (x * width, y * (height + LABEL))
+            draw.text((corner[0] + 3, corner[1] + 1), f"{name}  {label}" if x == 0 else label, fill="black")
+            sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (corner[0], corner[1] + LABEL))
+    return sheet
+
+
+NODES = [PreviewDirections, EditReport]

@@ -1,0 +1,136 @@
+"""Save Direction and Load Direction: directions outlive the session as safetensors files in models/latent_directions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..core import direction as files
+from ..core.errors import DirectionFileError, InputError
+from .sockets import DirectionsSocket
+
+FOLDER = "latent_directions"
+SUFFIX = ".safetensors"
+
+
+def register_folder() -> None:
+    """Make models/latent_directions known to ComfyUI; folders from extra_model_paths.yaml stay first."""
+    paths, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
+    own = os.path.join(folder_paths.models_dir, FOLDER)
+    folder_paths.folder_names_and_paths[FOLDER] = (paths or [own], {SUFFIX})
+
+
+class SaveDirection(io.ComfyNode):
+    """Writes one direction to a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node."""
+        return io.Schema(
+            node_id="LatentDirections_SaveDirection",
+            display_name="Save Direction",
+            category="latent directions",
+            description=(
+                "Saves a direction to models/latent_directions, so that finding it again is not needed. An existing"
+                " file is never overwritten: a number is added to the name."
+            ),
+            inputs=[
+                DirectionsSocket.Input("directions", tooltip="From Find Directions."),
+                io.Int.Input(
+                    "index", default=0, min=0, max=1000, tooltip="Which of the directions to save, the first is 0."
+                ),
+                io.String.Input(
+                    "name",
+                    default="direction",
+                    tooltip="File name. Folders may be given with '/', such as 'smile/anna'.",
+                ),
+            ],
+            outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="file")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, directions, index, name) -> io.NodeOutput:
+        """Save under a free name and say which."""
+        if not 0 <= index < len(directions):
+            msg = f"'index' is {index}, but there are {len(directions)} directions. Choose 0 to {len(directions) - 1}."
+            raise InputError(msg)
+        root = Path(folder_paths.get_folder_paths(FOLDER)[0])
+        path = _free_path(root, name)
+        files.save(directions[index], path)
+        file = path.relative_to(root).as_posix()
+        return io.NodeOutput(directions, file, ui=ui.PreviewText(file))
+
+
+class LoadDirection(io.ComfyNode):
+    """Reads one direction from a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node; the files are listed afresh at every call."""
+        return io.Schema(
+            node_id="LatentDirections_LoadDirection",
+            display_name="Load Direction",
+            category="latent directions",
+            description=(
+                "Loads a direction saved by Save Direction. It fits pictures of the same size and models of the same"
+                " family."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="A file in models/latent_directions.",
+                )
+            ],
+            outputs=[DirectionsSocket.Output(display_name="directions")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool:
+        """Names the input so that a file saved by the same prompt passes; `execute` checks everything itself."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> float:
+        """Run again when the file has changed."""
+        path = folder_paths.get_full_path(FOLDER, file)
+        return os.path.getmtime(path) if path else float("nan")
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        """Find the file inside the pack's folders and read it."""
+        for root in folder_paths.get_folder_paths(FOLDER):
+            path = Path(root, file)
+            if folder_paths.is_within_directory(root, str(path)) and path.is_file():
+                return io.NodeOutput([files.load(path)])
+        msg = (
+            f"There is no direction file '{file}' in models/latent_directions. Choose one from the list, or save one"
+            " with Save Direction."
+        )
+        raise DirectionFileError(msg)
+
+
+def _free_path(root: Path, name: str) -> Path:
+    """root/name.safetensors, or the first free root/name_00002.safetensors and so on; never outside root."""
+    relative = name.strip().removesuffix(SUFFIX)
+    path = Path(root, relative + SUFFIX)
+    bad = set(relative) & set('<>:"\\|?*') or any(ord(c) < 32 for c in relative)
+    inside = folder_paths.is_within_directory(str(root), str(path))
+    if not relative or bad or relative.endswith(("/", ".")) or not inside:
+        msg = (
+            f"'name' is {name!r}, which cannot be a file name inside models/latent_directions. Use letters, digits, '-'"
+            " and '_', and '/' for folders."
+        )
+        raise InputError(msg)
+    number = 2
+    while path.exists():
+        path = Path(root, f"{relative}_{number:05d}{SUFFIX}")
+        number += 1
+    return path
+
+
+NODES = [SaveDirection, LoadDirection]

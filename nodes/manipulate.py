@@ -1,0 +1,89 @@
+"""Manipulate: the Direction Slider moves the encoded picture along a direction; the artist's own sampler does the rest."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..core.errors import InputError
+from .prompts import shifted
+from .sockets import DirectionsSocket, EncodedNoise, Inversion, InversionSocket
+
+
+class DirectionSlider(io.ComfyNode):
+    """The node of the third verb."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node."""
+        return io.Schema(
+            node_id="LatentDirections_DirectionSlider",
+            display_name="Direction Slider",
+            category="latent directions",
+            description=(
+                "Moves the encoded picture along a direction. Connect model, conditioning (as the positive prompt) and "
+                "noise to your sampler. At 0 the sampler gives the encoded picture back."
+            ),
+            search_aliases=["attribute slider", "edit strength"],
+            inputs=[
+                InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
+                DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
+                io.Int.Input(
+                    "index",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Which of the directions to move along, the first is 0.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-3.0,
+                    max=3.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="How far to move. 0 is the picture itself, negative goes the other way.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Conditioning.Output(display_name="conditioning"),
+                io.Noise.Output(display_name="noise"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, inversion, directions, index, strength) -> io.NodeOutput:
+        """Move noise and prompt; at strength 0 hand on the very objects of the inversion."""
+        return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength))
+
+
+def choose(inversion: Inversion, directions: list, index: int):
+    """The direction at `index`, or a sentence where there is none or it belongs to another model."""
+    if not 0 <= index < len(directions):
+        names = ", ".join(f"{i}: {d.name}" for i, d in enumerate(directions))
+        msg = f"'index' is {index}, but there are {len(directions)} directions ({names}). Choose one of them."
+        raise InputError(msg)
+    direction = directions[index]
+    if direction.family != inversion.family:
+        msg = (
+            f"The direction '{direction.name}' was found on a model of the family {direction.family}, but the picture"
+            f" was inverted with {inversion.family}. Find the direction again with this model."
+        )
+        raise InputError(msg)
+    return direction
+
+
+def move(inversion: Inversion, direction, strength: float) -> tuple:
+    """(MODEL, CONDITIONING, NOISE) at a strength."""
+    if strength == 0:
+        return inversion.model, inversion.positive, inversion.noise
+    noise = direction.moved_noise(inversion.noise.noise, strength, inversion.scale[1])
+    anchor = inversion.anchor.moved(noise, direction.keep)
+    return (
+        anchor.attach(inversion.source_model),
+        shifted(inversion.positive, direction.text, strength),
+        EncodedNoise(noise),
+    )
+
+
+NODES = [DirectionSlider]

@@ -1,0 +1,38 @@
+"""From an artist's MASK to the cells of a latent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError
+
+# A cell counts as masked when at least this share of it is: small features must not vanish.
+COVERED = 0.25
+
+
+def mask_on_latent(mask: Tensor, samples: Tensor, family: str) -> Tensor:
+    """The cells of the latent that a MASK (B, H, W) or (H, W) selects, (1, 1, h, w) or (1, 1, 1, h, w), values 0 and 1.
+
+    Raises:
+        InputError: the mask has another shape than the picture, or selects no cell.
+    """
+    mask = mask.reshape(-1, *mask.shape[-2:])[:1].float()
+    height, width = samples.shape[-2:]
+    # VAEs crop to whole cells, so a picture may be up to one cell larger than its latent
+    cell = (mask.shape[1] / height, mask.shape[2] / width)
+    if not (abs(cell[0] - cell[1]) * min(height, width) <= max(cell) + 1e-6):
+        msg = (
+            f"'mask' is {mask.shape[2]} x {mask.shape[1]} pixels, which is another shape than the picture's latent "
+            f"({width} x {height} cells). Draw the mask on the same picture that was inverted."
+        )
+        raise InputError(msg)
+    cells = torch.nn.functional.interpolate(mask[None], (height, width), mode="area")  # 1 1 h w
+    cells = (cells >= COVERED).float()
+    if not cells.any():
+        msg = (
+            f"'mask' selects nothing: after resizing to the latent's {width} x {height} cells no cell is covered to "
+            f"{COVERED:.0%}. Paint a larger area."
+        )
+        raise InputError(msg)
+    return cells if samples.ndim == 4 else cells.unsqueeze(2)

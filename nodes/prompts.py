@@ -1,0 +1,73 @@
+"""From ComfyUI's CONDITIONING to the core's prompts and back."""
+
+from __future__ import annotations
+
+from ..core.direction import KeepPair, Prompt
+from ..core.errors import InputError
+
+
+def encode_text(clip, text: str) -> Prompt:
+    """The embedding of a text by the artist's CLIP."""
+    (tokens, extra), *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return Prompt(tokens, extra.get("pooled_output"))
+
+
+def shifted(conditioning: list, change: Prompt | None, amount: float) -> list:
+    """Every entry c -> c + amount * change; ComfyUI's other settings on the entries are kept."""
+    if change is None:
+        return conditioning
+    entries = []
+    for tokens, extra in conditioning:
+        if tokens.shape[1:] != change.tokens.shape[1:]:
+            msg = (
+                f"The direction's words fill {change.tokens.shape[1]} slots of width {change.tokens.shape[2]}, but this"
+                f" prompt has {tokens.shape[1]} of width {tokens.shape[2]}. Use the text encoder the direction was"
+                " found with, and a prompt of about the same length."
+            )
+            raise InputError(msg)
+        entry = dict(extra)
+        if change.pooled is not None and entry.get("pooled_output") is not None:
+            entry["pooled_output"] = entry["pooled_output"] + amount * change.pooled.to(entry["pooled_output"])
+        entries.append([tokens + amount * change.tokens.to(tokens), entry])
+    return entries
+
+
+def with_prompt(conditioning: list, prompt: Prompt) -> list:
+    """The first entry of a conditioning with another text in it; its other settings (guidance, control) are kept."""
+    _, extra = conditioning[0]
+    entry = dict(extra)
+    if prompt.pooled is not None:
+        entry["pooled_output"] = prompt.pooled
+    return [[prompt.tokens, entry]]
+
+
+def parse_keep(text: str) -> list[tuple[str, str]]:
+    """Pairs 'with | without', one a line; empty lines do not count."""
+    pairs = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
+            msg = (
+                f"Line {number} of 'keep' is {line.strip()!r}. Write two different prompts with a bar between them: one"
+                " with what is to stay and one without it, such as 'a person with glasses | a person without glasses'."
+            )
+            raise InputError(msg)
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def keep_pairs(clip, text: str) -> tuple[KeepPair, ...]:
+    """The keep prompts, encoded; the name of a pair is its 'with' prompt."""
+    return tuple(
+        KeepPair(present, encode_text(clip, present), encode_text(clip, absent)) for present, absent in parse_keep(text)
+    )
+
+
+def require_text(value: str, name: str, purpose: str) -> str:
+    """The stripped text, or a sentence that names the input."""
+    if not value.strip():
+        msg = f"'{name}' is empty, but {purpose}. Write a short prompt there."
+        raise InputError(msg)
+    return value.strip()
