@@ -1,4 +1,4 @@
-"""What a denoiser is: the prediction D(x, sigma, prompt) = E[x0 | x], its noise scale, and the count of what it costs."""
+"""What a denoiser is: the prediction D(x, sigma, prompt) = E[x0 | x], its noise scale, and what it costs."""
 
 from __future__ import annotations
 

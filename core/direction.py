@@ -116,7 +116,7 @@ def load(path: Path) -> Direction:
     """Read a direction file.
 
     Raises:
-        DirectionFileError: the file is missing, is no safetensors file (a pickle, say), is cut off, or is not one of ours.
+        DirectionFileError: the file is missing, no safetensors file (a pickle, say), cut off, or not one of ours.
     """
     if not path.is_file():
         msg = f"There is no direction file '{path.name}'. Choose one from the list, or save one with Save Direction."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .denoiser import Denoiser
 from .errors import DerivativeError
@@ -65,8 +66,11 @@ class Jacobian:
         self._graph = None
 
     def _forward_ad(self, v: Tensor) -> Tensor:
-        with self.denoiser.derivative(False), self.denoiser.counter.forward_ad():
-            _, product = torch.func.jvp(self._predict, (self.x,), (v.to(self.x).contiguous(),))
+        with self.denoiser.derivative(False), self.denoiser.counter.forward_ad(), forward_ad.dual_level():
+            dual = forward_ad.make_dual(self.x, v.to(self.x).contiguous())
+            product = forward_ad.unpack_dual(self._predict(dual)).tangent
+        if product is None:  # the tangent got lost on the way
+            product = torch.zeros_like(self.x)
         return _nonzero(product.detach(), v, "forward")
 
     def _central_difference(self, v: Tensor) -> Tensor:

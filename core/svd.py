@@ -113,7 +113,7 @@ class Bidiagonalisation:
         )
 
     def least_squares(self, damping: float) -> tuple[Tensor, float]:
-        """Solve min |A v - start|^2 + damping |v|^2 in this space; returns v and the relative normal-equation residual."""
+        """Solve min |A v - start|^2 + damping |v|^2 in this space; returns v and the relative gradient."""
         b = self.matrix()
         k = b.shape[1]
         rhs = torch.zeros(k + 1, dtype=torch.float64)

@@ -1,9 +1,10 @@
-"""Derivatives through a loaded MODEL, without touching it: what ComfyUI does for speed is undone while a product is taken.
+"""Derivatives through a loaded MODEL: what ComfyUI does for speed is undone while a product is taken, and put back.
 
 - Inference mode makes products silently zero, so callers leave it first (nodes/host.py).
 - `in_training` switches off fused kernels that drop tangents (rotary embeddings of Flux, Lumina, Qwen-Image, Wan).
 - Attention is swapped for core/attention.py.
-- Backward passes need layers that save no weights: loaded weights are inference tensors, and may be offloaded or quantized.
+- Backward passes need layers that save no weights: loaded weights are inference tensors, and may be
+  offloaded or quantized.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def derivative_mode(diffusion_model: torch.nn.Module, reverse: bool):
 def _attention(override, func, q, k, v, heads, *args, **kwargs):
     """An attention override: the artist's own or ComfyUI's outside derivatives, plain torch attention inside.
 
-    ComfyUI's attention_pytorch knows every argument convention; inside derivative_mode its fused call is swapped for ours.
+    ComfyUI's attention_pytorch knows every argument convention; inside derivative_mode its fused call is swapped.
     """
     if comfy.model_management.in_training:
         return attention_pytorch(q, k, v, heads, *args, **kwargs)

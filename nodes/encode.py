@@ -149,7 +149,7 @@ def make_inversion(
 
 
 def schedule_from(model_sampling, scheduler: str, steps: int, sigma: float) -> Tensor:
-    """`steps` steps from sigma down to 0, spaced as the scheduler spaces the whole range; sigma itself is the first point."""
+    """`steps` steps from sigma down to 0, spaced as the scheduler spaces the whole range; sigma is the first point."""
 
     def below(total: int) -> Tensor:
         full = comfy.samplers.calculate_sigmas(model_sampling, scheduler, total).cpu().to(torch.float32)

@@ -1,4 +1,4 @@
-"""Save Direction and Load Direction: directions outlive the session as safetensors files in models/latent_directions."""
+"""Save Direction and Load Direction: directions as safetensors files in models/latent_directions."""
 
 from __future__ import annotations
 

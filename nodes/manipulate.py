@@ -1,4 +1,4 @@
-"""Manipulate: the Direction Slider moves the encoded picture along a direction; the artist's own sampler does the rest."""
+"""Manipulate: the Direction Slider moves the encoded picture; the artist's own sampler does the rest."""
 
 from __future__ import annotations
 
