@@ -1,8 +1,8 @@
 """Directions by Hessian score distillation: what the words change, filtered by the Hessian of log p.
 
 The target signal is q = D(x, target) - D(x, source), a delta denoising score with paired noise in x0 units. K = a J is
-the scaled Hessian of log p. Each filter f(K) turns q into a move d in x0 units; the latent moves by a d. The published HSDS
-formula was not available to us: the family of filters here, its names and its use of keep prompts are our own
+the scaled Hessian of log p. Each filter f(K) turns q into a move d in x0 units; the latent moves by a d. The
+published HSDS formula was not available to us: the filters here, their names and their use of keep prompts are our own
 derivation from the gradient of delta score distillation (arXiv 2304.07090), in the spirit of arXiv 2411.08196.
 """
 

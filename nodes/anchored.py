@@ -1,8 +1,8 @@
 """The MODEL that leads every deterministic sampler back to the encoded picture (see core/anchor.py for the formula).
 
 Three of ComfyUI's wrappers on a clone of the artist's MODEL, nothing else: OUTER_SAMPLE puts the stored noise, latent
-and first noise level in place; SAMPLER_SAMPLE proves, without a model evaluation, that the sampler keeps to the reference
-path; PREDICT_NOISE gives the anchored prediction.
+and first noise level in place; SAMPLER_SAMPLE proves, without a model evaluation, that the sampler keeps to the
+reference path; PREDICT_NOISE gives the anchored prediction.
 """
 
 from __future__ import annotations
