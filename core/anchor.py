@@ -3,11 +3,14 @@
 With x_ref(sigma) = a x0 + b n the sampler sees
     D'(x) = x0 + w (D(x, edited prompt) - D(x_ref, source prompt)).
 On the reference path with the source prompt D' = x0, and a sampler that is exact for a constant prediction ends at x0.
-Our construction; compare direct inversion (arXiv 2310.01506).
+Our construction; compare direct inversion (arXiv 2310.01506). The difference may be averaged over several noises n, or
+taken with noise drawn anew at every level, which makes Euler's method the one of FlowEdit (arXiv 2412.08629) and of
+edit-friendly DDPM inversion without its own noise (arXiv 2304.06140).
 """
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -15,8 +18,32 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .inversion import seeded_noise
+
 # Rounding differs between two ways to the same point; below this relative distance they are the same point.
 SNAP = 1e-5
+
+
+@dataclass(frozen=True)
+class NoisePaths:
+    """The noises n of the reference paths a x0 + b n over which the model's change is averaged.
+
+    Attributes:
+        base: the noise (B, C, H, W) that sampling starts from at strength 0.
+        seeds: of further noises; with `fresh` of all of them.
+        fresh: whether noise is drawn anew at every noise level, in place of `base` too.
+    """
+
+    base: Tensor
+    seeds: tuple[int, ...] = ()
+    fresh: bool = False
+
+    def at(self, sigma: float) -> list[Tensor]:
+        """The noises at one noise level; the same seeds and level give the same noises."""
+        if not self.fresh:
+            return [self.base, *(seeded_noise(self.base, seed) for seed in self.seeds)]
+        level = struct.unpack("<q", struct.pack("<d", sigma))[0]
+        return [seeded_noise(self.base, hash((seed, level)) & 0xFFFFFFFFFFFFFFFF) for seed in self.seeds]
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +22,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.anchor import ReferenceCache, anchored_prediction, orthonormal_span, snap_to_reference
+from ..core.anchor import NoisePaths, ReferenceCache, anchored_prediction, orthonormal_span, snap_to_reference
 from ..core.denoiser import EvaluationCounter
 from ..core.direction import KeepPair
 from ..core.errors import InputError, UnsupportedSamplerError
@@ -72,8 +72,8 @@ class Anchor:
 
     Attributes:
         latent: the encoded picture, ComfyUI's latent space, (B, C, H, W).
-        reference_noise: n of the reference path a x0 + b n, model space.
-        start_noise: the noise that sampling starts from: `reference_noise`, moved along a direction or not.
+        paths: the noises of the reference paths, model space.
+        start_noise: the noise that sampling starts from: `paths.base`, moved along a direction or not.
         sigma: noise level sigma* that sampling starts at, at the highest.
         source: conditioning that describes the encoded picture.
         keep: pairs of prompts whose difference no step may follow.
@@ -81,7 +81,7 @@ class Anchor:
     """
 
     latent: Tensor
-    reference_noise: Tensor
+    paths: NoisePaths
     start_noise: Tensor
     sigma: float
     source: list
@@ -134,7 +134,7 @@ class Anchor:
         try:
             with counted(guider.model_patcher, counter):
                 return executor(
-                    _for_first_step(self.start_noise, model_sampling, sigmas[0]),
+                    first_noise(self._start(denoise_mask), model_sampling, sigmas[0]),
                     self.latent,
                     sampler,
                     sigmas,
@@ -148,6 +148,13 @@ class Anchor:
             self._run = None
             self.statistics.add(counter.evaluations, round(time.perf_counter() - started, 3))
 
+    def _start(self, denoise_mask: Tensor | None) -> Tensor:
+        """The noise to start from; outside a noise mask, where nothing may change, it is not moved."""
+        if denoise_mask is None:
+            return self.start_noise
+        base = self.paths.base
+        return base + denoise_mask.to(base) * (self.start_noise - base)
+
     def _from_start_level(self, sigmas: Tensor) -> Tensor:
         """The schedule from sigma* down: points above it are cut, and sigma* itself is the first, never rounded."""
         if float(sigmas[0]) <= self.sigma * (1 + 1e-6):
@@ -158,9 +165,9 @@ class Anchor:
     def _sampler_sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
-        self._run = _Run(guider, latent_image, self.reference_noise.to(latent_image), _settings(guider, denoise_mask))
+        self._run = _Run(guider, latent_image, self.paths.base.to(latent_image), _settings(guider, denoise_mask))
         # proved on the unmoved start, with the same sampler, schedule and code as the run itself
-        unmoved = _for_first_step(self._run.noise, guider.inner_model.model_sampling, sigmas[0])
+        unmoved = first_noise(self._run.noise, guider.inner_model.model_sampling, sigmas[0])
         self._prove(executor, guider, sigmas, extra_args, unmoved, latent_image, denoise_mask)
         self._run.proving = False
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
@@ -188,34 +195,37 @@ class Anchor:
             )
             raise UnsupportedSamplerError(msg)
 
-    def _reference(self, sigma: Tensor) -> Tensor:
-        """x_ref = a x0 + b n."""
+    def _reference(self, sigma: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x_ref = a x0 + b n, by default with the noise that sampling starts from."""
+        noise = self._run.noise if noise is None else noise
         scaling = self._run.guider.inner_model.model_sampling.noise_scaling
-        return scaling(sigma.reshape(1), self._run.noise.clone(), self._run.x0)
+        return scaling(sigma.reshape(1), noise.clone(), self._run.x0)
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
-        run = self._run
-        x_ref = self._reference(timestep.flatten()[0])
+        run, sigma = self._run, timestep.flatten()[0]
+        x_ref = self._reference(sigma)
         if run.proving:
             run.deviation = max(run.deviation, _distance(x, x_ref))
             return run.x0.clone()
+        moved = snap_to_reference(x, x_ref) - x_ref
+        paths = [self._reference(sigma, noise.to(x)) for noise in self.paths.at(float(sigma))]
 
         def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-            return self.cache.get((name, float(timestep.flatten()[0]), run.settings), compute)
+            return self.cache.get((name, self.paths.seeds, float(sigma), run.settings), compute)
 
-        def on_path(prompt: str) -> Tensor:
-            """D(x_ref) under a prompt of ours, guidance and negative prompt as in the run."""
+        def on_paths(prompt: str) -> Tensor:
+            """Mean of D on the reference paths under a prompt of ours, guidance and negative prompt as in the run."""
             with _as_positive(run.guider, prompt):
-                return executor(x_ref, timestep, model_options, seed)
+                return _mean(executor(path, timestep, model_options, seed) for path in paths)
 
-        edited = executor(snap_to_reference(x, x_ref), timestep, model_options, seed)
+        edited = _mean(executor(path + moved, timestep, model_options, seed) for path in paths)
         basis = None
         if self.keep:
             names = tuple(_keep_names(pair) for pair in self.keep)
             basis = cached(
-                names, lambda: orthonormal_span([on_path(present) - on_path(absent) for present, absent in names])
+                names, lambda: orthonormal_span([on_paths(present) - on_paths(absent) for present, absent in names])
             )
-        return anchored_prediction(run.x0, edited, cached(SOURCE, lambda: on_path(SOURCE)), self.weight, basis)
+        return anchored_prediction(run.x0, edited, cached(SOURCE, lambda: on_paths(SOURCE)), self.weight, basis)
 
 
 def detach(model: ModelPatcher) -> ModelPatcher:
@@ -274,6 +284,11 @@ def _converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]
     return {name: comfy.sampler_helpers.convert_cond(conds) for name, conds in prompts.items()}
 
 
+def _mean(tensors: Iterable[Tensor]) -> Tensor:
+    first, *others = tensors
+    return first if not others else sum(others, first) / (1 + len(others))
+
+
 def _keep_names(pair: KeepPair) -> tuple[str, str]:
     return tuple(f"{KEY} keep {_digest(prompt.tokens)}" for prompt in (pair.present, pair.absent))
 
@@ -293,7 +308,7 @@ def _as_positive(guider: comfy.samplers.CFGGuider, name: str) -> Iterator[None]:
         guider.conds["positive"] = positive
 
 
-def _for_first_step(noise: Tensor, model_sampling, sigma: Tensor) -> Tensor:
+def first_noise(noise: Tensor, model_sampling, sigma: Tensor) -> Tensor:
     """The noise with which a sampler's first scaling gives a x0 + b n, also at sigma_max.
 
     There ComfyUI's eps models scale by sqrt(1 + sigma^2) in place of sigma, which is divided out.

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 
+import comfy.sample
 import comfy.samplers
+import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..core.anchor import ReferenceCache
+from ..core.anchor import NoisePaths, ReferenceCache
 from ..core.denoiser import Denoiser, sigma_at_level
-from ..core.inversion import invert_ode, seeded_noise
-from .anchored import Anchor, RunStatistics, detach
-from .host import family_of, run, scale_at
+from ..core.errors import InputError
+from ..core.inversion import INVERSIONS, controlled_inversion, invert_ode, seeded_noise
+from ..core.metrics import psnr
+from .anchored import Anchor, RunStatistics, detach, first_noise
+from .host import family_of, is_flow, run, scale_at
 from .sockets import EncodedNoise, Inversion, InversionSocket
 
-ODE, SEEDED = "follow the model", "seeded noise"
+CONTROLLED, SEEDED, FRESH, GENERATED = "controlled flow", "seeded noise", "fresh noise", "sampling run"
+METHODS = [*INVERSIONS, CONTROLLED, SEEDED, FRESH, GENERATED]
+DEFAULT = next(iter(INVERSIONS))
+INSTANT = (SEEDED, FRESH, GENERATED)
 
 
 class InvertImage(io.ComfyNode):
@@ -31,14 +38,29 @@ class InvertImage(io.ComfyNode):
             display_name="Invert Image",
             category="latent directions",
             description=(
-                "Turns a picture into the noisy latent it could have been made from. Sampling on from it gives exactly "
-                "the same picture back, and a Direction Slider can move it."
+                "Turns a picture into the noisy latent it could have been made from. Sampling on from it gives exactly"
+                " the same picture back, and a Direction Slider can move it."
             ),
-            search_aliases=["encode image", "inversion", "ddim inversion", "noise an image"],
+            search_aliases=[
+                "encode image",
+                "inversion",
+                "ddim inversion",
+                "noise an image",
+                "edit friendly",
+                "rf inversion",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will edit the picture. It is not changed."),
                 io.Conditioning.Input("positive", tooltip="A prompt that describes the picture as it is."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip=(
+                        "Connect it to check the inversion: the report then says how well the picture comes back, and"
+                        " the node shows it. This samples twice more."
+                    ),
+                ),
                 io.Float.Input(
                     "level",
                     default=0.5,
@@ -46,8 +68,8 @@ class InvertImage(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "How far back to go, as a share of the noise schedule. Higher lets sliders change larger "
-                        "things; lower keeps to small ones. 0.4 to 0.7 is usual."
+                        "How far back to go, as a share of the noise schedule. Higher lets sliders change larger"
+                        " things; lower keeps to small ones. 0.4 to 0.7 is usual."
                     ),
                 ),
                 io.Int.Input(
@@ -66,13 +88,13 @@ class InvertImage(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=[ODE, SEEDED],
-                    default=ODE,
+                    options=METHODS,
+                    default=DEFAULT,
                     advanced=True,
                     tooltip=(
-                        "'follow the model' finds the noise that belongs to the picture, one model evaluation a "
-                        "step. 'seeded noise' takes random noise: instant, equally exact at 0, sliders leak a "
-                        "little more."
+                        "How the noise is found. All give the picture back at strength 0. 'seeded noise' and 'fresh"
+                        " noise' are instant; 'sampling run' takes the noise that the picture was generated from;"
+                        " 'controlled flow' is for flow models."
                     ),
                 ),
                 io.Int.Input(
@@ -82,7 +104,49 @@ class InvertImage(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
                     advanced=True,
-                    tooltip="Only for 'seeded noise'.",
+                    tooltip="For 'seeded noise', 'fresh noise' and 'controlled flow'.",
+                ),
+                io.Int.Input(
+                    "seeds",
+                    default=1,
+                    min=1,
+                    max=16,
+                    advanced=True,
+                    tooltip=(
+                        "For 'seeded noise' and 'fresh noise': how many noises to average over. More is steadier, and"
+                        " sampling takes that many times longer."
+                    ),
+                ),
+                io.Float.Input(
+                    "sigma",
+                    default=0.0,
+                    min=0.0,
+                    max=10000.0,
+                    step=0.001,
+                    round=False,
+                    advanced=True,
+                    tooltip="The noise level as a sigma, in place of 'level'. 0: use 'level'.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=1.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Guidance while inverting. 1 is best for returning; above 1 it needs 'negative'.",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, advanced=True, tooltip="Negative prompt for guidance above 1."
+                ),
+                io.Noise.Input(
+                    "noise",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "For 'sampling run': the noise that the picture was generated from, such as Random Noise with"
+                        " its seed."
+                    ),
                 ),
             ],
             outputs=[
@@ -96,52 +160,86 @@ class InvertImage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, latent, level, steps, scheduler, method, seed) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        positive,
+        latent,
+        level=0.5,
+        steps=20,
+        scheduler="simple",
+        method=DEFAULT,
+        seed=0,
+        seeds=1,
+        sigma=0.0,
+        guidance=1.0,
+        vae=None,
+        negative=None,
+        noise=None,
+    ) -> io.NodeOutput:
         """Invert, then hand on the clean latent, the noise, the schedule and the anchored model."""
         model = detach(model)
         model_sampling = model.get_model_object("model_sampling")
-        sigma = sigma_at_level(
-            model_sampling.percent_to_sigma, level, float(model_sampling.sigma_min), float(model_sampling.sigma_max)
-        )
+        sigma = _noise_level(model_sampling, level, sigma)
         scale = scale_at(model, sigma)
+        _check_method(model, method, guidance, negative, noise)
         sigmas = schedule_from(model_sampling, scheduler, steps, sigma)
+        ascending = [float(s) for s in sigmas.flip(0) if s > 0]
+        drift: list[float] = []
+        show = latent_preview.prepare_callback(model, len(ascending))
 
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
-            if method == SEEDED:
+            if method == GENERATED:
+                return noise.generate_noise(latent).to(x0)
+            if method in INSTANT:
                 return seeded_noise(x0, seed)
-            ascending = [float(s) for s in sigmas.flip(0) if s > 0]
-            return denoiser.noise_of(invert_ode(denoiser, x0, ascending), x0, sigma)
 
-        noise, cost = run(model, {"source": positive}, latent, sigma, body, expected=steps + 1 if method == ODE else 0)
-        inversion = make_inversion(model, positive, latent, noise.cpu(), sigma, scale)
-        report = json.dumps(
-            {
-                "stage": "encode",
-                "method": method,
-                "sigma": sigma,
-                "level": level,
-                "steps": len(sigmas) - 1,
-                "family": inversion.family,
-                **cost,
-            },
-            indent=1,
+            def on_step(step: int, total: int, prediction: Tensor) -> None:
+                drift.append(round(float((prediction - x0).square().mean().sqrt()), 5))
+                show(step - 1, prediction, prediction, total)
+
+            if method == CONTROLLED:
+                x = controlled_inversion(denoiser, x0, ascending, seeded_noise(x0, seed), on_step=on_step)
+            else:
+                x = invert_ode(denoiser, x0, ascending, method=method, guidance=guidance, on_step=on_step)
+            return denoiser.noise_of(x, x0, sigma)
+
+        prompts = {"source": positive} | ({"negative": negative} if guidance > 1 else {})
+        found, cost = run(model, prompts, latent, sigma, body)
+        paths = NoisePaths(found.cpu(), *_more_paths(method, seed, seeds))
+        inversion = make_inversion(model, positive, latent, paths, sigma, scale)
+        report = {
+            "stage": "encode",
+            "method": method,
+            "sigma": sigma,
+            "steps": len(sigmas) - 1,
+            "family": inversion.family,
+            "latent": list(latent["samples"].shape),
+            **cost,
+            "drift_per_step": drift,
+        }
+        preview = None
+        if vae is not None:
+            checked, picture = _check_return(inversion, sigmas, vae)
+            report |= checked
+            preview = ui.PreviewImage(picture, cls=cls)
+        return io.NodeOutput(
+            latent, inversion.noise, sigmas, inversion.model, inversion, json.dumps(report, indent=1), ui=preview
         )
-        return io.NodeOutput(latent, inversion.noise, sigmas, inversion.model, inversion, report)
 
 
 def make_inversion(
-    model: ModelPatcher, positive: list, latent: dict, noise: Tensor, sigma: float, scale: tuple[float, float]
+    model: ModelPatcher, positive: list, latent: dict, paths: NoisePaths, sigma: float, scale: tuple[float, float]
 ) -> Inversion:
     """Bundle an encoded picture with the anchored model that returns to it."""
-    cache, statistics = ReferenceCache(), RunStatistics()
-    anchor = Anchor(latent["samples"], noise, noise, sigma, positive, cache, statistics)
+    anchor = Anchor(latent["samples"], paths, paths.base, sigma, positive, ReferenceCache(), RunStatistics())
     return Inversion(
         source_model=model,
         model=anchor.attach(model),
         anchor=anchor,
         positive=positive,
         latent=latent,
-        noise=EncodedNoise(noise),
+        noise=EncodedNoise(paths.base),
         sigma=sigma,
         scale=scale,
         family=family_of(model),
@@ -163,6 +261,70 @@ def schedule_from(model_sampling, scheduler: str, steps: int, sigma: float) -> T
     while len(points := below(total)) < steps and total < 4 * steps + 1000:
         total += 1
     return torch.cat([torch.tensor([sigma]), points[-steps:]])
+
+
+def sample_euler(model: ModelPatcher, noise: Tensor, sigmas: Tensor, positive: list, latent: dict) -> Tensor:
+    """ComfyUI's own euler sampling at guidance 1, from a given noise; the samples in ComfyUI's latent space."""
+    euler = comfy.samplers.sampler_object("euler")
+    return comfy.sample.sample_custom(
+        model, noise, 1.0, euler, sigmas, positive, [], latent["samples"], disable_pbar=True
+    )
+
+
+def _noise_level(model_sampling, level: float, sigma: float) -> float:
+    lowest, highest = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+    if sigma == 0:
+        return sigma_at_level(model_sampling.percent_to_sigma, level, lowest, highest)
+    if not lowest <= sigma <= highest:
+        msg = (
+            f"'sigma' is {sigma:.4g}, outside this model's schedule of {lowest:.4g} to {highest:.4g}. Choose a value"
+            " inside it, or 0 to use 'level'."
+        )
+        raise InputError(msg)
+    return sigma
+
+
+def _check_method(model: ModelPatcher, method: str, guidance: float, negative, noise) -> None:
+    if guidance > 1 and negative is None:
+        msg = "'guidance' is above 1, which needs a 'negative' prompt to guide away from. Connect one, or set it to 1."
+        raise InputError(msg)
+    if method == CONTROLLED and not is_flow(model):
+        msg = (
+            "'controlled flow' works on flow models (SD3, Flux and their kind), and this is none. Choose another"
+            " 'method'."
+        )
+        raise InputError(msg)
+    if method == GENERATED and noise is None:
+        msg = (
+            "Method 'sampling run' needs 'noise': the noise that the picture was generated from. Connect Random Noise"
+            " with the seed that was used, or choose another 'method'."
+        )
+        raise InputError(msg)
+
+
+def _more_paths(method: str, seed: int, seeds: int) -> tuple[tuple[int, ...], bool]:
+    """Seeds of the further noise paths, and whether noise is drawn anew at every level."""
+    if method == FRESH:
+        return tuple(range(seed, seed + seeds)), True
+    return (tuple(range(seed + 1, seed + seeds)) if method == SEEDED else ()), False
+
+
+def _check_return(inversion: Inversion, sigmas: Tensor, vae) -> tuple[dict, Tensor]:
+    """How well the picture comes back with and without the anchor: PSNR to the VAE's picture, and all three."""
+    model, noise = inversion.source_model, inversion.noise.noise
+    plain = first_noise(noise, model.get_model_object("model_sampling"), sigmas[0])
+    latents = (
+        inversion.latent["samples"],
+        sample_euler(model, plain, sigmas, inversion.positive, inversion.latent),
+        sample_euler(inversion.model, noise, sigmas, inversion.positive, inversion.latent),
+    )
+    expected, without, anchored = (vae.decode(samples).clamp(0, 1) for samples in latents)
+    report = {
+        "psnr_db_without_anchor": psnr(without, expected),
+        "psnr_db_with_anchor": psnr(anchored, expected),
+        "zero_strength_max_abs_diff": float((latents[2].cpu() - latents[0].cpu()).abs().max()),
+    }
+    return report, torch.cat([expected, without, anchored], dim=-2)
 
 
 NODES = [InvertImage]

@@ -36,6 +36,12 @@ def scale_at(model: ModelPatcher, sigma: float) -> tuple[float, float]:
     return linear_scale(model.get_model_object("model_sampling").noise_scaling, sigma)
 
 
+def is_flow(model: ModelPatcher) -> bool:
+    """Whether the model is a flow model with x = (1 - sigma) x0 + sigma n."""
+    a, b = scale_at(model, 0.5)
+    return abs(a - 0.5) < 1e-4 and abs(b - 0.5) < 1e-4
+
+
 def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
     """The samples of a LATENT, or a sentence: no video, the model's channels, finite numbers."""
     samples = latent["samples"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import comfy.sample
-import comfy.samplers
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
@@ -13,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..core.errors import InputError
-from .encode import schedule_from
+from .encode import sample_euler, schedule_from
 from .manipulate import choose, move
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
@@ -128,17 +126,7 @@ def _sample(inversion: Inversion, direction, strength: float, steps: int) -> Ten
     """The edited latent, by euler under guidance 1."""
     model, positive, noise = move(inversion, direction, strength)
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", steps, inversion.sigma)
-    return comfy.sample.sample_custom(
-        model,
-        noise.noise,
-        1.0,
-        comfy.samplers.sampler_object("euler"),
-        sigmas,
-        positive,
-        [],
-        inversion.latent["samples"],
-        disable_pbar=True,
-    )
+    return sample_euler(model, noise.noise, sigmas, positive, inversion.latent)
 
 
 def _picture(image: Tensor) -> Image.Image:

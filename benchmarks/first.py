@@ -1,0 +1,185 @@
+"""Sliders on held-out portraits of the demo world: do they move the attribute, evenly, and what leaks?
+
+Twenty (portrait, attribute) cases by fixed seeds, none chosen by its result. For every method the attribute is read by
+the probe at strengths from -3 to 3; leakage is the mean over all other attributes, at the strength where the target has
+changed by a third of its 5-95 % range. Then pairs that go together in the world, with and without a keep prompt.
+
+    python -m benchmarks.first [--quick] [--json FILE]
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from benchmarks.portraits import Bench, Case, held_out
+from latent_directions.core.direction import Direction
+from latent_directions.core.find import DDS, HSDS, T_LOCO, TEXT
+from latent_directions.demo.world import ATTRIBUTES, caption, sample_portrait
+
+SEED = 70001
+ATTRIBUTES_MOVED = ("smile", "mouth_opening", "eye_size", "brow_angle", "hair_length")
+LEVEL = 0.5
+STRENGTHS = np.array([-3, -2, -1, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3])
+ZERO = 3
+SPEARMAN_AT = [i for i, s in enumerate(STRENGTHS) if s == round(s)]
+METHODS = {
+    "text": (TEXT, {}),
+    "HSDS": (HSDS, {}),
+    "HSDS image only": (HSDS, {"image_share": 1.0, "text_share": 0.0}),
+    "DDS image only": (DDS, {"image_share": 1.0, "text_share": 0.0}),
+    "T-LOCO": (T_LOCO, {"masked": True}),
+}
+
+
+def wanted_change(attribute: str) -> float:
+    """A third of the attribute's 5-95 % range; of the whole probability for a class."""
+    described = ATTRIBUTES[attribute]
+    if described.kind != "continuous":
+        return 1 / 3
+    low, high = described.range_5_95
+    return (high - low) / 3
+
+
+def random_like(direction: Direction, seed: int) -> Direction:
+    """A random direction of the same norm that moves the latent alone."""
+    noise = torch.randn(direction.latent.shape, generator=torch.Generator().manual_seed(seed))
+    return replace(direction, latent=noise / noise.norm(), text=None, keep=())
+
+
+def row(bench: Bench, case: Case, method: str, inversion, sigmas, direction: Direction) -> dict:
+    """Spearman, change at its largest and leakage at the wanted change of one direction on one case."""
+    values, leaks = bench.measure(case, bench.edit(inversion, sigmas, direction, STRENGTHS), ZERO)
+    described = ATTRIBUTES[case.attribute]
+    # towards the far end the target's value falls where the phrase names the low end
+    sign = -1.0 if described.kind == "continuous" and case.phrase == next(iter(described.words)) else 1.0
+    change = sign * (values - values[ZERO])
+    return {
+        "case": case.name,
+        "method": method,
+        "spearman": float(spearmanr(STRENGTHS[SPEARMAN_AT], change[SPEARMAN_AT])[0]),
+        "change": float(change[ZERO:].max()),
+        "share_of_range": float(change[ZERO:].max() / wanted_change(case.attribute) / 3),
+        "reached": bool(change[ZERO:].max() >= wanted_change(case.attribute)),
+        "leakage": at_change(change, np.mean(list(leaks.values()), axis=0), wanted_change(case.attribute)),
+        "leaks": {name: at_change(change, leak, wanted_change(case.attribute)) for name, leak in leaks.items()},
+    }
+
+
+def at_change(change: np.ndarray, leak: np.ndarray, wanted: float) -> float:
+    """Leakage where the change first reaches `wanted`, linear between strengths; at the largest change if it never does."""
+    change, leak = change[ZERO:], leak[ZERO:]
+    if change.max() < wanted:
+        return float(leak[change.argmax()])
+    i = int(np.argmax(change >= wanted))
+    t = (wanted - change[i - 1]) / (change[i] - change[i - 1])
+    return float(leak[i - 1] + t * (leak[i] - leak[i - 1]))
+
+
+def sliders(bench: Bench, count: int) -> list[dict]:
+    """Every method and a random direction on the held-out cases."""
+    rows = []
+    for number in range(count):
+        for attribute in ATTRIBUTES_MOVED:
+            case = held_out(attribute, number, SEED)
+            inversion, sigmas = bench.encode(case, LEVEL)
+            found = {
+                name: bench.find(case, inversion, method, **options)[0] for name, (method, options) in METHODS.items()
+            }
+            found["random"] = random_like(found["HSDS image only"], number)
+            rows += [row(bench, case, name, inversion, sigmas, direction) for name, direction in found.items()]
+    return rows
+
+
+# (what moves, what goes along with it in the world, words without it, words with it)
+PAIRS = (
+    ("smile", "mouth_opening", "tight-lipped", "open-mouthed"),
+    ("hair_colour", "glasses", "without glasses", "with glasses"),
+    ("background", "hat", "without hat", "with hat"),
+)
+TARGETS = {"smile": "smiling", "hair_colour": "grey hair", "background": "yellow background"}
+
+
+def pair_case(attribute: str, along: str, without: str, present: str, number: int) -> Case:
+    """A portrait without both, described by what is to move alone, and the keep prompts of what goes along."""
+    rng = np.random.default_rng([SEED, 99, list(ATTRIBUTES).index(attribute), number])
+    while True:
+        portrait = sample_portrait(rng)
+        if not ATTRIBUTES[attribute].names(TARGETS[attribute], getattr(portrait, attribute)) and ATTRIBUTES[
+            along
+        ].names(without, getattr(portrait, along)):
+            break
+    source = caption(portrait, attributes=[attribute])
+    target = source.replace(ATTRIBUTES[attribute].phrase(getattr(portrait, attribute)), TARGETS[attribute])
+    keep = f"{source}, {present} | {source}, {without}"
+    return Case(f"{attribute} keep {along} {number}", portrait, attribute, source, target, TARGETS[attribute], keep)
+
+
+def pairs(bench: Bench, count: int) -> list[dict]:
+    """Text alone, and HSDS with a keep, where the world makes something else come along."""
+    rows = []
+    for number in range(count):
+        for attribute, along, without, present in PAIRS:
+            case = pair_case(attribute, along, without, present, number)
+            inversion, sigmas = bench.encode(case, LEVEL)
+            for name, method, keep in (
+                ("text", TEXT, ""),
+                ("text + keep", TEXT, case.keep),
+                ("HSDS + keep", HSDS, case.keep),
+            ):
+                direction, _ = bench.find(case, inversion, method, keep=keep)
+                result = row(bench, case, name, inversion, sigmas, direction)
+                rows.append({**result, "leak_along": result["leaks"][along]})
+    return rows
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    """One line a method."""
+    lines = []
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = [r for r in rows if r["method"] == method]
+        line = {
+            "method": method,
+            "cases": len(mine),
+            "spearman >= 0.9": float(np.mean([r["spearman"] >= 0.9 for r in mine])),
+            "median change / range": float(np.median([r["share_of_range"] for r in mine])),
+            "reached a third": float(np.mean([r["reached"] for r in mine])),
+            "mean leakage there": float(np.mean([r["leakage"] for r in mine])),
+        }
+        if "leak_along" in mine[0]:
+            line["leakage of what goes along"] = float(np.mean([r["leak_along"] for r in mine]))
+        lines.append(line)
+    return lines
+
+
+def print_table(lines: list[dict]) -> None:
+    """A Markdown table."""
+    print("| " + " | ".join(lines[0]) + " |\n|" + "---|" * len(lines[0]))
+    for line in lines:
+        print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in line.values()) + " |")
+
+
+def main() -> None:
+    """Run the benchmark and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one portrait an attribute in place of four")
+    parser.add_argument("--json", type=Path, help="also write all rows to this file")
+    options = parser.parse_args()
+    with torch.inference_mode():
+        bench = Bench()
+        first = sliders(bench, 1 if options.quick else 4)
+        second = pairs(bench, 1 if options.quick else 6)
+    print(f"Sliders, level {LEVEL}, leakage at a third of the target's range:\n")
+    print_table(summary(first))
+    print("\nPairs that go together in the world:\n")
+    print_table(summary(second))
+    if options.json:
+        options.json.write_text(json.dumps(first + second, indent=1))
+
+
+if __name__ == "__main__":
+    main()

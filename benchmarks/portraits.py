@@ -1,0 +1,142 @@
+"""Held-out portraits of the demo world as benchmark cases, edited by the pack's own nodes in this process."""
+
+import json
+from dataclasses import dataclass, field
+
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+
+from latent_directions.core.direction import Direction
+from latent_directions.demo.architecture import load_demo_model
+from latent_directions.demo.world import ATTRIBUTES, Portrait, caption, draw, masks, sample_portrait
+from latent_directions.nodes.encode import ODE, InvertImage
+from latent_directions.nodes.identify import FindDirections
+from latent_directions.nodes.manipulate import move
+from scripts.measures import Reader, leakage, target_values
+
+STEPS = 10
+REGION = {
+    "smile": "mouth",
+    "mouth_opening": "mouth",
+    "eye_size": "eyes",
+    "brow_angle": "eyes",
+    "hair_length": "hair",
+    "hair_colour": "hair",
+    "glasses": "eyes",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One portrait and the attribute to move, with the prompts of the edit."""
+
+    name: str
+    portrait: Portrait
+    attribute: str
+    source: str
+    target: str
+    phrase: str
+    keep: str = ""
+
+
+@dataclass
+class Bench:
+    """The demo model, loaded once, and the attribute probe."""
+
+    model: object = None
+    clip: object = None
+    vae: object = None
+    reader: Reader = field(default_factory=Reader)
+
+    def __post_init__(self):
+        """Load the demo model through ComfyUI's own loaders."""
+        self.model, self.clip, self.vae = load_demo_model()
+
+    def prompt(self, text: str) -> list:
+        """CONDITIONING of a text."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def picture(self, portrait: Portrait) -> torch.Tensor:
+        """The drawn portrait as IMAGE, 1HWC in 0..1."""
+        return torch.from_numpy(draw(portrait).copy())[None].float() / 255
+
+    def encode(self, case: Case, level: float, method: str = ODE, seed: int = 0):
+        """INVERSION and SIGMAS of a case."""
+        latent = {"samples": self.vae.encode(self.picture(case.portrait))}
+        out = InvertImage.execute(
+            self.model, self.prompt(case.source), latent, level, STEPS, "simple", method, seed
+        ).result
+        return out[4], out[2]
+
+    def find(self, case: Case, inversion, method: str, *, masked: bool = False, keep: str = "", **options):
+        """The first direction that a method finds, and the report."""
+        mask = torch.from_numpy(masks(case.portrait)[REGION[case.attribute]])[None] if masked else None
+        settings = {
+            "count": 1,
+            "hold_outside": 5,
+            "free": "",
+            "guidance": 1.0,
+            "image_share": 0.5,
+            "text_share": 0.5,
+            "seed": 0,
+        }
+        directions, report = FindDirections.execute(
+            self.model,
+            inversion,
+            method,
+            case.source,
+            case.target,
+            keep,
+            clip=self.clip,
+            mask=mask,
+            **{**settings, **options},
+        ).result
+        return directions[0], json.loads(report)
+
+    def edit(self, inversion, sigmas, direction: Direction, strengths) -> list[np.ndarray]:
+        """8-bit pictures at the strengths, sampled with euler at guidance 1."""
+        pictures = []
+        for strength in strengths:
+            model, positive, noise = move(inversion, direction, float(strength))
+            samples = comfy.sample.sample_custom(
+                model,
+                noise.noise,
+                1.0,
+                comfy.samplers.sampler_object("euler"),
+                sigmas,
+                positive,
+                [],
+                inversion.latent["samples"],
+                disable_pbar=True,
+            )
+            image = self.vae.decode(samples)[0]
+            pictures.append((image.clamp(0, 1) * 255).round().byte().numpy())
+        return pictures
+
+    def measure(self, case: Case, pictures: list[np.ndarray], zero: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Target values of the pictures, and the leakage of every other attribute against picture number `zero`."""
+        values = self.reader.read(pictures)
+        leaks = {name: leakage(values, zero, name) for name in ATTRIBUTES if name != case.attribute}
+        return target_values(values, case.attribute, case.phrase), leaks
+
+
+def far_phrase(attribute: str, value) -> str:
+    """The word at the end of the attribute's range that is farther from `value`, or another class."""
+    described = ATTRIBUTES[attribute]
+    phrases = list(described.words)
+    if described.kind == "continuous":
+        return phrases[0] if value > (described.low + described.high) / 2 else phrases[-1]
+    return next(p for p in phrases if not described.names(p, value))
+
+
+def held_out(attribute: str, number: int, seed: int) -> Case:
+    """Case `number` of an attribute: a portrait of the correlated world, described by the attribute and two others."""
+    rng = np.random.default_rng([seed, list(ATTRIBUTES).index(attribute), number])
+    portrait = sample_portrait(rng)
+    others = rng.choice([n for n in ATTRIBUTES if n != attribute], 2, replace=False)
+    source = caption(portrait, attributes=[attribute, *others])
+    before = ATTRIBUTES[attribute].phrase(getattr(portrait, attribute))
+    phrase = far_phrase(attribute, getattr(portrait, attribute))
+    return Case(f"{attribute} {number}", portrait, attribute, source, source.replace(before, phrase), phrase)
