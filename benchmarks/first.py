@@ -71,7 +71,7 @@ def row(bench: Bench, case: Case, method: str, inversion, sigmas, direction: Dir
 
 
 def at_change(change: np.ndarray, leak: np.ndarray, wanted: float) -> float:
-    """Leakage where the change first reaches `wanted`, linear between strengths; at the largest change if it never does."""
+    """Leakage where the change first reaches `wanted` (linear between strengths), or at the largest change."""
     change, leak = change[ZERO:], leak[ZERO:]
     if change.max() < wanted:
         return float(leak[change.argmax()])
