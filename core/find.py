@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .errors import InputError
-from .hessian_directions import delta_score, low_pass, move_by, newton, score_difference
+from .errors import DerivativeError, InputError
+from .hessian_directions import delta_score, low_pass, move_by, newton, newton_forward, score_difference
 from .jacobian_directions import Move, loco, t_loco
-from .operators import Jacobian
+from .operators import DIFFERENCES, FORWARD_AD, Jacobian
 
 LOCO, T_LOCO, HSDS, LOW_PASS, DDS, TEXT = "LOCO", "T-LOCO", "HSDS", "HSDS low-pass", "DDS", "text"
 METHODS = (HSDS, TEXT, T_LOCO, LOCO, DDS, LOW_PASS)
 NEEDS_TEXT = (HSDS, LOW_PASS, DDS, T_LOCO, TEXT)
+AUTOMATIC, FORWARD_ONLY = "automatic", "forward only"
+DERIVATIVES = (AUTOMATIC, FORWARD_ONLY, DIFFERENCES)
 HAS_TEXT_PART = (HSDS, LOW_PASS, DDS, TEXT)
 
 
@@ -32,6 +34,7 @@ class Settings:
         damping: damping of the least-squares method, relative to K = 1.
         max_pairs: bound on the products with J and J' of the least-squares method.
         seed: of the solvers' start vectors.
+        derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass: memory as in sampling) or DIFFERENCES (no AD at all).
     """
 
     method: str
@@ -42,6 +45,7 @@ class Settings:
     damping: float = 0.01
     max_pairs: int = 16
     seed: int = 0
+    derivatives: str = AUTOMATIC
 
 
 def find_moves(
@@ -51,19 +55,18 @@ def find_moves(
 
     The denoiser answers to the prompts "source" and, as the method needs them, "target", "free" and the keep pairs.
     """
-    source = Jacobian(denoiser, x, sigma)
-    check = source.check(settings.seed)
-    notes = {
-        "self_check": {
-            "sentence": check.sentence,
-            "way": check.way,
-            "difference": check.difference,
-            "adjoint": check.adjoint,
-            "repeat": check.repeat,
-        }
-    }
+    source = Jacobian(denoiser, x, sigma, way=DIFFERENCES if settings.derivatives == DIFFERENCES else FORWARD_AD)
+    wants_reverse = settings.method == T_LOCO or (settings.method in (LOCO, HSDS) and settings.derivatives == AUTOMATIC)
     try:
-        moves = _moves(denoiser, source, mask, settings, notes)
+        check = source.check(settings.seed, wants_reverse)
+        if settings.method == T_LOCO and not check.reverse:
+            msg = (
+                "Method 'T-LOCO' needs a backward pass, and this model has none that can be trusted."
+                f" {check.sentence} Use 'HSDS' or 'LOCO', which can do without."
+            )
+            raise DerivativeError(msg)
+        notes = {"self_check": asdict(check)}
+        moves = _moves(denoiser, source, mask, settings, check.reverse, notes)
     finally:
         source.release()
     for move in moves:
@@ -76,20 +79,20 @@ def find_moves(
     return moves, notes
 
 
-def _moves(denoiser: Denoiser, source: Jacobian, mask: Tensor | None, settings: Settings, notes: dict) -> list[Move]:
+def _moves(
+    denoiser: Denoiser, source: Jacobian, mask: Tensor | None, settings: Settings, reverse: bool, notes: dict
+) -> list[Move]:
     if settings.method == LOCO:
-        return loco(source, mask, settings.count, settings.null_rank, settings.seed)
+        return loco(source, mask, settings.count, settings.null_rank, settings.seed, forward_only=not reverse)
     if settings.method == T_LOCO:
-        target = Jacobian(denoiser, source.x, source.sigma, "target")
-        target.way = source.way
+        target = source.under("target")
         return [t_loco(denoiser, source, target, mask, settings.null_rank, settings.seed, guidance=settings.guidance)]
     q, score_notes = score_difference(denoiser, source, settings.keep, mask, settings.guidance)
     notes |= score_notes
     if settings.method == HSDS:
-        d, solver_notes = newton(source, q, mask, settings.damping, settings.max_pairs)
+        solve = newton if reverse else newton_forward
+        d, solver_notes = solve(source, q, mask, settings.damping, settings.max_pairs)
         return [move_by(source, d, q, mask, solver_notes)]
     if settings.method == LOW_PASS:
-        free = Jacobian(denoiser, source.x, source.sigma, "free")
-        free.way = source.way
-        return [move_by(source, low_pass(free, q), q, mask, {})]
+        return [move_by(source, low_pass(source.under("free"), q), q, mask, {})]
     return [move_by(source, delta_score(q), q, mask, {})]

@@ -15,7 +15,7 @@ from .anchor import orthonormal_span, project_off
 from .denoiser import Denoiser
 from .jacobian_directions import Move, text_difference
 from .operators import Jacobian, masked, scaled_hessian
-from .svd import least_squares
+from .svd import ForwardBank, least_squares
 
 
 def score_difference(
@@ -59,6 +59,15 @@ def newton(jacobian: Jacobian, q: Tensor, mask: Tensor | None, damping: float, m
         lambda v: a * matvec(v), lambda u: a * rmatvec(u), q, damping=damping, max_pairs=max_pairs
     )
     return d, {"pairs": pairs, "least_squares_residual": residual}
+
+
+def newton_forward(
+    jacobian: Jacobian, q: Tensor, mask: Tensor | None, damping: float, max_products: int
+) -> tuple[Tensor, dict]:
+    """H5 without a backward pass: the same least squares inside the Krylov space of K and q, as damped GMRES (ours)."""
+    bank = ForwardBank(scaled_hessian(jacobian), q, max_products)
+    d, residual = bank.least_squares(q, damping, mask)
+    return d, {"products": bank.products, "relative_misfit": residual, "asymmetry": bank.asymmetry}
 
 
 def move_by(jacobian: Jacobian, d: Tensor, q: Tensor, mask: Tensor | None, notes: dict) -> Move:

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .operators import Jacobian, masked
-from .svd import SingularTriplets, partial_svd
+from .svd import ForwardBank, SingularTriplets, partial_svd
+
+# Products of the forward-only mode; two evaluations each.
+FORWARD_PRODUCTS = 18
 
 
 @dataclass(frozen=True)
@@ -26,21 +29,35 @@ class Move:
 
 
 def loco(
-    jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int, *, max_pairs: int = 60
+    jacobian: Jacobian,
+    mask: Tensor | None,
+    count: int,
+    null_rank: int,
+    seed: int,
+    *,
+    max_pairs: int = 60,
+    forward_only: bool = False,
 ) -> list[Move]:
     """LOCO Edit: leading right singular vectors of J inside the mask, projected off those of J outside it.
 
     The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
     (our convention, so that one number means about the same visible change on every model).
 
+    With `forward_only` both come from one bank of FORWARD_PRODUCTS products J v, with no backward pass.
+
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
     """
-    inside = partial_svd(*masked(jacobian, mask), _start(jacobian, mask, seed), count, max_pairs=max_pairs)
-    null = null_space(jacobian, mask, null_rank, seed, max_pairs=max_pairs)
+    if forward_only:
+        inside, null, asymmetry = _forward_only(jacobian, mask, count, null_rank, seed)
+        shared = {"asymmetry": asymmetry, "products": inside.pairs}
+    else:
+        inside = partial_svd(*masked(jacobian, mask), _start(jacobian, mask, seed), count, max_pairs=max_pairs)
+        null = null_space(jacobian, mask, null_rank, seed, max_pairs=max_pairs)
+        shared = {"converged": inside.converged, "pairs": inside.pairs + (0 if null is None else null.pairs)}
     deviation = float(jacobian.denoiser(jacobian.x, jacobian.sigma, jacobian.prompt, jacobian.guidance).std())
     moves = []
     for i in range(len(inside.values)):
-        vector, kept = project_off_null_space(inside.right[i], null)
+        vector, kept = project_off_null_space(inside.right[i : i + 1], null)
         effect = jacobian.matvec(vector)
         weight = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
         if (effect * weight).sum() < 0:
@@ -52,14 +69,22 @@ def loco(
                 0.25 * deviation / rms,
                 {
                     "singular_value": float(inside.values[i]),
-                    "residual": float(inside.residuals[i]),
-                    "converged": inside.converged,
-                    "pairs": inside.pairs + (0 if null is None else null.pairs),
+                    "residual": None if forward_only else float(inside.residuals[i]),
                     "share_left_by_null_space": kept,
+                    **shared,
                 },
             )
         )
     return moves
+
+
+def _forward_only(
+    jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int
+) -> tuple[SingularTriplets, SingularTriplets | None, float]:
+    """Masked directions, null space and asymmetry of J from one forward-only bank."""
+    bank = ForwardBank(jacobian.matvec, _start(jacobian, None, seed), max(FORWARD_PRODUCTS, 2 * count))
+    outside = mask is not None and null_rank > 0 and bool((mask < 1).any())
+    return bank.triplets(count, mask), bank.triplets(null_rank, 1 - mask) if outside else None, bank.asymmetry
 
 
 def t_loco(

@@ -1,8 +1,10 @@
-"""Partial SVD and least squares from one Golub-Kahan bidiagonalisation.
+"""Partial SVD and least squares from one block Golub-Kahan bidiagonalisation, and a forward-only bank.
 
-A is given by its products only: `matvec(v) = A v` and `rmatvec(u) = A' u`, on tensors of any fixed shape. One *pair* is
-one product with A and one with A'. Full reorthogonalisation keeps both bases orthonormal to rounding, which plain
-Lanczos does not (Golub and Van Loan, Matrix Computations, 4th ed., sections 10.4.1 and 11.4; Paige and Saunders 1982).
+A is given by its products only, on blocks of vectors stacked along the first dimension: `matvec` maps (p, ...) to
+(p, ...) and so does `rmatvec` for A'. One *pair* is one vector's product with A and one with A'. Full
+reorthogonalisation keeps both bases orthonormal to rounding, which plain Lanczos does not (Golub and Van Loan, Matrix
+Computations, 4th ed., sections 10.4.1 and 11.4; Paige and Saunders, ACM TOMS 8, 1982; Golub, Luk and Overton, ACM TOMS
+7, 1981, for blocks).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
+# A vector counts as inside a space when this share of its norm, or less, is left after projection.
+INSIDE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,12 @@ class SingularTriplets:
     """Leading singular triplets.
 
     Attributes:
-        left: u_i, stacked along a new first dimension, orthonormal.
+        left: u_i, stacked along the first dimension, orthonormal.
         values: s_i, descending.
-        right: v_i, stacked along a new first dimension, orthonormal.
+        right: v_i, stacked along the first dimension, orthonormal.
         residuals: |A'u_i - s_i v_i| / s_1; A v_i = s_i u_i holds to rounding by construction.
-        pairs: products with A and A' that were spent.
-        converged: whether all residuals are within the tolerance.
+        pairs: pairs of products with A and A' that were spent.
+        converged: whether all k residuals that were asked for are within the tolerance.
     """
 
     left: Tensor
@@ -37,94 +41,133 @@ class SingularTriplets:
     converged: bool
 
 
-class Bidiagonalisation:
-    """A V_k = U_{k+1} B_k with B_k lower bidiagonal, grown one pair at a time from the left start vector.
+class Basis:
+    """Orthonormal vectors that grow; the tensors they stand for may have any fixed shape."""
 
-    `alphas[i]` is B[i, i], `betas[i]` is B[i, i - 1], and `betas[0]` is the norm of the start vector.
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None  # (m, N)
+        self.shape: torch.Size | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.rows is None else len(self.rows)
+
+    def split(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Write (p, ...) vectors as basis @ inside + new @ outside, with new (q, N) orthonormal and off the basis.
+
+        Returns:
+            inside (m, p), new (q, N), outside (q, p); coefficients in float64.
+        """
+        self.shape = vectors.shape[1:]
+        flat = vectors.flatten(1)
+        inside = torch.zeros(len(self), len(flat), dtype=torch.float64)
+        norms = flat.norm(dim=1)
+        if len(self):
+            for _ in range(2):  # twice is enough (Kahan)
+                coefficients = flat @ self.rows.T  # (p, m)
+                flat = flat - coefficients @ self.rows
+                inside += coefficients.T.double().cpu()
+        new: list[Tensor] = []
+        outside = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+        for i, vector in enumerate(flat):
+            for _ in range(2):
+                for j, other in enumerate(new):
+                    coefficient = other @ vector
+                    vector = vector - coefficient * other
+                    outside[j, i] += float(coefficient)
+            norm = float(vector.norm())
+            if norm > INSIDE * float(norms[i]):
+                outside[len(new), i] = norm
+                new.append(vector / norm)
+        empty = flat.new_zeros(0, flat.shape[1])
+        return inside, torch.stack(new) if new else empty, outside[: len(new)]
+
+    def append(self, new: Tensor) -> None:
+        """Add orthonormal rows (q, N) from `split`."""
+        self.rows = new if self.rows is None else torch.cat([self.rows, new])
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """The vectors with the given coefficients (m, k), stacked along the first dimension."""
+        return (coefficients.T.to(self.rows) @ self.rows).view(-1, *self.shape)
+
+
+class Bidiagonalisation:
+    """A V = U B with orthonormal U and V, grown a block at a time from left start vectors (p, ...).
+
+    With p = 1, B is lower bidiagonal; with larger blocks it is block lower bidiagonal, and each product runs p vectors
+    at once, which a GPU likes.
     """
 
     def __init__(self, matvec: Product, rmatvec: Product, start: Tensor):
         self._matvec, self._rmatvec = matvec, rmatvec
-        self._left_shape = start.shape
-        norm = start.norm()
-        if not torch.isfinite(norm) or norm == 0:
+        self.left, self.right = Basis(), Basis()
+        _, first, self.start = self.left.split(start)  # start = left @ self.start
+        if not torch.isfinite(start).all() or not len(first):
             msg = "the start vector of a bidiagonalisation must be finite and not zero"
             raise ValueError(msg)
-        self.left = [start.flatten() / norm]
-        self.right: list[Tensor] = []
-        self.alphas: list[float] = []
-        self.betas = [float(norm)]
+        self.left.append(first)
+        self.matrix = torch.zeros(len(first), 0, dtype=torch.float64)
         self.pairs = 0
-        self.exhausted = False
-        self._right_shape: torch.Size | None = None
-        self._next_alpha, self._next_right = self._apply_transpose()
+        self._last = len(first)
+        self._next, self._carry = self._transpose_of(first)
 
-    def _apply_transpose(self) -> tuple[float, Tensor]:
-        """alpha v = A' u_last, orthogonal to all earlier v."""
-        product = self._rmatvec(self.left[-1].view(self._left_shape))
-        self._right_shape = product.shape
-        vector = _orthogonalise(product.flatten(), self.right)
-        alpha = float(vector.norm())
-        return alpha, vector / alpha if alpha > 0 else vector
+    @property
+    def exhausted(self) -> bool:
+        """Whether the space is invariant, so that growing it adds nothing."""
+        return len(self._next) == 0
+
+    def _transpose_of(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """A' of the last left block, as new right vectors and their coefficients."""
+        if not len(block):
+            return block, torch.zeros(0, 0, dtype=torch.float64)
+        products = self._rmatvec(block.view(-1, *self.left.shape))
+        _, new, outside = self.right.split(products)
+        scale = self.matrix.norm() if self.matrix.numel() else outside.norm()
+        if not outside.numel() or outside.norm() <= 1e-7 * scale:
+            return new[:0], outside[:0]
+        return new, outside
 
     def grow(self) -> None:
-        """Take one more pair; sets `exhausted` where the Krylov space has become invariant."""
-        scale = max([*self.alphas, self._next_alpha])
-        if self._next_alpha <= 1e-7 * scale or len(self.right) >= self._next_right.numel():
-            self.exhausted = True
+        """Take one more block of pairs."""
+        if self.exhausted:
             return
-        self.alphas.append(self._next_alpha)
-        self.right.append(self._next_right)
-        vector = _orthogonalise(self._matvec(self.right[-1].view(self._right_shape)).flatten(), self.left)
-        beta = float(vector.norm())
-        self.pairs += 1
-        if beta <= 1e-7 * scale or len(self.left) >= vector.numel():
-            # A V = U B is exact: pad with a zero row, which leaves no residual
-            self.betas.append(0.0)
-            self._next_alpha, self.exhausted = 0.0, True
-            return
-        self.betas.append(beta)
-        self.left.append(vector / beta)
-        self._next_alpha, self._next_right = self._apply_transpose()
-
-    def matrix(self) -> Tensor:
-        """B_k, (k + 1, k) in float64."""
-        k = len(self.right)
-        b = torch.zeros(k + 1, k, dtype=torch.float64)
-        for i in range(k):
-            b[i, i], b[i + 1, i] = self.alphas[i], self.betas[i + 1]
-        return b
+        self.right.append(self._next)
+        products = self._matvec(self._next.view(-1, *self.right.shape))
+        self.pairs += len(self._next)
+        inside, new, outside = self.left.split(products)
+        if outside.numel() and outside.norm() <= 1e-7 * max(float(self.matrix.norm()), float(inside.norm())):
+            new, outside = new[:0], outside[:0]
+        self.left.append(new)
+        rows = self.matrix.new_zeros(len(new), self.matrix.shape[1])
+        self.matrix = torch.cat([torch.cat([self.matrix, rows]), torch.cat([inside, outside])], dim=1)
+        self._last = len(new)
+        self._next, self._carry = self._transpose_of(new)
 
     def triplets(self, k: int, tol: float) -> SingularTriplets:
         """The k leading triplets that this space holds."""
-        p, s, qh = torch.linalg.svd(self.matrix(), full_matrices=False)
-        k = min(k, len(s))
-        # A'u - s v = alpha_{k+1} v_{k+1} P[k+1, i]: the residual costs no product
-        residuals = self._next_alpha * p[-1, :k].abs() / s[0].clamp_min(1e-300)
-        left, right = torch.stack(self.left), torch.stack(self.right)
-        coefficients = p[: len(self.left), :k].to(left)
+        p, s, qh = torch.linalg.svd(self.matrix, full_matrices=False)
+        held = min(k, len(s))
+        # A'U - V B' = (next right vectors) carry on the last left block: the residual costs no product
+        rest = self._carry @ p[len(p) - self._last :, :held] if len(self._carry) else p.new_zeros(1, held)
+        residuals = rest.norm(dim=0) / s[0].clamp_min(1e-300)
         return SingularTriplets(
-            left=(coefficients.T @ left).view(k, *self._left_shape),
-            values=s[:k],
-            right=(qh[:k].to(right) @ right).view(k, *self._right_shape),
+            left=self.left.combine(p[:, :held]),
+            values=s[:held],
+            right=self.right.combine(qh[:held].T),
             residuals=residuals,
             pairs=self.pairs,
-            converged=bool((residuals <= tol).all()),
+            converged=held == k and bool((residuals <= tol).all()),
         )
 
     def least_squares(self, damping: float) -> tuple[Tensor, float]:
-        """Solve min |A v - start|^2 + damping |v|^2 in this space; returns v and the relative gradient."""
-        b = self.matrix()
-        k = b.shape[1]
-        rhs = torch.zeros(k + 1, dtype=torch.float64)
-        rhs[0] = self.betas[0]
-        normal = b.T @ b + damping * torch.eye(k, dtype=torch.float64)
-        y = torch.linalg.solve(normal, b.T @ rhs)
-        # A'(A v - start) + damping v = alpha_{k+1} v_{k+1} (B y - rhs)[k]
-        gradient = self._next_alpha * abs(float((b @ y - rhs)[-1]))
-        start_gradient = self.alphas[0] * self.betas[0]
-        right = torch.stack(self.right)
-        return (y.to(right) @ right).view(self._right_shape), gradient / start_gradient
+        """Solve min |A v - start|^2 + damping |v|^2 in this space; returns v (1, ...) and the relative gradient."""
+        b = self.matrix
+        rhs = b.new_zeros(len(b))
+        rhs[: len(self.start)] = self.start[:, 0]
+        y = torch.linalg.solve(b.T @ b + damping * torch.eye(b.shape[1], dtype=b.dtype), b.T @ rhs)
+        # A'(A v - start) + damping v lies along the next right vectors
+        missing = (b @ y - rhs)[len(b) - self._last :]
+        gradient = float((self._carry @ missing).norm()) if len(self._carry) else 0.0
+        return self.right.combine(y[:, None]), gradient / float((b.T @ rhs).norm())
 
 
 def partial_svd(
@@ -133,9 +176,10 @@ def partial_svd(
     """Leading k singular triplets of A.
 
     Args:
-        matvec: v -> A v.
-        rmatvec: u -> A' u.
-        start: left start vector (any vector with a part in the range of A; a seeded random one makes runs repeat).
+        matvec: V (p, ...) -> A V.
+        rmatvec: U (p, ...) -> A' U.
+        start: left start vectors (p, ...) with a part in the range of A; seeded random ones make runs repeat. p is the
+            block size: 1 needs the fewest products, more runs them together.
         k: how many triplets.
         tol: bound on |A'u - s v| / s_1 for every triplet.
         max_pairs: where to stop without convergence, which the result then says.
@@ -150,7 +194,7 @@ def partial_svd(
             result = space.triplets(k, tol)
             if result.converged:
                 return result
-    if not space.right:
+    if not len(space.right):
         msg = "the operator sent the start vector to zero, so it has no singular directions there"
         raise ValueError(msg)
     return space.triplets(k, tol)
@@ -159,7 +203,7 @@ def partial_svd(
 def least_squares(
     matvec: Product, rmatvec: Product, target: Tensor, *, damping: float, tol: float = 1e-2, max_pairs: int = 25
 ) -> tuple[Tensor, int, float]:
-    """The smallest v with A v near `target`: min |A v - target|^2 + damping |v|^2.
+    """The smallest v (1, ...) with A v near `target` (1, ...): min |A v - target|^2 + damping |v|^2.
 
     Returns:
         v, the pairs spent, and the relative residual of the normal equations that was reached.
@@ -167,21 +211,71 @@ def least_squares(
     Source: LSQR (Paige and Saunders 1982), here with full reorthogonalisation and the small problem solved in float64.
     """
     space = Bidiagonalisation(matvec, rmatvec, target)
+    if space.exhausted:
+        msg = "the operator sends the wanted change to zero, so no move can make it"
+        raise ValueError(msg)
     while True:
         space.grow()
-        if not space.right:
-            msg = "the operator sends the wanted change to zero, so no move can make it"
-            raise ValueError(msg)
         solution, residual = space.least_squares(damping)
         if residual <= tol or space.exhausted or space.pairs >= max_pairs:
             return solution, space.pairs, residual
 
 
-def _orthogonalise(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """Vector minus its projection on an orthonormal basis, twice (Kahan: twice is enough)."""
-    if not basis:
-        return vector
-    stacked = torch.stack(basis)
-    for _ in range(2):
-        vector = vector - stacked.T @ (stacked @ vector)
-    return vector
+class ForwardBank:
+    """A Krylov bank of a nearly symmetric operator, from products with it alone: V orthonormal and W = A V.
+
+    Because A is nearly symmetric, its powers span about the same space as those of A'A, and the SVD of W (or of its
+    masked rows) inside the bank gives the singular directions of A (or of P A) without a backward pass (ours; compare
+    posterior principal components, arXiv 2309.13598). One bank serves any number of masks.
+    """
+
+    def __init__(self, matvec: Product, start: Tensor, products: int):
+        """Grow the bank by `products` products from start vectors (p, ...), p of them at a time."""
+        self.basis, images = Basis(), []
+        _, block, _ = self.basis.split(start)
+        self.products = 0
+        while len(block) and self.products < products:
+            self.basis.append(block)
+            image = matvec(block.view(-1, *self.basis.shape))
+            images.append(image.flatten(1))
+            self.products += len(block)
+            _, block, _ = self.basis.split(image)
+        self.images = torch.cat(images)  # (m, N)
+
+    @property
+    def asymmetry(self) -> float:
+        """|T - T'| / |T + T'| of T = V'A V: 0 for a symmetric operator, 1 for an antisymmetric one."""
+        t = self.basis.rows @ self.images.T
+        return float((t - t.T).norm() / (t + t.T).norm())
+
+    def triplets(self, k: int, weight: Tensor | None = None) -> SingularTriplets:
+        """The k leading singular triplets of P A inside the bank, P the weighting of rows by `weight`.
+
+        The residuals are |A V y - s u| / s_1 within the bank and say nothing of what lies outside it.
+        """
+        images = self._weighted(self.images, weight)
+        y, s, uh = torch.linalg.svd(images.double(), full_matrices=False)  # (m, m), (m,), (m, N)
+        held = min(k, len(s))
+        return SingularTriplets(
+            left=uh[:held].to(self.images).view(-1, *self.basis.shape),
+            values=s[:held],
+            right=self.basis.combine(y[:, :held]),
+            residuals=torch.full((held,), float("nan"), dtype=torch.float64),
+            pairs=self.products,
+            converged=False,
+        )
+
+    def least_squares(self, target: Tensor, damping: float, weight: Tensor | None = None) -> tuple[Tensor, float]:
+        """The smallest v (1, ...) in the bank with P A v near P target, and the relative misfit |P (A v - target)|.
+
+        Started at `target`, this is GMRES (Saad and Schultz 1986) with damping.
+        """
+        images = self._weighted(self.images, weight).double()
+        wanted = self._weighted(target.flatten(1), weight).double()
+        normal = images @ images.T
+        damped = normal + damping * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
+        y = torch.linalg.solve(damped, images @ wanted.T)
+        return self.basis.combine(y), float((images.T @ y - wanted.T).norm() / wanted.norm())
+
+    def _weighted(self, rows: Tensor, weight: Tensor | None) -> Tensor:
+        return rows if weight is None else rows * weight.expand(1, *self.basis.shape).flatten()

@@ -11,7 +11,20 @@ from torch import Tensor
 from ..core.denoiser import Denoiser
 from ..core.direction import Direction
 from ..core.errors import InputError
-from ..core.find import HAS_TEXT_PART, HSDS, LOCO, LOW_PASS, METHODS, NEEDS_TEXT, T_LOCO, TEXT, Settings, find_moves
+from ..core.find import (
+    AUTOMATIC,
+    DERIVATIVES,
+    HAS_TEXT_PART,
+    HSDS,
+    LOCO,
+    LOW_PASS,
+    METHODS,
+    NEEDS_TEXT,
+    T_LOCO,
+    TEXT,
+    Settings,
+    find_moves,
+)
 from .anchored import detach
 from .host import family_of, run
 from .masks import mask_on_latent
@@ -117,6 +130,16 @@ class FindDirections(io.ComfyNode):
                     advanced=True,
                     tooltip="HSDS and DDS: how much of the move the words take.",
                 ),
+                io.Combo.Input(
+                    "derivatives",
+                    options=list(DERIVATIVES),
+                    default=AUTOMATIC,
+                    advanced=True,
+                    tooltip=(
+                        "How derivatives are taken. 'forward only' needs no more memory than sampling and works for"
+                        " LOCO, DDS and HSDS low-pass; 'central differences' uses plain model evaluations alone."
+                    ),
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -135,17 +158,18 @@ class FindDirections(io.ComfyNode):
         cls,
         model,
         inversion,
-        method,
-        source,
-        target,
-        keep,
-        count,
-        hold_outside,
-        free,
-        guidance,
-        image_share,
-        text_share,
-        seed,
+        method=HSDS,
+        source="",
+        target="",
+        keep="",
+        count=3,
+        hold_outside=5,
+        free="",
+        guidance=1.0,
+        image_share=0.5,
+        text_share=0.5,
+        derivatives=AUTOMATIC,
+        seed=0,
         clip=None,
         mask=None,
         negative=None,
@@ -186,7 +210,13 @@ class FindDirections(io.ComfyNode):
             prompts["negative"] = negative
         cells = None if mask is None else mask_on_latent(mask, inversion.latent["samples"], inversion.family)
         settings = Settings(
-            method=method, count=count, null_rank=hold_outside, keep=len(pairs), guidance=guidance, seed=seed
+            method=method,
+            count=count,
+            null_rank=hold_outside,
+            keep=len(pairs),
+            guidance=guidance,
+            seed=seed,
+            derivatives=derivatives,
         )
         common = {"method": method, "family": inversion.family, "sigma": inversion.sigma, "keep": pairs}
 
