@@ -17,6 +17,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.portraits import Bench, Case, held_out
+from benchmarks.tables import print_table
 from latent_directions.core.direction import Direction
 from latent_directions.core.find import DDS, HSDS, T_LOCO, TEXT
 from latent_directions.demo.world import ATTRIBUTES, caption, sample_portrait
@@ -154,13 +155,6 @@ def summary(rows: list[dict]) -> list[dict]:
             line["leakage of what goes along"] = float(np.mean([r["leak_along"] for r in mine]))
         lines.append(line)
     return lines
-
-
-def print_table(lines: list[dict]) -> None:
-    """A Markdown table."""
-    print("| " + " | ".join(lines[0]) + " |\n|" + "---|" * len(lines[0]))
-    for line in lines:
-        print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in line.values()) + " |")
 
 
 def main() -> None:

@@ -3,15 +3,13 @@
 import json
 from dataclasses import dataclass, field
 
-import comfy.sample
-import comfy.samplers
 import numpy as np
 import torch
 
 from latent_directions.core.direction import Direction
 from latent_directions.demo.architecture import load_demo_model
 from latent_directions.demo.world import ATTRIBUTES, Portrait, caption, draw, masks, sample_portrait
-from latent_directions.nodes.encode import ODE, InvertImage
+from latent_directions.nodes.encode import DEFAULT, InvertImage, sample_euler
 from latent_directions.nodes.identify import FindDirections
 from latent_directions.nodes.manipulate import move
 from scripts.measures import Reader, leakage, target_values
@@ -62,26 +60,24 @@ class Bench:
         """The drawn portrait as IMAGE, 1HWC in 0..1."""
         return torch.from_numpy(draw(portrait).copy())[None].float() / 255
 
-    def encode(self, case: Case, level: float, method: str = ODE, seed: int = 0):
+    def encode(self, case: Case, level: float, method: str = DEFAULT, seed: int = 0, seeds: int = 1):
         """INVERSION and SIGMAS of a case."""
         latent = {"samples": self.vae.encode(self.picture(case.portrait))}
         out = InvertImage.execute(
-            self.model, self.prompt(case.source), latent, level, STEPS, "simple", method, seed
+            self.model,
+            self.prompt(case.source),
+            latent,
+            level=level,
+            steps=STEPS,
+            method=method,
+            seed=seed,
+            seeds=seeds,
         ).result
         return out[4], out[2]
 
     def find(self, case: Case, inversion, method: str, *, masked: bool = False, keep: str = "", **options):
         """The first direction that a method finds, and the report."""
         mask = torch.from_numpy(masks(case.portrait)[REGION[case.attribute]])[None] if masked else None
-        settings = {
-            "count": 1,
-            "hold_outside": 5,
-            "free": "",
-            "guidance": 1.0,
-            "image_share": 0.5,
-            "text_share": 0.5,
-            "seed": 0,
-        }
         directions, report = FindDirections.execute(
             self.model,
             inversion,
@@ -91,7 +87,7 @@ class Bench:
             keep,
             clip=self.clip,
             mask=mask,
-            **{**settings, **options},
+            **{"count": 1, **options},
         ).result
         return directions[0], json.loads(report)
 
@@ -100,17 +96,7 @@ class Bench:
         pictures = []
         for strength in strengths:
             model, positive, noise = move(inversion, direction, float(strength))
-            samples = comfy.sample.sample_custom(
-                model,
-                noise.noise,
-                1.0,
-                comfy.samplers.sampler_object("euler"),
-                sigmas,
-                positive,
-                [],
-                inversion.latent["samples"],
-                disable_pbar=True,
-            )
+            samples = sample_euler(model, noise.noise, sigmas, positive, inversion.latent)
             image = self.vae.decode(samples)[0]
             pictures.append((image.clamp(0, 1) * 255).round().byte().numpy())
         return pictures

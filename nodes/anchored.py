@@ -98,9 +98,9 @@ class Anchor:
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         return clone
 
-    def moved(self, start_noise: Tensor, keep: tuple[KeepPair, ...]) -> Anchor:
+    def moved(self, start_noise: Tensor, keep: tuple[KeepPair, ...], weight: float = 1.0) -> Anchor:
         """The same anchor, started elsewhere; the reference predictions stay shared."""
-        return replace(self, start_noise=start_noise, keep=keep, _run=None)
+        return replace(self, start_noise=start_noise, keep=keep, weight=weight, _run=None)
 
     def _outer_sample(
         self,

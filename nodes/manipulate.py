@@ -43,6 +43,15 @@ class DirectionSlider(io.ComfyNode):
                     display_mode=io.NumberDisplay.slider,
                     tooltip="How far to move. 0 is the picture itself, negative goes the other way.",
                 ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="How much of the model's change is let through at every step. Below 1 fades the edit.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -52,9 +61,9 @@ class DirectionSlider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, inversion, directions, index, strength) -> io.NodeOutput:
+    def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0) -> io.NodeOutput:
         """Move noise and prompt; at strength 0 hand on the very objects of the inversion."""
-        return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength))
+        return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength, weight))
 
 
 def choose(inversion: Inversion, directions: list, index: int):
@@ -73,12 +82,12 @@ def choose(inversion: Inversion, directions: list, index: int):
     return direction
 
 
-def move(inversion: Inversion, direction, strength: float) -> tuple:
+def move(inversion: Inversion, direction, strength: float, weight: float = 1.0) -> tuple:
     """(MODEL, CONDITIONING, NOISE) at a strength."""
     if strength == 0:
         return inversion.model, inversion.positive, inversion.noise
     noise = direction.moved_noise(inversion.noise.noise, strength, inversion.scale[1])
-    anchor = inversion.anchor.moved(noise, direction.keep)
+    anchor = inversion.anchor.moved(noise, direction.keep, weight)
     return (
         anchor.attach(inversion.source_model),
         shifted(inversion.positive, direction.text, strength),
