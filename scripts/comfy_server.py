@@ -109,8 +109,7 @@ class Server:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                message = f"ComfyUI ended with status {self.process.returncode} while starting:\n{tail(self.log, 25)}"
-                raise ServerError(message)
+                raise ServerError(self.ended("while starting"))
             with contextlib.suppress(OSError, urllib.error.URLError, json.JSONDecodeError):
                 # ComfyUI loads custom nodes before it answers, so its first answer is final.
                 if not self.client.object_info(READY_NODE):
@@ -130,9 +129,11 @@ class Server:
                 self.process.wait(5)
             if self.process.poll() is None:
                 raise
-            status = self.process.returncode
-            message = f"ComfyUI ended with status {status} while a prompt ran:\n{tail(self.log, 25)}"
-            raise ServerError(message) from error
+            raise ServerError(self.ended("while a prompt ran")) from error
+
+    def ended(self, when: str) -> str:
+        """Word the end of a server that was not asked to stop."""
+        return f"ComfyUI ended with status {self.process.returncode} {when}:\n{tail(self.log, 25)}"
 
     def stop(self) -> None:
         """Stop ComfyUI and remove its run folder; the pack itself is only linked there."""

@@ -142,3 +142,30 @@ def with_inputs(prompt: dict, changes: dict[str, dict]) -> dict:
             else:
                 changed[key]["inputs"][name] = value
     return changed
+
+
+def rewired(prompt: dict, source: list, replacement) -> dict:
+    """Return a copy of a prompt in which every input fed by `source` [node id, output] has `replacement` instead."""
+    changes = {
+        key: {name: replacement for name, value in node["inputs"].items() if value == source}
+        for key, node in prompt.items()
+    }
+    return with_inputs(prompt, changes)
+
+
+def upstream(prompt: dict, key: str) -> dict:
+    """Return the part of a prompt that a node needs, itself included."""
+    found = {key: prompt[key]}
+    for value in prompt[key]["inputs"].values():
+        if isinstance(value, list) and value[0] in prompt:
+            found |= upstream(prompt, value[0])
+    return found
+
+
+def output(object_info: dict, class_type: str, name: str) -> int:
+    """Return the index of a node class's output by its name; raises WorkflowError where there is none."""
+    names = object_info[class_type]["output_name"]
+    if name not in names:
+        message = f"{class_type} has no output {name!r}, only {', '.join(names)}."
+        raise WorkflowError(message)
+    return names.index(name)

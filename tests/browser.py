@@ -30,7 +30,9 @@ class Browser:
     def __init__(self, program: str, size: tuple[int, int] = (1800, 1000)):
         self.profile = Path(tempfile.mkdtemp(prefix="latent-directions-browser-"))
         window = [f"--user-data-dir={self.profile}", f"--window-size={size[0]},{size[1]}", "about:blank"]
-        self.process = subprocess.Popen([program, *FLAGS, *window], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [program, *FLAGS, *window], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         self.loop = asyncio.new_event_loop()
         self.number = 0
         self.problems: list[str] = []  # uncaught errors and console.error of the page
@@ -101,7 +103,7 @@ class Browser:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                if value := self.evaluate(script):
+                if value := self.evaluate(f"Boolean({script})"):
                     return value
             except RuntimeError as error:
                 last = error

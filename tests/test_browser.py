@@ -1,0 +1,77 @@
+"""The page itself, in a real Chromium: both templates open whole, and the converter agrees with the page."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from browser import Browser, find_chromium
+
+from scripts import workflow
+from scripts.environment import ROOT
+
+TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
+# ComfyUI's own templates, for what ours do not hold: reroutes, primitive nodes, bypassed nodes, seeds, notes.
+STOCK = ["default", "hidream_e1_1", "image_omnigen2_image_edit", "sdxl_refiner_prompt_example", "flux_schnell"]
+
+
+@pytest.fixture(scope="module")
+def page(comfy):
+    program = find_chromium()
+    if program is None:
+        pytest.fail("The browser tests need Chromium: install the package 'chromium', or name a program in CHROMIUM.")
+    # A first visit opens the Templates dialog over the graph.
+    comfy.client.request("/settings/Comfy.TutorialCompleted", b"true")
+    with Browser(program) as browser:
+        browser.open(comfy.client.url)
+        browser.wait_for("window.app && app.vueAppReady && app.graph")
+        yield browser
+
+
+def shown(page: Browser, graph: dict, name: str) -> dict:
+    """Open a graph in the page and return the page's own API prompt."""
+    page.problems.clear()
+    page.evaluate(f"app.loadGraphData({json.dumps(graph)}, true, true, {json.dumps(name)}).then(() => true)")
+    return page.evaluate("app.graphToPrompt().then(made => made.output)")
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_converter_agrees_with_the_page_on_stock_templates(comfy, page, name):
+    graph = json.loads(comfy.client.request(f"/templates/{name}.json"))
+    assert shown(page, graph, name) == workflow.to_prompt(graph, comfy.client.object_info())
+
+
+def test_converter_agrees_with_the_page_on_muted_nodes(comfy, page):
+    graph = json.loads(comfy.client.request("/templates/default.json"))
+    for node in graph["nodes"]:
+        if node["type"] == "CLIPTextEncode":
+            node["mode"] = workflow.MUTED
+    made = shown(page, graph, "muted")
+    assert made == workflow.to_prompt(graph, comfy.client.object_info())
+    sampler = made[workflow.find(made, "KSampler")]
+    assert "positive" not in sampler["inputs"]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_opens_whole(comfy, page, path, tmp_path):
+    listed = json.loads(comfy.client.request("/api/workflow_templates"))
+    assert path.stem in listed["latent-directions"]
+    graph = json.loads(comfy.client.request(f"/api/workflow_templates/latent-directions/{path.name}"))
+    assert comfy.client.request(f"/api/workflow_templates/latent-directions/{path.stem}.jpg")[:3] == b"\xff\xd8\xff"
+
+    assert shown(page, graph, path.stem) == workflow.to_prompt(graph, comfy.client.object_info())
+    assert page.evaluate("app.graph.nodes.length") == len(graph["nodes"])
+    missing = "app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+    assert page.evaluate(missing) == []
+    # Every link of the file is a link in the page: sockets are named and typed as the nodes have them now.
+    assert page.evaluate("app.graph.links.size ?? Object.keys(app.graph.links).length") == len(graph["links"])
+    # The page keeps what the file says where it can; a choice that is gone shows up as another value after saving.
+    values = page.evaluate("app.graph.serialize().nodes.map(n => [n.id, n.widgets_values ?? []])")
+    assert dict(map(tuple_of, values)) == {node["id"]: node.get("widgets_values", []) for node in graph["nodes"]}
+    assert page.problems == []
+    folder = Path(os.environ.get("LATENT_DIRECTIONS_SCREENSHOTS") or tmp_path)
+    assert page.screenshot(folder / f"{path.stem}.png").stat().st_size > 50_000
+
+
+def tuple_of(pair: list) -> tuple:
+    return pair[0], pair[1]
