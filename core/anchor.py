@@ -68,14 +68,14 @@ class ReferenceCache:
         return value
 
 
-def snap_to_reference(x: Tensor, x_ref: Tensor) -> Tensor:
-    """x_ref for every sample of the batch that agrees with it to rounding, x elsewhere.
+def snap_to_reference(x: Tensor, x_ref: Tensor, radius: float = SNAP) -> Tensor:
+    """x_ref for every sample of the batch that is within the relative distance `radius` of it, x elsewhere.
 
     Without it rounding in x becomes rounding in D, which half precision makes visible.
     """
     dims = tuple(range(1, x.ndim))
     distance = (x - x_ref).abs().amax(dims, keepdim=True)
-    return torch.where(distance <= SNAP * x_ref.abs().amax(dims, keepdim=True), x_ref, x)
+    return torch.where(distance <= radius * x_ref.abs().amax(dims, keepdim=True), x_ref, x)
 
 
 def orthonormal_span(differences: list[Tensor]) -> Tensor:

@@ -22,10 +22,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.anchor import NoisePaths, ReferenceCache, anchored_prediction, orthonormal_span, snap_to_reference
+from ..core.anchor import SNAP, NoisePaths, ReferenceCache, anchored_prediction, orthonormal_span, snap_to_reference
 from ..core.denoiser import EvaluationCounter
 from ..core.direction import KeepPair
 from ..core.errors import InputError, UnsupportedSamplerError
+from .derivatives import drop_step_caches
 from .host import counted
 from .prompts import with_prompt
 
@@ -128,6 +129,7 @@ class Anchor:
             )
             raise InputError(msg)
         sigmas = self._from_start_level(sigmas)
+        drop_step_caches(guider.model_options)
         guider.conds |= _converted(self.source, self.keep)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         counter, started = EvaluationCounter(), time.perf_counter()
@@ -160,6 +162,9 @@ class Anchor:
         if float(sigmas[0]) <= self.sigma * (1 + 1e-6):
             return sigmas
         below = sigmas[sigmas < self.sigma * (1 - 1e-4)]
+        # multistep samplers magnify rounding by the ratio of a step to a much shorter one before it
+        if len(below) > 1 and self.sigma - below[0] < 0.1 * (below[0] - below[1]):
+            below = below[1:]
         return torch.cat([sigmas.new_tensor([self.sigma]), below])
 
     def _sampler_sample(
@@ -183,8 +188,9 @@ class Anchor:
             raise
         except Exception as error:
             msg = (
-                f"This sampler cannot return to the encoded picture ({error}). Use a deterministic one: euler, heun,"
-                " dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
+                "This sampler needs more of the model than its prediction, such as a guidance of its own, so it cannot"
+                " return to the encoded picture. Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms, deis,"
+                " res_multistep or ddim."
             )
             raise UnsupportedSamplerError(msg) from error
         if not deviation <= PATH_TOLERANCE:
@@ -207,7 +213,8 @@ class Anchor:
         if run.proving:
             run.deviation = max(run.deviation, _distance(x, x_ref))
             return run.x0.clone()
-        moved = snap_to_reference(x, x_ref) - x_ref
+        # the sampler's own rounding, as far as the proof has shown it, is no move either
+        moved = snap_to_reference(x, x_ref, max(SNAP, 2 * run.deviation)) - x_ref
         paths = [self._reference(sigma, noise.to(x)) for noise in self.paths.at(float(sigma))]
 
         def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:

@@ -37,6 +37,13 @@ def derivative_clone(model: ModelPatcher) -> ModelPatcher:
     return clone
 
 
+def drop_step_caches(model_options: dict) -> None:
+    """Take step caches off a run's own model options: they answer for one path where the anchor asks for two."""
+    for wrappers in model_options["transformer_options"].get("wrappers", {}).values():
+        for key in STEP_CACHES:
+            wrappers.pop(key, None)
+
+
 @contextlib.contextmanager
 def derivative_mode(diffusion_model: torch.nn.Module, reverse: bool):
     """Inside it D can be differentiated by forward AD and, with `reverse`, backward; all is put back at the end."""
