@@ -1,15 +1,13 @@
-"""Encode: does strength 0 give the picture back everywhere, how good is each method without the anchor, and what do edits
-started from each leak?
+"""Encode: does strength 0 give the picture back, how good is each method without the anchor, what do edits leak?
 
     python -m benchmarks.encode [--quick] [--json FILE]
 
-Three tables: the exact return on five model families; 50 held-out portraits without the anchor; leakage at matched target
-change on held-out portraits.
+Three tables: the exact return on five model families; 50 held-out portraits without the anchor; leakage at matched
+target change on held-out portraits.
 """
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from comfy.taesd.taesd import TAESD
 
 from benchmarks.first import ATTRIBUTES_MOVED, LEVEL, METHODS, SEED, row
 from benchmarks.portraits import Bench, held_out
+from benchmarks.small_models import CORE
 from benchmarks.tables import print_table
 from latent_directions.core.inversion import INVERSIONS
 from latent_directions.core.metrics import psnr
@@ -39,10 +38,6 @@ from latent_directions.nodes.encode import (
     METHODS as INVERSION_METHODS,
 )
 from latent_directions.nodes.host import is_flow
-from scripts.environment import ROOT
-
-sys.path.insert(0, str(ROOT / "tests"))
-from families import CORE  # noqa: E402 - the tests' small models
 
 SAMPLERS = ("euler", "heun", "dpm_2", "dpmpp_2m", "lms", "deis", "res_multistep", "ddim")
 SCHEDULES = ("simple", "karras")
@@ -187,7 +182,7 @@ def without_anchor(bench: Bench, pictures: int) -> list[dict]:
 
 
 def reconstruct(bench: Bench, positive: list, latent: dict, method: str, inversion_steps: int, steps: int):
-    """Invert in `inversion_steps`, sample back with the plain model in `steps`; the latent and the inversion's evaluations."""
+    """Invert, sample back with the plain model in `steps`; the latent, and the evaluations of the inversion."""
     simple = InvertImage.execute(bench.model, positive, latent, level=LEVEL, steps=steps, method=SEEDED).result
     sigmas = simple[2]
     euler = comfy.samplers.sampler_object("euler")

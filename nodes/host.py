@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import comfy.model_management
 import comfy.samplers
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..core.denoiser import Denoiser, EvaluationCounter, linear_scale
 from ..core.errors import InputError
 from .derivatives import derivative_clone, derivative_mode
+from .progress import SearchProgress, peak_megabytes, reset_peak
 
 Result = TypeVar("Result")
 
@@ -155,15 +155,19 @@ def run(
     samples = check_latent(model, latent)
     counter = EvaluationCounter()
     if expected:
-        bar = comfy.utils.ProgressBar(expected)
-        counter.on_change = lambda done: bar.update_absolute(min(done, expected), expected)
+        counter.on_change = SearchProgress(expected)
+    reset_peak(model.load_device)
     clone = derivative_clone(model)
     guider = _PromptGuider(clone)
     guider.inner_set_conds(prompts)
     sampler = _CoreSampler(body, counter)
     started = time.perf_counter()
     guider.sample(torch.zeros_like(samples), samples, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
-    cost = {"model_evaluations": counter.evaluations, "seconds": round(time.perf_counter() - started, 3)}
+    cost = {
+        "model_evaluations": counter.evaluations,
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_megabytes": peak_megabytes(model.load_device),
+    }
     return sampler.result, cost
 
 

@@ -1,0 +1,10 @@
+"""The tests' small random-weight models, for benchmarks that span model families."""
+
+import sys
+
+from scripts.environment import ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+from families import CORE, sd3  # noqa: E402
+
+__all__ = ["CORE", "sd3"]
