@@ -202,7 +202,7 @@ def reconstruct(bench: Bench, positive: list, latent: dict, method: str, inversi
             latent["samples"],
             disable_pbar=True,
         )
-        # flow models divide what a sampler leaves unfinished by 1 - sigma; taken back, with x = (1 - sigma) x0 + sigma n
+        # flow models divide what a sampler leaves unfinished by 1 - sigma; x = (1 - sigma) x0 + sigma n
         sigma = float(sigmas[0])
         x0 = bench.model.model.process_latent_in(latent["samples"])
         noise = (bench.model.model.process_latent_in(x) * (1 - sigma) - (1 - sigma) * x0) / sigma
