@@ -26,7 +26,7 @@ CONFIG = {
     "image_size": 32,
     "in_channels": 16,
     "out_channels": 16,
-    "model_channels": 64,
+    "model_channels": 32,
     "channel_mult": [1, 2],
     "num_res_blocks": [1, 1],
     "transformer_depth": [1, 1],
