@@ -55,6 +55,16 @@ def link_folder(link: Path, target: Path) -> None:
         link.symlink_to(target, target_is_directory=True)
 
 
+def run_folder(pack: Path) -> Path:
+    """Return a new folder with everything that ComfyUI writes to, and `pack` as its only custom node pack."""
+    (ROOT / ".run").mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=ROOT / ".run", prefix="server-"))
+    for name in ("custom_nodes", "input", "output", "models", "user", "temp"):
+        (folder / name).mkdir()
+    link_folder(folder / "custom_nodes" / PACK_FOLDER, pack)
+    return folder
+
+
 def pack_failure(log: str) -> str:
     """Return the traceback of the pack from ComfyUI's log, or the log's end where there is none."""
     lines = log.splitlines()
@@ -74,19 +84,15 @@ class Server:
         """Prepare the run folder and start ComfyUI with `pack` as its only custom node pack; does not wait."""
         self.port = port or free_port()
         check_port(self.port)
-        (ROOT / ".run").mkdir(exist_ok=True)
-        self.run_folder = Path(tempfile.mkdtemp(dir=ROOT / ".run", prefix="server-"))
-        for name in ("custom_nodes", "input", "output", "models", "user", "temp"):
-            (self.run_folder / name).mkdir()
-        link_folder(self.run_folder / "custom_nodes" / PACK_FOLDER, pack)
-        self.log_path = self.run_folder / "comfyui.log"
-        command = [str(environment.python), str(environment.comfyui / "main.py"), "--listen", "127.0.0.1"]
-        command += ["--port", str(self.port), "--base-directory", str(self.run_folder)]
-        command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"]
-        command += [] if cuda_is_available() else ["--cpu"]
+        options = ["--listen", "127.0.0.1", "--port", str(self.port), "--database-url", "sqlite:///:memory:"]
+        options += ["--disable-api-nodes", "--disable-auto-launch", *([] if cuda_is_available() else ["--cpu"])]
         variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if os.environ.get("COMFYUI_PATH"):
             variables["PYTHONDONTWRITEBYTECODE"] = "1"
+        self.run_folder = run_folder(pack)
+        self.log_path = self.run_folder / "comfyui.log"
+        command = [str(environment.python), str(environment.comfyui / "main.py")]
+        command += ["--base-directory", str(self.run_folder), *options]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=variables, cwd=self.run_folder

@@ -40,9 +40,9 @@ def main() -> int:
     environment = enter()
     register_package()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then too
+    print("Starting ComfyUI", flush=True)
     try:
         with Server(environment, port=options.port) as server:
-            print("Starting ComfyUI", flush=True)
             server.wait()
             if options.serve:
                 serve(server)
