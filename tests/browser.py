@@ -14,7 +14,6 @@ import aiohttp
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 FLAGS = [
-]
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
