@@ -27,6 +27,7 @@ from ..core.denoiser import EvaluationCounter
 from ..core.direction import KeepPair
 from ..core.errors import InputError, UnsupportedSamplerError
 from .derivatives import drop_step_caches
+from .fingerprint import settings_of
 from .host import counted
 from .prompts import with_prompt
 
@@ -170,7 +171,12 @@ class Anchor:
     def _sampler_sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
-        self._run = _Run(guider, latent_image, self.paths.base.to(latent_image), _settings(guider, denoise_mask))
+        self._run = _Run(
+            guider,
+            latent_image,
+            self.paths.base.to(latent_image),
+            settings_of(guider, None if denoise_mask is None else _digest(denoise_mask), KEY),
+        )
         # proved on the unmoved start, with the same sampler, schedule and code as the run itself
         unmoved = first_noise(self._run.noise, guider.inner_model.model_sampling, sigmas[0])
         self._prove(executor, guider, sigmas, extra_args, unmoved, latent_image, denoise_mask)
@@ -241,45 +247,6 @@ def detach(model: ModelPatcher) -> ModelPatcher:
     for kind in KINDS:
         clone.remove_wrappers_with_key(kind, KEY)
     return clone
-
-
-class _Identity:
-    """Compares by identity and keeps its object alive, so that an id cannot be taken over by another object."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __eq__(self, other):
-        return isinstance(other, _Identity) and self.value is other.value
-
-    def __hash__(self):
-        return id(self.value)
-
-
-def _settings(guider: comfy.samplers.CFGGuider, denoise_mask: Tensor | None) -> tuple:
-    """All that a reference prediction depends on besides the picture: guidance, negative prompt, patches, options."""
-    numbers = tuple(sorted((k, v) for k, v in vars(guider).items() if isinstance(v, (int, float))))
-    others = {name: conds for name, conds in guider.original_conds.items() if name != "positive"}
-    return (
-        numbers,
-        guider.model_patcher.patches_uuid,
-        *_leaves(others),
-        *_leaves(guider.model_patcher.model_options),
-        _Identity(denoise_mask),
-    )
-
-
-def _leaves(value) -> Iterator:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key not in (KEY, "uuid"):  # ours, and a number that ComfyUI draws anew at every run
-                yield key
-                yield from _leaves(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value if isinstance(value, (str, int, float, type(None))) else _Identity(value)
 
 
 def _converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]]:
