@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .anchor import orthonormal_span, project_off
 from .denoiser import Denoiser
+from .errors import InputError
 from .jacobian_directions import Move, text_difference
 from .operators import Jacobian, masked, scaled_hessian
 from .svd import ForwardBank, least_squares
@@ -24,6 +25,9 @@ def score_difference(
     """q, with what it shares with the keep prompts projected off, inside the mask; and the cosines with each.
 
     Keep pair k is named "keep k present" and "keep k absent" among the denoiser's prompts; it costs 2 evaluations.
+
+    Raises:
+        InputError: the keep prompts hold on to all of q.
     """
     q = text_difference(denoiser, source, guidance)
     notes: dict = {}
@@ -34,7 +38,14 @@ def score_difference(
             for k in range(keep)
         ]
         notes["keep_cosines"] = [float(torch.cosine_similarity(q.flatten(), p.flatten(), dim=0)) for p in changes]
+        whole = q.norm()
         q = project_off(q, orthonormal_span(changes))
+        if q.norm() <= 1e-3 * whole:  # what is left is rounding
+            msg = (
+                "'keep' holds still all that 'target' would change, so nothing is left to move. Keep only what is to"
+                " stay as it is beside the wanted change."
+            )
+            raise InputError(msg)
     return (q if mask is None else mask * q), notes
 
 
