@@ -92,9 +92,7 @@ def find(test_model: TestModel, inversion, method: str, model=None, **changes) -
         "guidance": 1.0, "image_share": 0.5, "text_share": 0.5, "seed": 0, "clip": HashingClip(test_model), **changes,
     }  # fmt: skip
     with torch.inference_mode():
-        return FindDirections.execute(
-            test_model.model if model is None else model, inversion, method, **options
-        ).args
+        return FindDirections.execute(test_model.model if model is None else model, inversion, method, **options).args
 
 
 def deviation(a: torch.Tensor, b: torch.Tensor) -> float:
