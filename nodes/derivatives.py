@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 
 import comfy.model_management
 import comfy.ops
@@ -70,12 +71,31 @@ def _attention(override, func, q, k, v, heads, *args, **kwargs):
 
 
 class _Swap(TorchFunctionMode):
-    """Replaces torch's fused attention wherever it is called: some models ignore the attention override."""
+    """Replaces torch's fused attention and ComfyUI's fused norms and rotary embeddings wherever they are called.
+
+    Some models ignore the attention override, and some (Cosmos-Predict2, Anima) use fused kernels, which drop
+    tangents and gradients, even in training. ComfyUI's kernel library has the same functions in plain torch.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.nn.functional.scaled_dot_product_attention:
             func = attention.scaled_dot_product_attention
+        elif isinstance(func, torch._ops.OpOverloadPacket):
+            func = _PLAIN_KERNELS.get(str(func), func)
         return func(*args, **(kwargs or {}))
+
+
+def _plain_kernels() -> dict[str, Callable]:
+    """ComfyUI's fused norms and rotary embeddings by the names of their operators, in plain torch."""
+    try:
+        from comfy_kitchen.backends import eager
+    except ImportError:  # a ComfyUI without them
+        return {}
+    names = [name for name in dir(eager) if name.startswith(("adaln", "rms_adaln", "apply_rope", "rms_rope"))]
+    return {f"comfy_kitchen.{name}": getattr(eager, name) for name in names}
+
+
+_PLAIN_KERNELS = _plain_kernels()
 
 
 def _cast_weight(layer, like):
