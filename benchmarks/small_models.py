@@ -5,6 +5,6 @@ import sys
 from scripts.environment import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
-from families import CORE, sd3  # noqa: E402
+from families import CORE, conditioning, randomise, sd3  # noqa: E402
 
-__all__ = ["CORE", "sd3"]
+__all__ = ["CORE", "conditioning", "randomise", "sd3"]

@@ -1,0 +1,123 @@
+"""Peak memory of each way to a derivative, relative to one sampling step, each in a fresh process (Linux).
+
+    python -m benchmarks.memory [--json FILE]
+
+The model is SD3-shaped with random weights (width 512, depth 8, 1,024 image tokens), so that activations weigh something. Peak
+is VmHWM after clearing it, minus what was resident before; the ratio of the whole process stands beside it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.small_models import conditioning, randomise
+from benchmarks.tables import print_table
+from latent_directions.core.jacobian_directions import FORWARD_PRODUCTS
+from latent_directions.core.operators import DIFFERENCES, Jacobian
+from latent_directions.core.svd import ForwardBank
+from latent_directions.nodes.host import run
+from scripts.environment import ROOT
+
+STEP = "one sampling step"
+WAYS = (STEP, "central difference", "forward AD", "backward", "bank of central differences")
+SIGMA = 0.7
+
+
+def model():
+    """The random-weight model, its prompt and a latent."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    depth = 8
+    config = comfy.supported_models.SD3(
+        {
+            "in_channels": 16,
+            "patch_size": 2,
+            "depth": depth,
+            "input_size": None,
+            "adm_in_channels": 64,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 64, "out_features": 64 * depth},
+            },
+            "num_patches": 4096,
+            "pos_embed_max_size": 64,
+            "pos_embed_scaling_factor": None,
+        }
+    )
+    config.set_inference_dtype(torch.float32, None)
+    built = config.get_model({}, device="cpu")
+    randomise(built.diffusion_model, 1)
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.CoreModelPatcher(built, load_device=cpu, offload_device=cpu)
+    latent = {"samples": torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(2))}
+    return patcher, conditioning(3, tokens=32, width=64, pooled=64), latent
+
+
+def resident(field: str) -> float:
+    """VmRSS or VmHWM of this process in MB."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def measure(way: str) -> dict:
+    """Peak memory of one way, in this process."""
+
+    def body(denoiser, x0):
+        x = denoiser.noised(x0, torch.randn_like(x0), SIGMA)
+        jacobian = Jacobian(denoiser, x, SIGMA)
+        actions = {
+            STEP: lambda: denoiser(x, SIGMA),
+            "central difference": lambda: Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec(x),
+            "forward AD": lambda: jacobian.matvec(x),
+            "backward": lambda: jacobian.rmatvec(x),
+            "bank of central differences": lambda: ForwardBank(
+                Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec, x, FORWARD_PRODUCTS
+            ),
+        }
+        denoiser(x, SIGMA)  # what the first call of all allocates is not the way's
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        started = denoiser.counter.evaluations
+        actions[way]()
+        return {
+            "way": way,
+            "evaluations": denoiser.counter.evaluations - started,
+            "peak_megabytes": resident("VmHWM") - before,
+            "process_megabytes": resident("VmHWM"),
+        }
+
+    with torch.inference_mode():
+        patcher, positive, latent = model()
+        return run(patcher, {"source": positive}, latent, SIGMA, body)[0]
+
+
+def main() -> None:
+    """Measure every way in a process of its own and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="also write all rows to this file")
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(measure(options.way)))
+        return
+    rows = []
+    for way in WAYS:
+        command = [sys.executable, "-m", "benchmarks.memory", "--way", way]
+        output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        rows.append(json.loads(output.splitlines()[-1]))
+    for row in rows:
+        row["ratio"] = row["peak_megabytes"] / rows[0]["peak_megabytes"]
+        row["process_ratio"] = row["process_megabytes"] / rows[0]["process_megabytes"]
+    print_table(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
