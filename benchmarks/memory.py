@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory [--json FILE]
 
-The model is SD3-shaped with random weights (width 512, depth 8, 1,024 image tokens), so that activations weigh something. Peak
-is VmHWM after clearing it, minus what was resident before; the ratio of the whole process stands beside it.
+The model is SD3-shaped with random weights (width 512, depth 8, 1,024 image tokens), so that activations weigh
+something. Peak is VmHWM after clearing it, minus what was resident before; the ratio of the whole process stands
+beside it.
 """
 
 import argparse
