@@ -26,8 +26,6 @@ SEED = 70001
 ATTRIBUTES_MOVED = ("smile", "mouth_opening", "eye_size", "brow_angle", "hair_length")
 LEVEL = 0.5
 STRENGTHS = np.array([-3, -2, -1, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3])
-ZERO = 3
-SPEARMAN_AT = [i for i, s in enumerate(STRENGTHS) if s == round(s)]
 METHODS = {
     "text": (TEXT, {}),
     "HSDS": (HSDS, {}),
@@ -52,28 +50,33 @@ def random_like(direction: Direction, seed: int) -> Direction:
     return replace(direction, latent=noise / noise.norm(), text=None, keep=())
 
 
-def row(bench: Bench, case: Case, method: str, inversion, sigmas, direction: Direction) -> dict:
-    """Spearman, change at its largest and leakage at the wanted change of one direction on one case."""
-    values, leaks = bench.measure(case, bench.edit(inversion, sigmas, direction, STRENGTHS), ZERO)
-    described = ATTRIBUTES[case.attribute]
+def row(bench: Bench, case: Case, method: str, inversion, sigmas, direction: Direction, strengths=STRENGTHS) -> dict:
+    """Spearman, change at its largest and leakage at the wanted change of one direction on one case.
+
+    Spearman is None where fewer than five whole strengths were sampled.
+    """
+    zero = int(np.argmin(np.abs(strengths)))
+    values, leaks = bench.measure(case, bench.edit(inversion, sigmas, direction, strengths), zero)
+    described, wanted = ATTRIBUTES[case.attribute], wanted_change(case.attribute)
     # towards the far end the target's value falls where the phrase names the low end
     sign = -1.0 if described.kind == "continuous" and case.phrase == next(iter(described.words)) else 1.0
-    change = sign * (values - values[ZERO])
+    change = sign * (values - values[zero])
+    whole = [i for i, s in enumerate(strengths) if s == round(s)]
+    forward, total = change[zero:], np.mean(list(leaks.values()), axis=0)
     return {
         "case": case.name,
         "method": method,
-        "spearman": float(spearmanr(STRENGTHS[SPEARMAN_AT], change[SPEARMAN_AT])[0]),
-        "change": float(change[ZERO:].max()),
-        "share_of_range": float(change[ZERO:].max() / wanted_change(case.attribute) / 3),
-        "reached": bool(change[ZERO:].max() >= wanted_change(case.attribute)),
-        "leakage": at_change(change, np.mean(list(leaks.values()), axis=0), wanted_change(case.attribute)),
-        "leaks": {name: at_change(change, leak, wanted_change(case.attribute)) for name, leak in leaks.items()},
+        "spearman": float(spearmanr(strengths[whole], change[whole])[0]) if len(whole) >= 5 else None,
+        "change": float(forward.max()),
+        "share_of_range": float(forward.max() / wanted / 3),
+        "reached": bool(forward.max() >= wanted),
+        "leakage": at_change(forward, total[zero:], wanted),
+        "leaks": {name: at_change(forward, leak[zero:], wanted) for name, leak in leaks.items()},
     }
 
 
 def at_change(change: np.ndarray, leak: np.ndarray, wanted: float) -> float:
     """Leakage where the change first reaches `wanted` (linear between strengths), or at the largest change."""
-    change, leak = change[ZERO:], leak[ZERO:]
     if change.max() < wanted:
         return float(leak[change.argmax()])
     i = int(np.argmax(change >= wanted))
