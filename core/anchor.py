@@ -80,7 +80,8 @@ def snap_to_reference(x: Tensor, x_ref: Tensor, radius: float = SNAP) -> Tensor:
 
 def orthonormal_span(differences: list[Tensor]) -> Tensor:
     """Orthonormal basis (B, N, k) per sample of the span of k differences (B, ...); a zero difference adds nothing."""
-    stacked = torch.stack([d.flatten(1) for d in differences], dim=-1).float()  # B N k
+    stacked = torch.stack([d.flatten(1) for d in differences], dim=-1)  # B N k
+    stacked = stacked if stacked.dtype == torch.float64 else stacked.float()
     u, s, _ = torch.linalg.svd(stacked, full_matrices=False)
     return u * (s > 1e-4 * s.amax(dim=-1, keepdim=True).clamp_min(1e-30)).unsqueeze(1)
 

@@ -104,7 +104,8 @@ class Jacobian:
 
     def _forward_ad(self, v: Tensor) -> Tensor:
         with self.denoiser.derivative(False), self.denoiser.counter.forward_ad(), forward_ad.dual_level():
-            dual = forward_ad.make_dual(self._repeated(v), v.to(self.x).contiguous())
+            # a dual number needs memory of its own, and GroupNorm a contiguous tangent
+            dual = forward_ad.make_dual(self._repeated(v).contiguous(), v.to(self.x).contiguous())
             product = forward_ad.unpack_dual(self._predict(dual)).tangent
         if product is None:  # the tangent got lost on the way
             product = torch.zeros_like(v)
