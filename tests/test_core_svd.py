@@ -1,0 +1,300 @@
+"""Partial SVD and least squares against dense float64 linear algebra, on matrices of prescribed spectra."""
+
+import pytest
+import torch
+
+from latent_directions.core.svd import Basis, Bidiagonalisation, ForwardBank, least_squares, partial_svd
+
+SPECTRA = {
+    "decaying": 0.6 ** torch.arange(20.0, dtype=torch.float64),
+    "slow": 1 / torch.arange(1.0, 21, dtype=torch.float64),
+    "clustered": torch.tensor([1, 0.999, 0.998, 0.997] + [0.1] * 16, dtype=torch.float64),
+    "rank 4": torch.tensor([3.0, 2, 1, 0.5] + [0] * 16, dtype=torch.float64),
+}
+LEFTS, RIGHTS = (
+    {"square": (2, 10), "tall": (2, 3, 5), "wide": (4, 5)},
+    {"square": (4, 5), "tall": (20,), "wide": (6, 5)},
+)
+
+
+class Matrix:
+    """A dense matrix of a given spectrum as products on blocks of tensors, which are counted."""
+
+    def __init__(self, spectrum, shape="square", seed=0, dtype=torch.float64):
+        self.left, self.right = LEFTS[shape], RIGHTS[shape]
+        generator = torch.Generator().manual_seed(seed)
+        m, n = torch.Size(self.left).numel(), torch.Size(self.right).numel()
+        u, v = (
+            torch.linalg.qr(torch.randn(size, len(spectrum), generator=generator, dtype=torch.float64))[0]
+            for size in (m, n)
+        )
+        self.dense = ((u * spectrum) @ v.T).to(dtype)
+        self.products = [0, 0]
+
+    def matvec(self, v):
+        assert v.shape[1:] == self.right
+        self.products[0] += len(v)
+        return (v.flatten(1) @ self.dense.T).view(-1, *self.left)
+
+    def rmatvec(self, u):
+        assert u.shape[1:] == self.left
+        self.products[1] += len(u)
+        return (u.flatten(1) @ self.dense).view(-1, *self.right)
+
+    def start(self, block=1, seed=1):
+        return torch.randn(block, *self.left, generator=torch.Generator().manual_seed(seed)).to(self.dense)
+
+    def svd(self, k, block=1, **options):
+        return partial_svd(self.matvec, self.rmatvec, self.start(block), k, **options)
+
+
+def true_residuals(matrix: Matrix, result) -> torch.Tensor:
+    """|A'u - s v| / s1, from the dense matrix."""
+    u, v = result.left.flatten(1), result.right.flatten(1)
+    return (u @ matrix.dense - result.values[:, None] * v).norm(dim=1) / result.values[0]
+
+
+def gram_error(vectors: torch.Tensor) -> float:
+    flat = vectors.flatten(1)
+    return float((flat @ flat.T - torch.eye(len(flat)).to(flat)).abs().max())
+
+
+@pytest.mark.parametrize("shape", LEFTS)
+@pytest.mark.parametrize("spectrum", ["decaying", "slow", "clustered"])
+@pytest.mark.parametrize("block", [1, 3])
+def test_leading_triplets(spectrum, shape, block):
+    matrix, k = Matrix(SPECTRA[spectrum], shape), 4
+    result = matrix.svd(k, block, tol=1e-10)
+    u, s, vh = torch.linalg.svd(matrix.dense, full_matrices=False)
+    assert result.converged
+    assert torch.allclose(result.values, s[:k], rtol=1e-9)
+    assert gram_error(result.left) < 1e-12
+    assert gram_error(result.right) < 1e-12
+    # vectors up to sign; u and v share it
+    signs = (result.right.flatten(1) * vh[:k]).sum(1)
+    assert torch.allclose(signs.abs(), torch.ones_like(signs), atol=1e-8)
+    assert torch.allclose((result.left.flatten(1) * u[:, :k].T).sum(1), signs, atol=1e-8)
+    assert torch.allclose(result.right.flatten(1) @ matrix.dense.T, result.values[:, None] * result.left.flatten(1))
+    assert result.left.shape == (k, *matrix.left)
+    assert result.right.shape == (k, *matrix.right)
+
+
+@pytest.mark.parametrize("pairs", [5, 6, 8, 12])
+@pytest.mark.parametrize("block", [1, 2])
+def test_residuals_are_the_true_ones(pairs, block):
+    """Also where it has not converged, which it says."""
+    matrix = Matrix(SPECTRA["slow"])
+    result = matrix.svd(5, block, tol=1e-12, max_pairs=pairs)
+    assert torch.allclose(result.residuals, true_residuals(matrix, result), atol=1e-12)
+    assert not result.converged
+    assert result.residuals.max() > 1e-12
+    assert len(result.values) == 5
+
+
+def test_it_stops_at_the_tolerance_and_not_far_below():
+    matrix = Matrix(SPECTRA["decaying"])
+    loose, tight = matrix.svd(3, tol=1e-2), matrix.svd(3, tol=1e-8)
+    assert loose.pairs < tight.pairs < 20
+    for result, tol in ((loose, 1e-2), (tight, 1e-8)):
+        assert result.converged
+        assert true_residuals(matrix, result).max() <= tol * 1.001
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_pairs_are_the_products_spent(block):
+    matrix = Matrix(SPECTRA["slow"])
+    result = matrix.svd(4, block, tol=1e-4)
+    assert matrix.products[0] == result.pairs
+    assert result.pairs <= matrix.products[1] <= result.pairs + block
+
+
+def test_same_start_same_result():
+    first, again = (Matrix(SPECTRA["slow"]).svd(3) for _ in range(2))
+    assert torch.equal(first.right, again.right)
+    assert torch.equal(first.values, again.values)
+    other = partial_svd(*_products(Matrix(SPECTRA["slow"])), Matrix(SPECTRA["slow"]).start(seed=9), 3, tol=1e-9)
+    assert torch.allclose(other.values, first.values, rtol=1e-3)
+
+
+def _products(matrix: Matrix):
+    return matrix.matvec, matrix.rmatvec
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_rank_deficient(block):
+    """The space is exhausted after the rank; what it holds is exact, and asking for more is not converged."""
+    matrix = Matrix(SPECTRA["rank 4"])
+    result = matrix.svd(3, block, tol=1e-9)
+    assert result.converged
+    assert torch.allclose(result.values, SPECTRA["rank 4"][:3])
+    more = matrix.svd(6, block, tol=1e-9)
+    assert not more.converged
+    assert 4 <= len(more.values) < 6
+    assert torch.allclose(more.values[:4], SPECTRA["rank 4"][:4])
+    assert (more.values[4:] < 1e-9).all()
+    assert gram_error(more.left) < 1e-9
+    assert gram_error(more.right) < 1e-9
+
+
+def test_flat_spectrum():
+    """From one start vector a flat spectrum shows one direction, and that is all that is claimed."""
+    matrix = Matrix(torch.ones(20, dtype=torch.float64))
+    alone = matrix.svd(3)
+    assert not alone.converged
+    assert torch.allclose(alone.values, torch.ones_like(alone.values))
+    together = matrix.svd(3, block=3)
+    assert together.converged
+    assert torch.allclose(together.values, torch.ones(3, dtype=torch.float64))
+
+
+def test_repeated_values_come_out_of_a_block():
+    matrix = Matrix(torch.tensor([2.0, 2, 2] + [0.3] * 17, dtype=torch.float64))
+    result = matrix.svd(3, block=3, tol=1e-9)
+    assert result.converged
+    assert torch.allclose(result.values, torch.full((3,), 2.0, dtype=torch.float64))
+    assert gram_error(result.right) < 1e-10
+
+
+def test_dependent_start_vectors_count_once():
+    matrix = Matrix(SPECTRA["decaying"])
+    start = matrix.start()
+    doubled = partial_svd(*_products(matrix), torch.cat([start, 2 * start]), 3, tol=1e-9)
+    assert torch.allclose(doubled.values, SPECTRA["decaying"][:3])
+
+
+def test_single_precision_stays_orthonormal():
+    """Plain Lanczos loses orthogonality long before this."""
+    matrix = Matrix(SPECTRA["decaying"], dtype=torch.float32)
+    result = matrix.svd(10, tol=1e-5)
+    assert result.converged
+    assert gram_error(result.left) < 1e-5
+    assert gram_error(result.right) < 1e-5
+    assert torch.allclose(result.values, SPECTRA["decaying"][:10], rtol=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_one_and_all(k):
+    matrix = Matrix(SPECTRA["slow"], "wide")
+    result = matrix.svd(k, tol=1e-8)
+    assert result.converged
+    assert torch.allclose(result.values, SPECTRA["slow"][:k], rtol=1e-7)
+
+
+def test_zero_operator_and_bad_starts():
+    zero = Matrix(torch.zeros(20, dtype=torch.float64))
+    with pytest.raises(ValueError, match="sent the start vector to zero"):
+        zero.svd(2)
+    with pytest.raises(ValueError, match="no move can make it"):
+        least_squares(*_products(zero), zero.start(), damping=0.1)
+    matrix = Matrix(SPECTRA["slow"])
+    for bad in (0.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite and not zero"):
+            partial_svd(*_products(matrix), bad * matrix.start(), 2)
+
+
+@pytest.mark.parametrize("shape", LEFTS)
+@pytest.mark.parametrize("damping", [1e-3, 0.05, 1.0])
+@pytest.mark.parametrize("spectrum", ["decaying", "slow", "rank 4"])
+def test_least_squares(spectrum, shape, damping):
+    matrix = Matrix(SPECTRA[spectrum], shape)
+    target = matrix.start()
+    v, pairs, residual = least_squares(*_products(matrix), target, damping=damping, tol=1e-11, max_pairs=60)
+    a, t = matrix.dense, target.flatten()
+    normal = a.T @ a + damping * torch.eye(a.shape[1], dtype=a.dtype)
+    assert v.shape == (1, *matrix.right)
+    assert torch.allclose(v.flatten(), torch.linalg.solve(normal, a.T @ t), atol=1e-8)
+    assert residual <= 1e-11
+    assert matrix.products[0] == pairs
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 6])
+def test_least_squares_residual_is_the_true_one(pairs):
+    matrix, damping = Matrix(SPECTRA["slow"]), 1e-3
+    target = matrix.start()
+    v, spent, residual = least_squares(*_products(matrix), target, damping=damping, tol=0.0, max_pairs=pairs)
+    a, t, v = matrix.dense, target.flatten(), v.flatten()
+    true = (a.T @ (a @ v - t) + damping * v).norm() / (a.T @ t).norm()
+    assert spent == pairs
+    assert residual == pytest.approx(float(true), rel=1e-8)
+
+
+def test_growing_an_exhausted_space_changes_nothing():
+    matrix = Matrix(SPECTRA["rank 4"])
+    space = Bidiagonalisation(*_products(matrix), matrix.start())
+    for _ in range(8):
+        space.grow()
+    assert space.exhausted
+    pairs = space.pairs
+    space.grow()
+    assert space.pairs == pairs <= 5
+
+
+def test_basis_splits_into_inside_and_outside():
+    basis, generator = Basis(), torch.Generator().manual_seed(0)
+    vectors = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    basis.append(basis.split(vectors)[1])
+    more = torch.cat([vectors[:1] + vectors[1:2], torch.randn(1, 2, 4, generator=generator, dtype=torch.float64)])
+    inside, new, outside = basis.split(more)
+    assert len(new) == 1  # the first is inside already
+    rebuilt = inside.T @ basis.rows + outside.T @ new
+    assert torch.allclose(rebuilt, more.flatten(1))
+    assert gram_error(torch.cat([basis.rows, new])) < 1e-12
+
+
+class TestForwardBank:
+    def symmetric(self, asymmetry=0.0):
+        generator = torch.Generator().manual_seed(0)
+        q = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))[0]
+        noise = torch.randn(20, 20, generator=generator, dtype=torch.float64)
+        return (q * SPECTRA["decaying"]) @ q.T + asymmetry * (noise - noise.T)
+
+    def bank(self, dense, products=20, block=1):
+        start = torch.randn(block, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        return ForwardBank(lambda v: (v.flatten(1) @ dense.T).view(-1, 4, 5), start, products)
+
+    def test_symmetric_operator(self):
+        dense = self.symmetric()
+        result = self.bank(dense, products=12).triplets(3)
+        s = torch.linalg.svdvals(dense)
+        assert torch.allclose(result.values, s[:3], rtol=1e-6)
+        assert true_residuals(_Dense(dense), result).max() < 1e-4
+        assert gram_error(result.right) < 1e-12
+
+    def test_whole_space_is_the_dense_answer_also_masked_and_asymmetric(self):
+        dense = self.symmetric(asymmetry=0.05)
+        weight = (torch.arange(20).view(1, 4, 5) % 3 == 0).double()
+        bank = self.bank(dense)
+        rows = weight.flatten()[:, None] * dense
+        u, s, vh = torch.linalg.svd(rows)
+        result = bank.triplets(3, weight)
+        assert torch.allclose(result.values, s[:3])
+        for mine, exact in ((result.right.flatten(1), vh[:3]), (result.left.flatten(1), u.T[:3])):
+            assert torch.allclose((mine * exact).sum(1).abs(), torch.ones(3, dtype=torch.float64), atol=1e-9)
+        target = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        v, misfit = bank.least_squares(target, 0.01, weight)
+        wanted = weight.flatten() * target.flatten()
+        exact = torch.linalg.solve(rows.T @ rows + 0.01 * torch.eye(20, dtype=torch.float64), rows.T @ wanted)
+        assert torch.allclose(v.flatten(), exact, atol=1e-9)
+        assert misfit == pytest.approx(float((rows @ exact - wanted).norm() / wanted.norm()))
+
+    def test_asymmetry(self):
+        assert self.bank(self.symmetric()).asymmetry < 1e-12
+        dense = self.symmetric(asymmetry=0.05)
+        expected = float((dense - dense.T).norm() / (dense + dense.T).norm())
+        assert self.bank(dense).asymmetry == pytest.approx(expected)
+
+    @pytest.mark.parametrize("block", [1, 4])
+    def test_products(self, block):
+        bank = self.bank(self.symmetric(), products=8, block=block)
+        assert bank.products == len(bank.basis) == 8
+
+    def test_small_invariant_space(self):
+        dense = torch.diag(torch.tensor([2.0, 1.0] + [0] * 18, dtype=torch.float64))
+        bank = self.bank(dense)
+        assert bank.products <= 4
+        assert torch.allclose(bank.triplets(2).values, torch.tensor([2.0, 1.0], dtype=torch.float64))
+
+
+class _Dense:
+    def __init__(self, dense):
+        self.dense = dense
