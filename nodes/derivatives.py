@@ -5,6 +5,7 @@
 - Attention is swapped for core/attention.py.
 - Backward passes need layers that save no weights: loaded weights are inference tensors, and may be
   offloaded or quantized.
+- Layers that round their inputs (fp8 and int8 products) take exact products with the same weights.
 """
 
 from __future__ import annotations
@@ -52,8 +53,7 @@ def derivative_mode(diffusion_model: torch.nn.Module, reverse: bool):
     with contextlib.ExitStack() as stack:
         comfy.model_management.in_training = True
         stack.callback(setattr, comfy.model_management, "in_training", training)
-        if reverse:
-            stack.enter_context(_reverse_mode(diffusion_model))
+        stack.enter_context(_differentiable_layers(diffusion_model, reverse))
         stack.enter_context(_Swap())
         yield
 
@@ -109,7 +109,7 @@ def _cast_weight(layer, like):
 def _linear_part(layer, x, input_shape, transposed):
     """W x or W^T x of a linear or convolution layer, x of the layer's output shape when transposed."""
     weight, bias, stream = _cast_weight(layer, x)
-    if isinstance(layer, torch.nn.Linear):
+    if _is_linear(layer):
         out = x @ weight if transposed else torch.nn.functional.linear(x, weight)
     elif transposed:
         n = len(layer.kernel_size)
@@ -152,17 +152,27 @@ def _forward_without_weights(layer, x):
     if layer.bias is None:
         return y
     bias = _cast_weight(layer, x)[1].clone()
-    return y + (bias if isinstance(layer, torch.nn.Linear) else bias.reshape(-1, *(1,) * len(layer.kernel_size)))
+    return y + (bias if _is_linear(layer) else bias.reshape(-1, *(1,) * len(layer.kernel_size)))
+
+
+def _is_linear(layer):
+    """Whether a layer of ComfyUI's is linear; those of quantised checkpoints do not derive from torch's."""
+    return isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Linear"
 
 
 def _is_recastable(layer):
     """ComfyUI's own linear and convolution layers; others (GGUF's, say) cast their weights in their own way."""
-    if type(layer).__module__ != "comfy.ops" or "forward" in layer.__dict__ or layer.weight is None:
+    if type(layer).__module__ != "comfy.ops" or "forward" in layer.__dict__ or getattr(layer, "weight", None) is None:
         return False
-    if isinstance(layer, torch.nn.Linear):
+    if _is_linear(layer):
         return True
     convolution = isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))
     return convolution and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _rounds_input(layer):
+    """Whether a layer may round its input to fp8 or int8, which has no derivative; exact products are taken instead."""
+    return isinstance(layer.weight, comfy.ops.QuantizedTensor) or isinstance(layer, comfy.ops.fp8_ops.Linear)
 
 
 def _clone_input(_layer, args):
@@ -170,30 +180,50 @@ def _clone_input(_layer, args):
 
 
 @contextlib.contextmanager
-def _reverse_mode(root: torch.nn.Module):
-    """Lets autograd run backward through loaded modules; they are as before when the block ends, however it ends."""
+def _differentiable_layers(root: torch.nn.Module, reverse: bool):
+    """Lets autograd run through loaded modules; they are as before when the block ends, however it ends.
+
+    Networks that D runs beside the diffusion model (ControlNet, say) are prepared when they are first called.
+    """
+    prepared = set()
     with contextlib.ExitStack() as undo:
-        for module in root.modules():
-            if _is_recastable(module):
-                module.forward = functools.partial(_forward_without_weights, module)
-                undo.callback(module.__dict__.pop, "forward")
-                continue
-            if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm)):
-                # Some blocks add to a norm's input in place afterwards; the norm's backward needs it as it was.
-                undo.callback(module.register_forward_pre_hook(_clone_input).remove)
-            for kind in ("weight_function", "bias_function"):
-                if hasattr(module, kind):  # inference tensors cannot be saved for backward; a copy can
-                    undo.callback(functools.partial(_restore, module, kind, module.__dict__.get(kind)))
-                    setattr(module, kind, [*getattr(module, kind), torch.clone])
-            if not hasattr(module, "weight_function"):
-                for store in (module._parameters, module._buffers):
-                    for name, tensor in list(store.items()):
-                        if tensor is not None and tensor.is_inference():
-                            copy = tensor.detach().clone()
-                            is_parameter = store is module._parameters
-                            store[name] = torch.nn.Parameter(copy, requires_grad=False) if is_parameter else copy
-                            undo.callback(store.__setitem__, name, tensor)
+
+        def prepare(network, _args=None):
+            if network in prepared:
+                return
+            for module in network.modules():
+                if module not in prepared:
+                    prepared.add(module)
+                    _prepare(module, reverse, undo)
+
+        prepare(root)
+        undo.callback(torch.nn.modules.module.register_module_forward_pre_hook(prepare).remove)
         yield
+
+
+def _prepare(module: torch.nn.Module, reverse: bool, undo: contextlib.ExitStack) -> None:
+    """Make one module differentiable, forward and with `reverse` backward; `undo` gets what puts it back."""
+    if _is_recastable(module) and (reverse or _rounds_input(module)):
+        module.forward = functools.partial(_forward_without_weights, module)
+        undo.callback(module.__dict__.pop, "forward")
+        return
+    if not reverse:
+        return
+    if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm)):
+        # Some blocks add to a norm's input in place afterwards; the norm's backward needs it as it was.
+        undo.callback(module.register_forward_pre_hook(_clone_input).remove)
+    for kind in ("weight_function", "bias_function"):
+        if hasattr(module, kind):  # inference tensors cannot be saved for backward; a copy can
+            undo.callback(functools.partial(_restore, module, kind, module.__dict__.get(kind)))
+            setattr(module, kind, [*getattr(module, kind), torch.clone])
+    if not hasattr(module, "weight_function"):
+        for store in (module._parameters, module._buffers):
+            for name, tensor in list(store.items()):
+                if tensor is not None and tensor.is_inference():
+                    copy = tensor.detach().clone()
+                    is_parameter = store is module._parameters
+                    store[name] = torch.nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+                    undo.callback(store.__setitem__, name, tensor)
 
 
 def _restore(module, name, value):
