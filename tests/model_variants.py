@@ -1,0 +1,147 @@
+"""What artists do to a MODEL, on the small test models: LoRA, ControlNet, quantised, half-precision, offloaded weights."""
+
+import copy
+import dataclasses
+import json
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.quant_ops
+import comfy.weight_adapter
+import torch
+from families import TestModel, randomise
+from nodes import ControlNetApplyAdvanced
+
+INT8, FP8 = "int8_tensorwise", "float8_e4m3fn"
+
+
+def copied(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a model, but of its config: ComfyUI's configs cannot be copied."""
+    return copy.deepcopy(model, {id(model.model_config): model.model_config})
+
+
+def with_weights(test_model: TestModel, model: torch.nn.Module) -> TestModel:
+    """The test model with another network behind its conditioning."""
+    old = test_model.model
+    patcher = type(old)(model, load_device=old.load_device, offload_device=old.offload_device)
+    return dataclasses.replace(test_model, model=patcher)
+
+
+def in_float64(test_model: TestModel) -> TestModel:
+    """A float64 copy: what its float32 and quantised forms are compared with."""
+    model = copied(test_model.model.model)
+    model.diffusion_model.double()
+    model.diffusion_model.dtype = torch.float64
+    return with_weights(test_model, model)
+
+
+def rebuilt(test_model: TestModel, dtype, compute_dtype=None, custom_operations=None, quant_config=None, weights=None):
+    """The same model built by ComfyUI for other number formats, its weights converted or taken from `weights`."""
+    config = test_model.model.model.model_config
+    config = type(config)(config.unet_config)
+    config.custom_operations, config.quant_config = custom_operations, quant_config
+    config.set_inference_dtype(dtype, compute_dtype)
+    model = config.get_model({}, device="cpu")
+    weights = test_model.model.model.diffusion_model.state_dict() if weights is None else weights
+    missing, unexpected = model.diffusion_model.load_state_dict(dict(weights), strict=False)
+    assert not missing, missing
+    assert not unexpected, unexpected
+    model.diffusion_model.requires_grad_(False)
+    return with_weights(test_model, model)
+
+
+def quantised_weights(test_model: TestModel, kind: str) -> tuple[dict, dict]:
+    """(weights as in a quantised checkpoint, the same dequantised), for all linear layers of the network."""
+    network = test_model.model.model.diffusion_model
+    stored, exact = dict(network.state_dict()), dict(network.state_dict())
+    marker = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+    layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    for name, module in network.named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        quantised = comfy.quant_ops.QuantizedTensor.from_float(module.weight.data, layout, scale="recalculate")
+        key = f"{name}.weight"
+        stored |= {f"{key[:-6]}comfy_quant": marker, **quantised.state_dict(key)}
+        exact[key] = quantised.dequantize()
+    return stored, exact
+
+
+def quantised(test_model: TestModel, kind: str, inputs: bool = True) -> tuple[TestModel, TestModel]:
+    """(the model in ComfyUI's own quantised layers, the float model with its weights dequantised).
+
+    `inputs` says whether layers round their inputs too, as ComfyUI does where the hardware multiplies in that format.
+    """
+    stored, exact = quantised_weights(test_model, kind)
+    disabled = set() if inputs else {kind}
+    operations = comfy.ops.mixed_precision_ops({}, torch.float32, disabled=disabled)
+    model = rebuilt(test_model, torch.float32, custom_operations=operations, weights=stored)
+    return model, rebuilt(test_model, torch.float32, weights=exact)
+
+
+def fp8_stored(test_model: TestModel) -> tuple[TestModel, TestModel]:
+    """(weights kept in fp8 and cast at each call, as with weight_dtype fp8_e4m3fn; the float model with these weights)."""
+    model = rebuilt(test_model, torch.float8_e4m3fn, torch.float32)
+    weights = {k: w.float() for k, w in model.model.model.diffusion_model.state_dict().items()}
+    return model, rebuilt(test_model, torch.float32, weights=weights)
+
+
+def with_lora(test_model: TestModel, rank: int = 4) -> TestModel:
+    """A LoRA of visible strength on every second linear layer, as a patch of the MODEL."""
+    patcher = test_model.model.clone()
+    generator = torch.Generator().manual_seed(11)
+    patches = {}
+    for name, module in patcher.model.diffusion_model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            out, into = module.weight.shape
+            up, down = torch.randn(out, rank, generator=generator), torch.randn(rank, into, generator=generator)
+            factors = (0.5 * up / rank**0.5, down / into**0.5, None, None, None, None)
+            patches[f"diffusion_model.{name}.weight"] = comfy.weight_adapter.LoRAAdapter(set(), factors)
+    chosen = dict(list(patches.items())[::2])
+    assert len(patcher.add_patches(chosen, 1.0)) == len(chosen)
+    return dataclasses.replace(test_model, model=patcher)
+
+
+def with_merged_patches(test_model: TestModel) -> TestModel:
+    """The same with its patches added to the weights of a copy."""
+    model = copied(test_model.model.model)
+    patcher = test_model.model
+    merged = {
+        key: comfy.lora.calculate_weight(patches, comfy.utils.get_attr(model, key).clone(), key)
+        for key, patches in patcher.patches.items()
+    }
+    for key, weight in merged.items():
+        comfy.utils.set_attr_param(model, key, weight)
+    return with_weights(test_model, model)
+
+
+def with_controlnet(test_model: TestModel) -> tuple[TestModel, comfy.controlnet.ControlNet]:
+    """A small random ControlNet on a U-Net model's prompts, applied by ComfyUI's own node."""
+    config = dict(test_model.model.model.model_config.unet_config)
+    settings = {k: v for k, v in config.items() if k not in ("out_channels", "dtype", "transformer_depth_output")}
+    network = comfy.cldm.cldm.ControlNet(**settings, hint_channels=3, dtype=torch.float32, device="cpu")
+    randomise(network, 17)
+    device = test_model.model.load_device
+    control = comfy.controlnet.ControlNet(network, compression_ratio=8, load_device=device)
+    side = 8 * test_model.latent_shape[-1]
+    hint = torch.rand(1, side, side, 3, generator=torch.Generator().manual_seed(18))
+    positive, negative = ControlNetApplyAdvanced().apply_controlnet(
+        test_model.positive, test_model.negative, control, hint, 0.8, 0.0, 1.0
+    )
+    return dataclasses.replace(test_model, positive=positive, negative=negative), control
+
+
+class AlwaysOffloaded(comfy.model_patcher.ModelPatcher):
+    """A patcher that keeps every weight where it is and casts it at each call, as with too little graphics memory."""
+
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        super().load(device_to, lowvram_model_memory=1, force_patch_weights=force_patch_weights)
+
+
+def offloaded(test_model: TestModel) -> TestModel:
+    """The test model with all its weights offloaded; patches added to it are applied at each call."""
+    old = test_model.model
+    model = copied(old.model)
+    return dataclasses.replace(test_model, model=AlwaysOffloaded(model, old.load_device, old.offload_device))
