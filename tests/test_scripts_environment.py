@@ -131,7 +131,7 @@ def test_comfyui_path_finds_the_environment_beside_it(monkeypatch, tmp_path):
 
 def test_old_python_is_told_so(monkeypatch):
     monkeypatch.setattr(environment, "OLDEST_PYTHON", (99, 0))
-    with pytest.raises(SetupError, match="ComfyUI needs 99.0 or newer"):
+    with pytest.raises(SetupError, match="the pinned packages need 99.0 or newer"):
         environment.ensure()
 
 
