@@ -1,5 +1,7 @@
 """A client of ComfyUI's HTTP and websocket API."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import time

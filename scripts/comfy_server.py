@@ -4,6 +4,8 @@ The server gets a fresh run folder (models, input, output, custom_nodes, user) u
 into the ComfyUI it is started from and two servers never share a folder.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -99,7 +101,7 @@ class Server:
             )
         self.client = Client(f"http://127.0.0.1:{self.port}")
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *_):
@@ -110,7 +112,7 @@ class Server:
         """Everything ComfyUI has written so far, without its colours."""
         return re.sub(r"\x1b\[[0-9;]*m", "", self.log_path.read_text(encoding="utf-8", errors="replace"))
 
-    def wait(self, timeout: float = 300.0) -> "Server":
+    def wait(self, timeout: float = 300.0) -> Server:
         """Wait until the pack's nodes are there; raises ServerError with the log where they will not be."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:

@@ -4,6 +4,8 @@ By default three strips of one portrait: T-LOCO inside a mask with the outside h
 and text alone. Only the slider moves along a strip, from -3 to +3, so directions are found once for each.
 """
 
+from __future__ import annotations
+
 import argparse
 import signal
 import sys

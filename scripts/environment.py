@@ -7,6 +7,8 @@ COMFYUI_PATH names an existing ComfyUI to use instead, with its own environment;
 COMFYUI_PYTHON names the Python of that ComfyUI where it is not found beside it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.util
 import os

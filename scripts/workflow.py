@@ -4,6 +4,8 @@ A graph stores each node's widget values as a bare list in the order of its widg
 the server's `/object_info`. Subgraphs are not covered, since no workflow of this project uses them.
 """
 
+from __future__ import annotations
+
 import copy
 import re
 
