@@ -19,7 +19,10 @@ from .errors import DerivativeError
 
 # Largest relative disagreement that still counts as the same product.
 AGREEMENT = 1e-2
-# The same for two central differences of a model in half precision.
+# The same where a model computes in half precision: its central differences resolve no more.
+ROUNDED_AGREEMENT = 0.08
+# Largest relative disagreement of two central differences that are used for want of a better product, and of a
+# prediction without rounded layers to the sampled one.
 ROUGH_AGREEMENT = 0.1
 # Steps of central differences, relative to the norm of x. The error is h^2 |D'''| + eps |D| / h: smallest near the
 # cube root of eps, which is 5e-3 in float32 and more in half precision.
@@ -33,7 +36,7 @@ class SelfCheck:
 
     Attributes:
         repeat: relative difference of two equal calls.
-        difference: of forward AD to the best central difference, relative; infinite where forward AD failed.
+        difference: of forward AD to central differences, relative; infinite where forward AD failed.
         adjoint: |<Jv, Jv> - <v, J'Jv>| / |Jv|^2; None where no backward pass was asked for, infinite where it failed.
         way: how forward products are taken from here on.
         reverse: whether backward products can be trusted.
@@ -137,15 +140,17 @@ class Jacobian:
         return SelfCheck(repeat, difference, adjoint, self.way, works, sentence)
 
     def _check_repeat(self) -> float:
-        before = self.denoiser.counter.forwards
-        first, second = self._predict(self.x), self._predict(self.x)
-        if self.denoiser.counter.forwards < before + 2:
+        forwards, answers = [self.denoiser.counter.forwards], []
+        for _ in range(2):
+            answers.append(self._predict(self.x))
+            forwards.append(self.denoiser.counter.forwards)
+        if not forwards[0] < forwards[1] < forwards[2]:
             msg = (
                 "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on "
                 "the MODEL. Connect the model from before that node."
             )
             raise DerivativeError(msg)
-        repeat = _relative(first, second)
+        repeat = _relative(*answers)
         if not repeat <= 1e-5:
             msg = (
                 f"The model gives different answers to the same question (relative difference {repeat:.1e}), so its "
@@ -156,26 +161,33 @@ class Jacobian:
 
     def _check_forward(self, v: Tensor) -> tuple[Tensor, float, str]:
         """A trusted J v, the relative difference of forward AD to it, and a sentence."""
-        product, reason = None, ""
+        product, reason = None, "this was asked for"
         if self.way == FORWARD_AD:
             try:
-                product = self._forward_ad(v)
+                product, reason = self._forward_ad(v), ""
             except (RuntimeError, NotImplementedError, DerivativeError) as error:
                 reason = f"forward AD failed ({str(error).splitlines()[0][:120]})"
-        smallest, estimates = math.inf, []
-        # a right product agrees with a difference at some step, whatever the model's precision; a wrong one at none
-        for self.difference_step in DIFFERENCE_STEPS:
-            estimates.append(self._central_difference(v))
-            if product is not None:
-                smallest = min(smallest, _relative(product, estimates[-1]))
-                if smallest <= AGREEMENT:
-                    return product, smallest, "Derivatives passed their self-check."
-        reason = reason or f"forward AD disagreed with central differences by {smallest:.1e}"
-        if self.way != FORWARD_AD:
-            reason = "this was asked for"
+        estimates, difference = self._differences(v, product)
+        if difference <= AGREEMENT:
+            return product, difference, "Derivatives passed their self-check."
+        if product is not None:
+            reason = f"forward AD disagreed with central differences by {difference:.1e}"
+            if _is_rounded(estimates):
+                difference = min(difference, _common_error(product, estimates))
+                if difference <= ROUNDED_AGREEMENT:
+                    passed = f"Derivatives passed their self-check to within {difference:.0e}, which is as far as the"
+                    return product, difference, f"{passed} model's own rounding lets it see."
+                exact, distance = self._check_unrounded(v, product)
+                if exact <= ROUNDED_AGREEMENT and distance <= ROUGH_AGREEMENT:
+                    passed = "Derivatives are those of the model in plain arithmetic, without the rounding of fast"
+                    return (
+                        product,
+                        exact,
+                        f"{passed} layers; its prediction differs by {distance:.0e} from the sampled.",
+                    )
         self.way = DIFFERENCES
-        # the step whose result changes least to the next larger one
-        changes = [_relative(a, b) for a, b in zip(estimates, estimates[1:], strict=False)]
+        # the step whose result changes least to the next one
+        changes = _changes(estimates)
         best = min(range(len(changes)), key=changes.__getitem__)
         if not changes[best] <= ROUGH_AGREEMENT:
             msg = (
@@ -183,8 +195,33 @@ class Jacobian:
                 f" themselves by {changes[best]:.1e}. Use the method 'text', which needs none."
             )
             raise DerivativeError(msg)
+        best += _is_rounded(estimates)
         self.difference_step = DIFFERENCE_STEPS[best]
-        return estimates[best], smallest, f"Forward products are central differences, because {reason}."
+        return estimates[best], difference, f"Forward products are central differences, because {reason}."
+
+    def _differences(self, v: Tensor, product: Tensor | None) -> tuple[list[Tensor], float]:
+        """Central differences at growing steps up to the first that confirms `product`; its smallest error by them."""
+        estimates, error = [], math.inf
+        # a right product agrees with a difference at some step, whatever the model's curvature; a wrong one at none
+        for self.difference_step in DIFFERENCE_STEPS:
+            estimates.append(self._central_difference(v))
+            if product is not None:
+                error = min(error, _relative(product, estimates[-1]))
+                if error <= AGREEMENT:
+                    break
+        return estimates, error
+
+    def _check_unrounded(self, v: Tensor, product: Tensor) -> tuple[float, float]:
+        """Errors of a product and of the prediction where layers that round their inputs (fp8, int8) do not."""
+        value = self._predict(self.x)
+        with self.denoiser.derivative(False):
+            distance = _relative(self._predict(self.x), value)
+            estimates, error = self._differences(v, product)
+        if error > AGREEMENT and _is_rounded(estimates):
+            error = min(error, _common_error(product, estimates))
+        elif error > AGREEMENT:
+            error = math.inf
+        return error, distance
 
     def _check_adjoint(self, v: Tensor, product: Tensor) -> float:
         try:
@@ -211,6 +248,26 @@ def scaled_hessian(jacobian: Jacobian) -> Callable[[Tensor], Tensor]:
 
 def _relative(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm().clamp_min(1e-30))
+
+
+def _changes(estimates: list[Tensor]) -> list[float]:
+    """Relative changes of central differences from one step to the next."""
+    return [_relative(a, b) for a, b in zip(estimates, estimates[1:], strict=False)]
+
+
+def _is_rounded(estimates: list[Tensor]) -> bool:
+    """Whether rounding dominates the error of central differences: it falls with the step, curvature's part grows."""
+    small, large = _changes(estimates)
+    return small > large
+
+
+def _common_error(product: Tensor, estimates: list[Tensor]) -> float:
+    """Relative error of a product by two noisy differences d = J v + n, whose rounding errors n are independent.
+
+    <d1 - w, d2 - w> has the mean |J v - w|^2: the noise drops out of it, so far smaller errors of w can be seen.
+    """
+    first, second = (estimate - product for estimate in estimates[-2:])
+    return float((first * second).sum().abs().sqrt() / product.norm())
 
 
 def _nonzero(product: Tensor, vector: Tensor, kind: str) -> Tensor:
