@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,19 +169,44 @@ def _assemble(meta: dict, tensors: dict[str, Tensor]) -> Direction:
             msg = f"tensor {key} holds values that are not numbers"
             raise ValueError(msg)
 
-    def prompt(key: str) -> Prompt:
-        return Prompt(tensors[f"{key}.tokens"], tensors.get(f"{key}.pooled"))
+    def checked(key: str, least: int, most: int) -> Tensor | None:
+        tensor = tensors.get(key)
+        if tensor is not None and not least <= tensor.ndim <= most:
+            msg = f"tensor {key} has shape {_size(tensor.shape)}"
+            raise ValueError(msg)
+        return tensor
 
+    def prompt(key: str) -> Prompt:
+        tokens = checked(f"{key}.tokens", 3, 4)  # some text encoders stack several layers
+        if tokens is None:
+            msg = f"{key}.tokens"
+            raise KeyError(msg)
+        return Prompt(tokens, checked(f"{key}.pooled", 2, 2))
+
+    def number(key: str) -> float:
+        value = float(meta[key])
+        if not math.isfinite(value):
+            msg = f"{key} is {value}"
+            raise ValueError(msg)
+        return value
+
+    if not isinstance(meta["keep"], list):
+        msg = "keep is no list"
+        raise TypeError(msg)
+    if "latent" not in tensors and "text.tokens" not in tensors:
+        msg = "neither a move of the latent nor of the words"
+        raise ValueError(msg)
     keep = tuple(
-        KeepPair(name, prompt(f"keep.{i}.present"), prompt(f"keep.{i}.absent")) for i, name in enumerate(meta["keep"])
+        KeepPair(str(name), prompt(f"keep.{i}.present"), prompt(f"keep.{i}.absent"))
+        for i, name in enumerate(meta["keep"])
     )
     return Direction(
         name=str(meta["name"]),
         method=str(meta["method"]),
         family=str(meta["family"]),
-        sigma=float(meta["sigma"]),
-        latent=tensors.get("latent"),
-        step=float(meta["step"]),
+        sigma=number("sigma"),
+        latent=checked("latent", 3, 4),
+        step=number("step"),
         text=prompt("text") if "text.tokens" in tensors else None,
         keep=keep,
         notes=dict(meta["notes"]),
