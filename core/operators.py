@@ -183,7 +183,7 @@ class Jacobian:
                     return (
                         product,
                         exact,
-                        f"{passed} layers; its prediction differs by {distance:.0e} from the sampled.",
+                        f"{passed} layers; its prediction is {distance:.0e} off the sampled one.",
                     )
         self.way = DIFFERENCES
         # the step whose result changes least to the next one
