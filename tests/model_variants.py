@@ -1,4 +1,4 @@
-"""What artists do to a MODEL, on the small test models: LoRA, ControlNet, quantised, half-precision, offloaded weights."""
+"""What is done to a MODEL, on the small models: LoRA, ControlNet, other number formats, offloading, planted faults."""
 
 import copy
 import dataclasses
@@ -9,10 +9,13 @@ import comfy.controlnet
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.patcher_extension
 import comfy.quant_ops
 import comfy.weight_adapter
 import torch
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from families import TestModel, randomise
+
 from nodes import ControlNetApplyAdvanced
 
 INT8, FP8 = "int8_tensorwise", "float8_e4m3fn"
@@ -82,7 +85,7 @@ def quantised(test_model: TestModel, kind: str, inputs: bool = True) -> tuple[Te
 
 
 def fp8_stored(test_model: TestModel) -> tuple[TestModel, TestModel]:
-    """(weights kept in fp8 and cast at each call, as with weight_dtype fp8_e4m3fn; the float model with these weights)."""
+    """(weights kept in fp8 and cast at each call, as `weight_dtype` does; the float model with these weights)."""
     model = rebuilt(test_model, torch.float8_e4m3fn, torch.float32)
     weights = {k: w.float() for k, w in model.model.model.diffusion_model.state_dict().items()}
     return model, rebuilt(test_model, torch.float32, weights=weights)
@@ -117,20 +120,21 @@ def with_merged_patches(test_model: TestModel) -> TestModel:
     return with_weights(test_model, model)
 
 
-def with_controlnet(test_model: TestModel) -> tuple[TestModel, comfy.controlnet.ControlNet]:
-    """A small random ControlNet on a U-Net model's prompts, applied by ComfyUI's own node."""
-    config = dict(test_model.model.model.model_config.unet_config)
+def with_controlnet(test_model: TestModel) -> TestModel:
+    """A small random ControlNet on a U-Net model's prompts, applied by ComfyUI's own node, in the model's precision."""
+    model = test_model.model.model
+    config = dict(model.model_config.unet_config)
     settings = {k: v for k, v in config.items() if k not in ("out_channels", "dtype", "transformer_depth_output")}
     network = comfy.cldm.cldm.ControlNet(**settings, hint_channels=3, dtype=torch.float32, device="cpu")
     randomise(network, 17)
-    device = test_model.model.load_device
-    control = comfy.controlnet.ControlNet(network, compression_ratio=8, load_device=device)
+    network.to(model.get_dtype()).dtype = model.get_dtype()
+    control = comfy.controlnet.ControlNet(network, compression_ratio=8, load_device=test_model.model.load_device)
     side = 8 * test_model.latent_shape[-1]
     hint = torch.rand(1, side, side, 3, generator=torch.Generator().manual_seed(18))
     positive, negative = ControlNetApplyAdvanced().apply_controlnet(
         test_model.positive, test_model.negative, control, hint, 0.8, 0.0, 1.0
     )
-    return dataclasses.replace(test_model, positive=positive, negative=negative), control
+    return dataclasses.replace(test_model, positive=positive, negative=negative)
 
 
 class AlwaysOffloaded(comfy.model_patcher.ModelPatcher):
@@ -145,3 +149,81 @@ def offloaded(test_model: TestModel) -> TestModel:
     old = test_model.model
     model = copied(old.model)
     return dataclasses.replace(test_model, model=AlwaysOffloaded(model, old.load_device, old.offload_device))
+
+
+def with_step_cache(test_model: TestModel, node: type = EasyCacheNode) -> TestModel:
+    """A MODEL behind ComfyUI's own EasyCache or LazyCache, eager to reuse."""
+    (model,) = node.execute(test_model.model, 3.0, 0.0, 1.0, False).args
+    return dataclasses.replace(test_model, model=model)
+
+
+def with_unknown_cache(test_model: TestModel) -> TestModel:
+    """A MODEL with a wrapper that answers with the output of its first call."""
+    patcher, stored = test_model.model.clone(), {}
+
+    def cached(executor, x, *args, **kwargs):
+        if x.shape not in stored:
+            stored[x.shape] = executor(x, *args, **kwargs)
+        return stored[x.shape]
+
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "some_cache", cached)
+    return dataclasses.replace(test_model, model=patcher)
+
+
+class Identity(torch.autograd.Function):
+    """y = x with forward and backward products scaled by chosen numbers: 1 is right."""
+
+    @staticmethod
+    def forward(x, _tangent, _gradient):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.tangent, ctx.gradient = inputs
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return ctx.tangent * tangent
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.gradient * gradient, None, None
+
+
+def with_output(test_model: TestModel, change) -> TestModel:
+    """A MODEL with a function wrapper that changes every prediction."""
+    patcher = test_model.model.clone()
+    patcher.set_model_unet_function_wrapper(
+        lambda apply, options: change(apply(options["input"], options["timestep"], **options["c"]))
+    )
+    return dataclasses.replace(test_model, model=patcher)
+
+
+def with_noise(test_model: TestModel) -> TestModel:
+    """A MODEL that answers a little differently each time."""
+    return with_output(test_model, lambda d: d + 1e-3 * torch.randn_like(d))
+
+
+def with_wrong_tangent(test_model: TestModel) -> TestModel:
+    """A MODEL whose forward AD is a tenth too small."""
+    return with_output(test_model, lambda d: Identity.apply(d, 0.9, 1.0))
+
+
+def with_lost_tangent(test_model: TestModel) -> TestModel:
+    """A MODEL with an operation that drops tangents and gradients, as fused kernels do."""
+    return with_output(test_model, lambda d: 0.5 * d + 0.5 * d.detach())
+
+
+def with_wrong_adjoint(test_model: TestModel) -> TestModel:
+    """A MODEL whose backward pass is a tenth too small."""
+    return with_output(test_model, lambda d: Identity.apply(d, 1.0, 0.9))
+
+
+STEP_CACHES = {"EasyCache": EasyCacheNode, "LazyCache": LazyCacheNode}
+FAULTS = {
+    "unknown cache": with_unknown_cache,
+    "random output": with_noise,
+    "wrong tangent": with_wrong_tangent,
+    "lost tangent": with_lost_tangent,
+    "wrong adjoint": with_wrong_adjoint,
+}

@@ -1,0 +1,148 @@
+"""Derivatives on every model family: the way taken, its error, and what is refused.
+
+    python -m benchmarks.families [--quick] [--json FILE]
+
+Small random-weight models of ComfyUI's own classes. `error` is the largest relative error of J v over blocks of one
+and two directions, against differences of a float64 copy extrapolated to fourth order, which settle to 1e-5 or better.
+`adjoint` is |<Jv, Jv> - <v, J'Jv>| / |Jv|^2, `distance` that of the sampled prediction to the float64 one. For
+quantised weights the float64 copy holds them dequantised; for half precision it holds the same rounded weights.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import benchmarks.small_models  # noqa: F401  makes the tests' modules importable
+from benchmarks.tables import print_table
+
+import derivative_errors as errors  # isort: skip
+import model_variants as variants  # isort: skip
+from families import MANY  # isort: skip
+from more_families import MORE  # isort: skip
+
+LIMIT = 1e-3
+GUIDANCES = (1.0, 4.0)
+WITH_VARIANTS = ("sdxl", "sd3", "flux")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family and variant: `build` gives the model and the float model whose derivatives it should have."""
+
+    family: str
+    variant: str
+    build: Callable[[], tuple]
+    guidances: tuple[float, ...] = GUIDANCES
+    note: str = ""
+
+
+def cases() -> Iterator[Case]:
+    """Every row but for the guidance."""
+    for family in [*MANY, *MORE]:
+        yield Case(family.name, "float32", lambda build=family.build: (model := build(), model))
+    for family in MANY:
+        if family.name in WITH_VARIANTS:
+            yield from variant_cases(family)
+    yield from fault_cases(next(family for family in MANY if family.name == "sd3"))
+
+
+def variant_cases(family) -> Iterator[Case]:
+    """LoRA, offloading, ControlNet and number formats of one family."""
+
+    def lora(offloaded: bool) -> tuple:
+        model = family.build()
+        merged = variants.with_merged_patches(variants.with_lora(model))
+        return variants.with_lora(variants.offloaded(model) if offloaded else model), merged
+
+    def half(dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> tuple:
+        model = variants.rebuilt(family.build(), dtype, compute_dtype)
+        return model, model
+
+    def control() -> tuple:
+        model = family.build()
+        return variants.with_controlnet(model), variants.with_controlnet(variants.in_float64(model))
+
+    quantised, rounding = variants.quantised, "half precision: the model's own rounding"
+    yield Case(family.name, "LoRA", lambda: lora(False))
+    yield Case(family.name, "LoRA, offloaded weights", lambda: lora(True))
+    if family.name == "sdxl":
+        yield Case(family.name, "ControlNet", control)
+    yield Case(family.name, "fp8 weights", lambda: variants.fp8_stored(family.build()))
+    yield Case(family.name, "fp8 weights, scaled", lambda: quantised(family.build(), variants.FP8, inputs=False))
+    yield Case(family.name, "fp8 weights and inputs", lambda: quantised(family.build(), variants.FP8))
+    yield Case(family.name, "int8 weights and inputs", lambda: quantised(family.build(), variants.INT8))
+    yield Case(family.name, "bf16 weights", lambda: half(torch.bfloat16, torch.float32))
+    yield Case(family.name, "fp16", lambda: half(torch.float16), note=rounding)
+    yield Case(family.name, "bf16", lambda: half(torch.bfloat16), note=rounding)
+
+
+def fault_cases(family) -> Iterator[Case]:
+    """Planted faults: each must come out refused or as a fall-back."""
+    for name, node in variants.STEP_CACHES.items():
+        note = "the step cache was taken off the model"
+        build = lambda node=node: (variants.with_step_cache(model := family.build(), node), model)  # noqa: E731
+        yield Case(family.name, f"fault: {name}", build, (1.0,), note)
+    for name, plant in variants.FAULTS.items():
+        build = lambda plant=plant: (model := plant(family.build()), model)  # noqa: E731
+        yield Case(family.name, f"fault: {name}", build, (1.0,))
+
+
+def rows_of(case: Case, quick: bool) -> Iterator[dict]:
+    """One row for each guidance."""
+    for guidance in case.guidances[:1] if quick else case.guidances:
+        with torch.inference_mode():
+            model, exact = case.build()
+        truth = errors.reference(exact, guidance)
+        found = errors.measure(model, truth, guidance)
+        check = found.check
+        row = {"family": case.family, "variant": case.variant, "guidance": guidance, "way": "none"}
+        if check is None:
+            yield {**row, "error": None, "adjoint": None, "distance": found.distance, "status": "refused"} | {
+                "reason": found.refusal
+            }
+            continue
+        error = max(found.forward.values())
+        status = "ok" if check.way == "forward AD" and check.reverse else "fallback"
+        status = "fallback" if case.variant.removeprefix("fault: ") in variants.STEP_CACHES else status
+        passed = check.sentence == "Derivatives passed their self-check."
+        reasons = ["" if passed else check.sentence, case.note if error > LIMIT or status == "fallback" else ""]
+        yield {
+            **row,
+            "way": f"{check.way}{', reverse' if check.reverse else ''}",
+            "error": error,
+            "adjoint": max(found.adjoint.values()) if found.adjoint else None,
+            "distance": found.distance,
+            "status": status,
+            "reason": "; ".join(filter(None, reasons)),
+        }
+
+
+def in_words(row: dict) -> dict:
+    """A row as it is printed."""
+    return {k: f"{v:.1e}" if k in ("error", "adjoint", "distance") and v is not None else v for k, v in row.items()}
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="guidance 1 alone")
+    parser.add_argument("--json", type=Path, help="also write all rows to this file")
+    options = parser.parse_args()
+    rows = []
+    for case in cases():
+        rows += rows_of(case, options.quick)
+    print_table([in_words(row) for row in rows])
+    silent = [r for r in rows if r["status"] == "ok" and not r["error"] <= LIMIT and not r["reason"]]
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+    if silent:
+        msg = f"Rows above {LIMIT:.0e} without a reason: {[(r['family'], r['variant']) for r in silent]}"
+        raise SystemExit(msg)
+
+
+if __name__ == "__main__":
+    main()
