@@ -68,8 +68,8 @@ def make_strips(server: Server, options: argparse.Namespace) -> list[Path]:
         changed = workflow.with_inputs(prompt, {workflow.find(prompt, FIND): strip.inputs})
         edits = {strength: edit(server, changed, strip.name, strength) for strength in STRENGTHS}
         for strength, made in edits.items():
-            keep(made.picture, f"{strip.name}_{strength:+d}.png")
-        row = (strip.name, [(f"{strength:+d}", made.picture) for strength, made in edits.items()])
+            keep(made.picture, f"{strip.name}_{label(strength)}.png")
+        row = (strip.name, [(label(strength), made.picture) for strength, made in edits.items()])
         keep(sheet([row]), f"strip_{strip.name}.png")
         rows.append(row)
         find_inputs = changed[workflow.find(changed, FIND)]["inputs"]
@@ -145,7 +145,7 @@ def round_trip(server: Server, prompt: dict) -> tuple[Image.Image, Tensor]:
     return picture_of(server, result, "picture out"), latent_of(server, result)
 
 
-def edit(server: Server, prompt: dict, name: str, strength: float) -> Edit:
+def edit(server: Server, prompt: dict, name: str, strength: int) -> Edit:
     """Queue the workflow with the slider at `strength` and collect what comes out."""
     prompt = workflow.with_inputs(prompt, {workflow.find(prompt, SLIDER): {"strength": strength}})
     began = time.monotonic()
@@ -154,11 +154,11 @@ def edit(server: Server, prompt: dict, name: str, strength: float) -> Edit:
         if sys.stdout.isatty() and result.running in prompt:
             title = prompt[result.running].get("_meta", {}).get("title", result.running)
             done = f" {result.progress[-1][1]:.0f}/{result.progress[-1][2]:.0f}" if result.progress else ""
-            print(f"\r\x1b[K{name} {strength:+g}: {title}{done}", end="", flush=True)
+            print(f"\r\x1b[K{name} {label(strength)}: {title}{done}", end="", flush=True)
 
     result = server.run(prompt, show)
     start = "\r\x1b[K" if sys.stdout.isatty() else ""
-    print(f"{start}{name} {strength:+g}: {time.monotonic() - began:.1f} s", flush=True)
+    print(f"{start}{name} {label(strength)}: {time.monotonic() - began:.1f} s", flush=True)
     encode, identify, manipulate = (
         json.loads(result.outputs[key]["text"][0]) for key in ("encode", "identify", "manipulate")
     )
@@ -210,6 +210,11 @@ def describe(
     }
 
 
+def label(strength: int) -> str:
+    """Return a strength as it is written beside a picture."""
+    return f"{strength:+d}" if strength else "0"
+
+
 def rounded(values: np.ndarray) -> list[float]:
     """Return values as numbers for the report."""
     return [round(float(v), 4) for v in values]
@@ -232,8 +237,8 @@ def sheet(rows: list[tuple[str, list[tuple[str, Image.Image]]]]) -> Image.Image:
     whole = Image.new("RGB", (side * len(rows[0][1]), (side + LABEL) * len(rows)), "white")
     draw = ImageDraw.Draw(whole)
     for y, (name, pictures) in enumerate(rows):
-        for x, (label, picture) in enumerate(pictures):
-            text = f"{name}   {label}" if x == 0 else label
+        for x, (shown, picture) in enumerate(pictures):
+            text = f"{name}   {shown}" if x == 0 else shown
             draw.text((x * side + 6, y * (side + LABEL) + 3), text, fill="black", font_size=15)
             whole.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * (side + LABEL) + LABEL))
     return whole

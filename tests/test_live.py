@@ -80,7 +80,7 @@ def test_find_directions_shows_progress(comfy, prompt):
 
 def test_saved_direction_gives_the_same_picture_in_another_prompt(comfy, prompt, info):
     find, slider = key(prompt, "FindDirections"), key(prompt, "DirectionSlider")
-    made = strips.edit(comfy, prompt, "live", 1.0)
+    made = strips.edit(comfy, prompt, "live", 1)
     saver = {"class_type": "LatentDirections_SaveDirection"}
     saver["inputs"] = {"directions": [find, 0], "index": 0, "name": "people/smile"}
     saved = comfy.run({**prompt, "save direction": saver}).outputs["save direction"]["text"][0]
@@ -213,7 +213,7 @@ def test_directions_are_never_saved_outside_their_folder(comfy, prompt, folder, 
 
 
 def test_cancelled_or_refused_prompts_leave_the_model_as_it_was(comfy, prompt):
-    before = strips.edit(comfy, prompt, "live", 1.0)
+    before = strips.edit(comfy, prompt, "live", 1)
     find = key(prompt, "FindDirections")
     asked = []
 
@@ -226,7 +226,7 @@ def test_cancelled_or_refused_prompts_leave_the_model_as_it_was(comfy, prompt):
         comfy.run(changed(prompt, "FindDirections", method="LOCO", count=8, hold_outside=16), cancel)
     with pytest.raises(PromptError):
         comfy.run(changed(prompt, "KSamplerSelect", sampler_name="dpmpp_sde"))
-    after = strips.edit(comfy, prompt, "live", 1.0)
+    after = strips.edit(comfy, prompt, "live", 1)
     assert torch.equal(before.latent, after.latent)
 
 
