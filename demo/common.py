@@ -56,10 +56,11 @@ def prepare(options) -> None:
 
 
 def save(weights: dict, path: Path) -> None:
-    """Write weights in float16."""
+    """Write weights in float16, single numbers such as the VAE's scale in float32."""
     import safetensors.torch
 
-    safetensors.torch.save_file({k: v.detach().half().contiguous() for k, v in weights.items()}, path)
+    stored = {k: v.detach().half() if v.dim() else v.detach().float() for k, v in weights.items()}
+    safetensors.torch.save_file({k: v.contiguous() for k, v in stored.items()}, path)
 
 
 class WallClock:
