@@ -10,7 +10,7 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .errors import DerivativeError, InputError
 from .hessian_directions import delta_score, low_pass, move_by, newton, newton_forward, score_difference
-from .jacobian_directions import Move, loco, t_loco
+from .jacobian_directions import EMPTY, Move, loco, t_loco
 from .operators import DIFFERENCES, FORWARD_AD, Jacobian
 
 LOCO, T_LOCO, HSDS, LOW_PASS, DDS, TEXT = "LOCO", "T-LOCO", "HSDS", "HSDS low-pass", "DDS", "text"
@@ -71,11 +71,7 @@ def find_moves(
         source.release()
     for move in moves:
         if not torch.isfinite(move.vector).all() or not 0 < move.step < float("inf"):
-            msg = (
-                "The direction came out empty: source and target say the same to this model at this level. Write"
-                " prompts that differ more, or raise 'level' of Invert Image."
-            )
-            raise InputError(msg)
+            raise InputError(EMPTY)
     return moves, notes
 
 

@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
+from .errors import InputError
 from .operators import Jacobian, masked
 from .svd import ForwardBank, SingularTriplets, partial_svd
 
+EMPTY = (
+    "The direction came out empty: source and target say the same to this model at this level. Write prompts that"
+    " differ more, or raise 'level' of Invert Image."
+)
 # Products of the forward-only mode; two evaluations each.
 FORWARD_PRODUCTS = 18
 
@@ -118,8 +123,15 @@ def t_loco(
 
 
 def text_difference(denoiser: Denoiser, source: Jacobian, guidance: float = 1.0) -> Tensor:
-    """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units (2 evaluations)."""
-    return denoiser(source.x, source.sigma, "target", guidance) - denoiser(source.x, source.sigma, "source", guidance)
+    """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units (2 evaluations).
+
+    Raises:
+        InputError: the words change nothing.
+    """
+    q = denoiser(source.x, source.sigma, "target", guidance) - denoiser(source.x, source.sigma, "source", guidance)
+    if not q.any():
+        raise InputError(EMPTY)
+    return q
 
 
 def null_space(
