@@ -14,6 +14,8 @@ from torch import Tensor
 
 from latent_directions.core.denoiser import Denoiser, EvaluationCounter
 
+torch.set_num_threads(1)  # matrices of 24 x 24: threads would only wait for each other
+
 SHAPE = (1, 2, 3, 4)
 SIZE = 24
 SCALES = {"eps": lambda sigma: (1.0, sigma), "flow": lambda sigma: (1.0 - sigma, sigma)}
