@@ -64,7 +64,7 @@ def main() -> int:
 def serve(server: Server) -> None:
     """Wait until the user has done with the browser; raises ServerError where the server ends by itself."""
     print(f"ComfyUI runs at {server.client.url}")
-    print("The example workflows are under Templates, Latent Directions. Stop with Ctrl-C.", flush=True)
+    print("The example workflows are under Templates, latent-directions. Stop with Ctrl-C.", flush=True)
     server.process.wait()
     raise ServerError(server.ended("while it was served"))
 
