@@ -7,12 +7,15 @@ order): one operator behind the Jacobian methods and the Hessian methods.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .denoiser import Denoiser
 from .errors import DerivativeError
@@ -121,11 +124,12 @@ class Jacobian:
         return (self._predict(self.x + h * v) - self._predict(self.x - h * v)) / (2 * h)
 
     def check(self, seed: int = 0, reverse: bool = True) -> SelfCheck:
-        """Test the operator before it is trusted; 9 evaluations where all is well.
+        """Test the operator before it is trusted; 10 evaluations where all is well.
 
-        Two equal calls, forward AD against central differences, and, with `reverse`, the adjoint identity at u = Jv,
-        where a wrong adjoint cannot hide behind a small inner product. Where forward AD fails, products are central
-        differences from here on; where the backward pass fails, `reverse` of the result is False.
+        Calls that must be equal and run the whole network, forward AD against central differences, and, with
+        `reverse`, the adjoint identity at u = Jv, where a wrong adjoint cannot hide behind a small inner product. Where
+        forward AD fails, products are central differences from here on; where the backward pass fails, `reverse` of
+        the result is False.
 
         Raises:
             DerivativeError: the model is not repeatable, or does not run its network when it is asked.
@@ -140,17 +144,19 @@ class Jacobian:
         return SelfCheck(repeat, difference, adjoint, self.way, works, sentence)
 
     def _check_repeat(self) -> float:
-        forwards, answers = [self.denoiser.counter.forwards], []
-        for _ in range(2):
-            answers.append(self._predict(self.x))
+        forwards, answers, layers = [self.denoiser.counter.forwards], [], []
+        for x in (-self.x, self.x, self.x):  # a cache that goes by similarity runs the network for the first at least
+            with _called_layers() as called:
+                answers.append(self._predict(x))
+            layers.append(called)
             forwards.append(self.denoiser.counter.forwards)
-        if not forwards[0] < forwards[1] < forwards[2]:
+        if not forwards[0] < forwards[1] < forwards[2] < forwards[3] or _skips_layers(layers[0], layers[2]):
             msg = (
                 "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on "
                 "the MODEL. Connect the model from before that node."
             )
             raise DerivativeError(msg)
-        repeat = _relative(*answers)
+        repeat = _relative(*answers[1:])
         if not repeat <= 1e-5:
             msg = (
                 f"The model gives different answers to the same question (relative difference {repeat:.1e}), so its "
@@ -248,6 +254,28 @@ def scaled_hessian(jacobian: Jacobian) -> Callable[[Tensor], Tensor]:
 
 def _relative(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm().clamp_min(1e-30))
+
+
+@contextmanager
+def _called_layers() -> Iterator[Counter]:
+    """Counts the calls of every torch module while the block runs."""
+    called = Counter()
+    hook = register_module_forward_pre_hook(lambda module, _inputs: called.update((module,)))
+    try:
+        yield called
+    finally:
+        hook.remove()
+
+
+def _skips_layers(fresh: Counter, again: Counter) -> bool:
+    """Whether a network left out parts of itself, all of them or some that it ran for a fresh input: a cache in it."""
+    inner = {part for network in again for part in list(network.modules())[1:]}
+    whole = any(
+        list(network.children()) and not any(part in again for part in list(network.modules())[1:])
+        for network in again
+        if network not in inner
+    )
+    return whole or any(part in inner for part in fresh - again)
 
 
 def _changes(estimates: list[Tensor]) -> list[float]:
