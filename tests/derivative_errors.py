@@ -45,12 +45,14 @@ class Errors:
 
 
 class Float64(TorchFunctionMode):
-    """Model code that asks for float32 (position tables, outputs) gets float64."""
+    """Keeps in float64 what model code would bring from there to float32, such as queries, keys and outputs."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
-        return torch.Tensor.double(*args, **kwargs) if func is torch.Tensor.float else func(*args, **kwargs)
+        kwargs = kwargs or {}
+        to_float32 = func is torch.Tensor.float or (
+            func is torch.Tensor.to and (torch.float32 in args[1:] or kwargs.get("dtype") is torch.float32)
+        )
+        return args[0] if to_float32 and args[0].dtype is torch.float64 else func(*args, **kwargs)
 
 
 def at_point(test_model: TestModel, body):
