@@ -112,7 +112,7 @@ class Browser:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                if value := self.evaluate(f"Boolean({script})"):
+                if value := self.evaluate(f"({script}) || false"):
                     return value
             except RuntimeError as error:
                 last = error

@@ -24,7 +24,7 @@ def page(comfy):
     comfy.client.request("/settings/Comfy.TutorialCompleted", b"true")
     with Browser(program) as browser:
         browser.open(comfy.client.url)
-        browser.wait_for("window.app && app.vueAppReady && app.graph")
+        browser.wait_for("Boolean(window.app && app.vueAppReady && app.graph)")
         yield browser
 
 
@@ -75,3 +75,18 @@ def test_template_opens_whole(comfy, page, path, tmp_path):
 
 def tuple_of(pair: list) -> tuple:
     return pair[0], pair[1]
+
+
+def test_queued_from_the_page_the_first_template_makes_a_picture(comfy, page):
+    path = ROOT / "example_workflows" / "latent_directions_first_slider.json"
+    shown(page, json.loads(path.read_text(encoding="utf-8")), "queued")
+    find = 'app.graph.nodes.find(n => n.type === "LatentDirections_DirectionSlider")'
+    save = 'app.graph.nodes.find(n => n.type === "SaveImage")'
+    made = []
+    for strength in (-1.5, 2):
+        page.evaluate(f'{find}.widgets.find(w => w.name === "strength").value = {strength}')
+        page.evaluate("app.queuePrompt(0).then(() => true)")
+        name = page.wait_for(f"app.nodeOutputs[{save}.id]?.images?.[0]?.filename", timeout=120)
+        made.append(name)
+        page.evaluate(f"delete app.nodeOutputs[{save}.id]")
+    assert len(set(made)) == 2
