@@ -31,6 +31,10 @@ ROUGH_AGREEMENT = 0.1
 # cube root of eps, which is 5e-3 in float32 and more in half precision.
 DIFFERENCE_STEPS = (5e-3, 2e-2, 8e-2)
 FORWARD_AD, DIFFERENCES = "forward AD", "central differences"
+CACHED = (
+    "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on the MODEL. "
+    "Connect the model from before that node."
+)
 
 
 @dataclass(frozen=True)
@@ -135,35 +139,35 @@ class Jacobian:
             DerivativeError: the model is not repeatable, or does not run its network when it is asked.
         """
         v = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(seed)).to(self.x)
-        repeat = self._check_repeat()
+        repeat, layers = self._check_repeat()
         product, difference, sentence = self._check_forward(v)
         adjoint = self._check_adjoint(v, product) if reverse else None
+        with _called_layers() as fresh:  # far from x, where a cache that goes by similarity runs the network
+            self._predict(-self.x)
+        if _skips_layers(fresh, layers):
+            raise DerivativeError(CACHED)
         works = adjoint is not None and adjoint <= AGREEMENT
         if reverse and not works:
             sentence += f" Backward products failed their self-check (adjoint error {adjoint:.1e}) and are not used."
         return SelfCheck(repeat, difference, adjoint, self.way, works, sentence)
 
-    def _check_repeat(self) -> float:
-        forwards, answers, layers = [self.denoiser.counter.forwards], [], []
-        for x in (-self.x, self.x, self.x):  # a cache that goes by similarity runs the network for the first at least
+    def _check_repeat(self) -> tuple[float, Counter]:
+        """Relative difference of two equal calls, and the layers that the second ran."""
+        forwards, answers = [self.denoiser.counter.forwards], []
+        for _ in range(2):
             with _called_layers() as called:
-                answers.append(self._predict(x))
-            layers.append(called)
+                answers.append(self._predict(self.x))
             forwards.append(self.denoiser.counter.forwards)
-        if not forwards[0] < forwards[1] < forwards[2] < forwards[3] or _skips_layers(layers[0], layers[2]):
-            msg = (
-                "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on "
-                "the MODEL. Connect the model from before that node."
-            )
-            raise DerivativeError(msg)
-        repeat = _relative(*answers[1:])
+        if not forwards[0] < forwards[1] < forwards[2]:
+            raise DerivativeError(CACHED)
+        repeat = _relative(*answers)
         if not repeat <= 1e-5:
             msg = (
                 f"The model gives different answers to the same question (relative difference {repeat:.1e}), so its "
                 "derivatives mean nothing. Remove nodes that add randomness to the MODEL."
             )
             raise DerivativeError(msg)
-        return repeat
+        return repeat, called
 
     def _check_forward(self, v: Tensor) -> tuple[Tensor, float, str]:
         """A trusted J v, the relative difference of forward AD to it, and a sentence."""
