@@ -89,8 +89,6 @@ class Server:
         options = ["--listen", "127.0.0.1", "--port", str(self.port), "--database-url", "sqlite:///:memory:"]
         options += ["--disable-api-nodes", "--disable-auto-launch", *([] if cuda_is_available() else ["--cpu"])]
         variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        if os.environ.get("COMFYUI_PATH"):
-            variables["PYTHONDONTWRITEBYTECODE"] = "1"
         self.run_folder = run_folder(pack)
         self.log_path = self.run_folder / "comfyui.log"
         command = [str(environment.python), str(environment.comfyui / "main.py")]

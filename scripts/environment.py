@@ -105,8 +105,6 @@ def add_comfyui_to_path(environment: Environment, run_folder: Path) -> None:
 
     # First on the path: this repository has a folder `nodes` too, and ComfyUI's `import nodes` must find its own.
     sys.path.insert(0, str(environment.comfyui))
-    if os.environ.get("COMFYUI_PATH"):
-        sys.dont_write_bytecode = True
     from comfy.cli_args import args  # must be set before comfy.model_management is imported
 
     args.cpu = not torch.cuda.is_available()
@@ -129,6 +127,9 @@ def existing_comfyui(comfyui: Path) -> Environment:
     if not (comfyui / "main.py").is_file() or not (comfyui / "comfy").is_dir():
         message = f"COMFYUI_PATH is {comfyui}, but no ComfyUI is there: main.py and the folder comfy were expected."
         raise SetupError(message)
+    # Not even compiled modules are written there, by this process or one that it starts.
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     named = os.environ.get("COMFYUI_PYTHON")
     if named:
         return Environment(real_executable(named), comfyui)

@@ -112,6 +112,8 @@ def test_comfyui_path_without_comfyui(monkeypatch, tmp_path):
 
 
 def test_comfyui_python_that_cannot_start(monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("COMFYUI_PATH", str(environment.ensure().comfyui))
     monkeypatch.setenv("COMFYUI_PYTHON", str(ROOT / "no-such-python"))
     with pytest.raises(SetupError, match="could not be started as a Python"):
@@ -124,6 +126,8 @@ def test_comfyui_path_finds_the_environment_beside_it(monkeypatch, tmp_path):
     python = environment.venv_python(tmp_path / "venv")
     python.parent.mkdir(parents=True)
     python.touch()
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
     assert environment.ensure() == environment.Environment(python, tmp_path)

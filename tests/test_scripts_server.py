@@ -1,8 +1,8 @@
 """A server that cannot start, dies or has lost the pack: real processes with real faults."""
 
-import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -67,8 +67,10 @@ def files(folder: Path) -> dict[str, int]:
 def test_existing_comfyui_stays_as_it_is(monkeypatch, tmp_path):
     own = tmp_path / "ComfyUI"
     shutil.copytree(ensure().comfyui, own, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
     monkeypatch.setenv("COMFYUI_PATH", str(own))
-    monkeypatch.setenv("COMFYUI_PYTHON", str(ensure_python()))
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
     before = files(own)
     environment = ensure()
     assert environment.comfyui == own
@@ -77,8 +79,3 @@ def test_existing_comfyui_stays_as_it_is(monkeypatch, tmp_path):
         image = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 1}}
         server.run({"2": image, "3": SAVE})
     assert files(own) == before
-
-
-def ensure_python() -> Path:
-    folder = ROOT / ".venv"
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
