@@ -129,6 +129,7 @@ class Anchor:
                 "This guider has no positive prompt, which the slider needs. Use Basic Guider, CFG Guider or KSampler."
             )
             raise InputError(msg)
+        continued = self._continues(noise, latent_image, sigmas)
         sigmas = self._from_start_level(sigmas)
         drop_step_caches(guider.model_options)
         guider.conds |= _converted(self.source, self.keep)
@@ -137,8 +138,8 @@ class Anchor:
         try:
             with counted(guider.model_patcher, counter):
                 return executor(
-                    first_noise(self._start(denoise_mask), model_sampling, sigmas[0]),
-                    self.latent,
+                    noise if continued else first_noise(self._start(denoise_mask), model_sampling, sigmas[0]),
+                    latent_image if continued else self.latent,
                     sampler,
                     sigmas,
                     denoise_mask,
@@ -158,6 +159,11 @@ class Anchor:
         base = self.paths.base
         return base + denoise_mask.to(base) * (self.start_noise - base)
 
+    def _continues(self, noise: Tensor, latent_image: Tensor, sigmas: Tensor) -> bool:
+        """Whether the sampler goes on from where another one stopped: no noise of its own, and a latent on the way."""
+        on_the_way = float(sigmas[0]) <= self.sigma * (1 + 1e-6)
+        return on_the_way and not noise.any() and not torch.equal(latent_image.cpu(), self.latent.cpu())
+
     def _from_start_level(self, sigmas: Tensor) -> Tensor:
         """The schedule from sigma* down: points above it are cut, and sigma* itself is the first, never rounded."""
         if float(sigmas[0]) <= self.sigma * (1 + 1e-6):
@@ -171,15 +177,16 @@ class Anchor:
     def _sampler_sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
+        x0 = guider.inner_model.process_latent_in(self.latent.to(latent_image))
         self._run = _Run(
             guider,
-            latent_image,
+            x0,
             self.paths.base.to(latent_image),
             settings_of(guider, None if denoise_mask is None else _digest(denoise_mask), KEY),
         )
         # proved on the unmoved start, with the same sampler, schedule and code as the run itself
         unmoved = first_noise(self._run.noise, guider.inner_model.model_sampling, sigmas[0])
-        self._prove(executor, guider, sigmas, extra_args, unmoved, latent_image, denoise_mask)
+        self._prove(executor, guider, sigmas, extra_args, unmoved, x0, denoise_mask)
         self._run.proving = False
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 

@@ -43,7 +43,7 @@ def is_flow(model: ModelPatcher) -> bool:
 
 
 def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
-    """The samples of a LATENT, or a sentence: no video, the model's channels, finite numbers."""
+    """The samples of a LATENT, or a sentence: no video, the model's channels, finite numbers, not empty."""
     samples = latent["samples"]
     if samples.is_nested or samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1):
         msg = (
@@ -63,6 +63,9 @@ def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
             "'latent' holds values that are not numbers (NaN or infinity). Encode the picture again, with the VAE in "
             "float32 (--fp32-vae) if it happens again."
         )
+        raise InputError(msg)
+    if not samples.any():
+        msg = "'latent' is empty, as Empty Latent Image makes it. Connect the latent of a picture, from VAE Encode."
         raise InputError(msg)
     return samples
 
