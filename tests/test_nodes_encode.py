@@ -2,6 +2,7 @@
 
 import json
 
+import comfy.sample
 import pytest
 import torch
 from families import CORE, Family, sd1, sd3
@@ -167,6 +168,45 @@ def test_latents_that_cannot_be_inverted(family):
         invert(test_model, {"samples": samples.unsqueeze(2).repeat(1, 1, 3, 1, 1)})
     with pytest.raises(InputError, match="channels, but the model works with"):
         invert(test_model, {"samples": samples[:, :3]})
+
+
+def test_an_empty_latent(family):
+    test_model = loaded(family)
+    with pytest.raises(InputError, match="'latent' is empty"):
+        invert(test_model, {"samples": torch.zeros(test_model.latent_shape)})
+
+
+def test_sampling_in_two_stages(family):
+    """As with two KSampler (Advanced) nodes: the second goes on from where the first stopped."""
+    test_model = loaded(family)
+    encoded = invert(test_model)
+    push = torch.randn(encoded.noise.noise.shape, generator=torch.Generator().manual_seed(2))
+    moved = encoded.inversion.anchor.moved(encoded.noise.noise + 0.3 * push, ()).attach(test_model.model)
+    for model, tolerance in ((encoded.model, EXACT), (moved, 1e-4)):
+        whole = ksample(test_model, encoded, model=model, steps=8, cfg=2.0)
+        half = ksample(test_model, encoded, model=model, steps=8, cfg=2.0, last_step=6)
+        assert deviation(half, whole) > 0.1  # there is noise left in it
+        rest = sample_rest(test_model, model, half, steps=8, start_step=6)
+        assert deviation(rest, whole) <= tolerance
+
+
+def sample_rest(test_model, model, samples, steps, start_step):
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model,
+            torch.zeros_like(samples),
+            steps,
+            2.0,
+            "euler",
+            "simple",
+            test_model.positive,
+            test_model.negative,
+            samples,
+            disable_noise=True,
+            start_step=start_step,
+            force_full_denoise=True,
+            disable_pbar=True,
+        )
 
 
 def test_sampler_given_another_latent():

@@ -145,6 +145,20 @@ def test_keep_prompts_are_projected_off(small):
         find(test_model, encoded.inversion, "DDS", target="a happy person", keep=pair)
 
 
+def test_keep_prompts_hold_at_every_sampling_step(small):
+    """Keeping the very difference that the words make leaves nothing to happen while sampling."""
+    test_model, _ = small
+    test_model.positive = HashingClip(test_model).encode_from_tokens_scheduled(["sad", "person"])
+    encoded = invert(test_model)
+    free, held = (
+        find(test_model, encoded.inversion, "text", target="a happy person", keep=keep)[0]
+        for keep in ("", "a happy person | a sad person")
+    )
+    latent = encoded.latent["samples"]
+    assert deviation(edited(test_model, encoded, free, 1.0, cfg=2.0), latent) > 0.02
+    assert deviation(edited(test_model, encoded, held, 1.0, cfg=2.0), latent) < 1e-4
+
+
 def test_guidance_is_applied_to_the_difference_of_prompts(small):
     test_model, encoded = small
     (plain,), one = find(test_model, encoded.inversion, "DDS")
