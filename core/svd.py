@@ -244,7 +244,7 @@ class ForwardBank:
 
     @property
     def asymmetry(self) -> float:
-        """|T - T'| / |T + T'| of T = V'A V: 0 for a symmetric operator, 1 for an antisymmetric one."""
+        """|T - T'| / |T + T'| of T = V'A V: 0 for a symmetric operator, 1 where both parts are as large."""
         t = self.basis.rows @ self.images.T
         return float((t - t.T).norm() / (t + t.T).norm())
 
