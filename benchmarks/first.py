@@ -143,10 +143,8 @@ def pairs(bench: Bench, count: int) -> list[dict]:
 
 def summary(rows: list[dict]) -> list[dict]:
     """One line a method."""
-    lines = []
-    for method in dict.fromkeys(r["method"] for r in rows):
-        mine = [r for r in rows if r["method"] == method]
-        line = {
+    return [
+        {
             "method": method,
             "cases": len(mine),
             "spearman >= 0.9": float(np.mean([r["spearman"] >= 0.9 for r in mine])),
@@ -154,10 +152,32 @@ def summary(rows: list[dict]) -> list[dict]:
             "reached a third": float(np.mean([r["reached"] for r in mine])),
             "mean leakage there": float(np.mean([r["leakage"] for r in mine])),
         }
-        if "leak_along" in mine[0]:
-            line["leakage of what goes along"] = float(np.mean([r["leak_along"] for r in mine]))
-        lines.append(line)
+        for method, mine in by_method(rows).items()
+    ]
+
+
+def summary_of_pairs(rows: list[dict]) -> list[dict]:
+    """One line a method; leakage over the cases in which every method reached the wanted change."""
+    reached = {r["case"] for r in rows} - {r["case"] for r in rows if not r["reached"]}
+    lines = []
+    for method, mine in by_method(rows).items():
+        common = [r for r in mine if r["case"] in reached]
+        lines.append(
+            {
+                "method": method,
+                "cases": len(mine),
+                "reached a third": float(np.mean([r["reached"] for r in mine])),
+                "cases that all reached": len(common),
+                "mean leakage there": float(np.mean([r["leakage"] for r in common])),
+                "leakage of what goes along": float(np.mean([r["leak_along"] for r in common])),
+            }
+        )
     return lines
+
+
+def by_method(rows: list[dict]) -> dict[str, list[dict]]:
+    """The rows of each method, in order of first appearance."""
+    return {method: [r for r in rows if r["method"] == method] for method in dict.fromkeys(r["method"] for r in rows)}
 
 
 def main() -> None:
@@ -173,7 +193,7 @@ def main() -> None:
     print(f"Sliders, level {LEVEL}, leakage at a third of the target's range:\n")
     print_table(summary(first))
     print("\nPairs that go together in the world:\n")
-    print_table(summary(second))
+    print_table(summary_of_pairs(second))
     if options.json:
         options.json.write_text(json.dumps(first + second, indent=1))
 

@@ -114,7 +114,7 @@ class FindDirections(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "image_share",
-                    default=0.5,
+                    default=0.35,
                     min=0.0,
                     max=2.0,
                     step=0.05,
@@ -123,7 +123,7 @@ class FindDirections(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "text_share",
-                    default=0.5,
+                    default=0.35,
                     min=0.0,
                     max=2.0,
                     step=0.05,
@@ -166,8 +166,8 @@ class FindDirections(io.ComfyNode):
         hold_outside=5,
         free="",
         guidance=1.0,
-        image_share=0.5,
-        text_share=0.5,
+        image_share=0.35,
+        text_share=0.35,
         derivatives=AUTOMATIC,
         seed=0,
         clip=None,

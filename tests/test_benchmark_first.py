@@ -1,0 +1,44 @@
+"""The claims of the first benchmark on a few of its cases: sliders move, a random direction does not, keeping keeps."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.first import LEVEL, METHODS, PAIRS, SEED, pair_case, random_like, row
+from benchmarks.portraits import Bench, held_out
+from latent_directions.core.find import HSDS, TEXT
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    with torch.inference_mode():
+        return Bench()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("attribute", ["smile", "mouth_opening", "hair_length"])
+def test_a_slider_moves_its_attribute_and_a_random_direction_does_not(bench, attribute):
+    case = held_out(attribute, 0, SEED)
+    inversion, sigmas = bench.encode(case, LEVEL)
+    image_only, options = METHODS["HSDS image only"]
+    both, _ = bench.find(case, inversion, HSDS)
+    image, _ = bench.find(case, inversion, image_only, **options)
+    moved = row(bench, case, "HSDS", inversion, sigmas, both)
+    random = row(bench, case, "random", inversion, sigmas, random_like(image, 0))
+    assert moved["spearman"] >= 0.9
+    assert moved["reached"]
+    assert moved["leakage"] <= 0.5
+    assert random["change"] <= moved["change"] / 4
+
+
+@torch.inference_mode()
+def test_keep_prompts_halve_what_goes_along(bench):
+    attribute, along, without, present = PAIRS[0]
+    leaks = {"text": [], "keep": []}
+    for number in range(3):
+        case = pair_case(attribute, along, without, present, number)
+        inversion, sigmas = bench.encode(case, LEVEL)
+        for name, method, keep in (("text", TEXT, ""), ("keep", HSDS, case.keep)):
+            direction, _ = bench.find(case, inversion, method, keep=keep)
+            leaks[name].append(row(bench, case, name, inversion, sigmas, direction)["leaks"][along])
+    assert np.mean(leaks["keep"]) <= np.mean(leaks["text"]) / 2
