@@ -47,6 +47,17 @@ def changed(prompt: dict, name: str, **inputs) -> dict:
     return workflow.with_inputs(prompt, {key(prompt, name): inputs})
 
 
+@pytest.mark.parametrize("path", sorted(strips.TEMPLATE.parent.glob("*.json")), ids=lambda path: path.stem)
+def test_templates_leave_the_nodes_at_their_defaults(info, path):
+    """Only words and the portrait are a template's own; a default that is changed later must reach the templates."""
+    own = {"source", "target", "keep", "strength"}
+    for made in workflow.to_prompt(json.loads(path.read_text(encoding="utf-8")), info).values():
+        if made["class_type"].startswith("LatentDirections_") and made["class_type"] != strips.PORTRAIT:
+            for name, kind, options in workflow.declared_inputs(info[made["class_type"]]):
+                if name not in own and workflow.is_widget(kind, options):
+                    assert made["inputs"][name] == options["default"], (made["class_type"], name)
+
+
 def test_encode_identify_manipulate(comfy, prompt):
     before, encoded = strips.round_trip(comfy, prompt)
     edits = {strength: strips.edit(comfy, prompt, "live", strength) for strength in (-2, 0, 1, 2)}
@@ -74,8 +85,12 @@ def test_moving_the_slider_reruns_neither_encode_nor_identify(comfy, prompt):
 def test_find_directions_shows_progress(comfy, prompt):
     result = comfy.run(changed(prompt, "FindDirections", seed=1))
     steps = [(value, most) for node, value, most in result.progress if node == key(prompt, "FindDirections")]
-    assert len(steps) > 5
-    assert all(value <= most for value, most in steps)
+    # How many arrive depends on the machine, since ComfyUI sends them by time; they only ever go forward.
+    values = [value for value, _ in steps]
+    assert len(values) >= 2
+    assert values == sorted(set(values))
+    assert {most for _, most in steps} == {steps[0][1]}
+    assert values[-1] <= steps[0][1]
 
 
 def test_saved_direction_gives_the_same_picture_in_another_prompt(comfy, prompt, info):
