@@ -123,6 +123,7 @@ def exact_return(subject: Subject, quick: bool) -> list[dict]:
                         subject.negative,
                         before,
                         disable_pbar=True,
+                        seed=0,
                     )
                     seconds = time.perf_counter() - started
                     rows.append(

@@ -197,7 +197,7 @@ class Anchor:
             end = executor(guider, sigmas.clone(), dict(extra_args), None, noise, latent_image, denoise_mask, True)
             expected = guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], self._reference(sigmas[-1]))
             deviation = max(self._run.deviation, _distance(end, expected))
-        except comfy.model_management.InterruptProcessingException:
+        except (comfy.model_management.InterruptProcessingException, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
             msg = (
