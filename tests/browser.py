@@ -94,20 +94,20 @@ class Browser:
                     raise RuntimeError(message["error"])
                 return message["result"]
 
-    def call(self, method: str, timeout: float = 60.0, **params) -> dict:
+    def call(self, method: str, timeout: float = 120.0, **params) -> dict:
         return self.loop.run_until_complete(asyncio.wait_for(self._call(method, params), timeout))
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
 
-    def evaluate(self, script: str, timeout: float = 60.0):
+    def evaluate(self, script: str, timeout: float = 120.0):
         """The value of a JavaScript expression, awaited where it is a promise."""
         answer = self.call("Runtime.evaluate", timeout, expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description"))
         return answer["result"].get("value")
 
-    def wait_for(self, script: str, timeout: float = 90.0):
+    def wait_for(self, script: str, timeout: float = 300.0):
         """Evaluate until the value is true; the page may still be on its way, so errors count as not yet."""
         deadline = time.monotonic() + timeout
         while True:

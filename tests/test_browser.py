@@ -86,7 +86,7 @@ def test_queued_from_the_page_the_first_template_makes_a_picture(comfy, page):
     for strength in (-1.5, 2):
         page.evaluate(f'{find}.widgets.find(w => w.name === "strength").value = {strength}')
         page.evaluate("app.queuePrompt(0).then(() => true)")
-        name = page.wait_for(f"app.nodeOutputs[{save}.id]?.images?.[0]?.filename", timeout=120)
+        name = page.wait_for(f"app.nodeOutputs[{save}.id]?.images?.[0]?.filename")
         made.append(name)
         page.evaluate(f"delete app.nodeOutputs[{save}.id]")
     assert len(set(made)) == 2
