@@ -14,7 +14,7 @@ from torch import Tensor
 from .anchor import orthonormal_span, project_off
 from .denoiser import Denoiser
 from .errors import InputError
-from .jacobian_directions import Move, text_difference
+from .jacobian_directions import Move, text_difference, text_move
 from .operators import Jacobian, masked, scaled_hessian
 from .svd import ForwardBank, least_squares
 
@@ -83,7 +83,4 @@ def newton_forward(
 
 def move_by(jacobian: Jacobian, d: Tensor, q: Tensor, mask: Tensor | None, notes: dict) -> Move:
     """The latent's move for d, with the step at which its linear effect is as large as q (one J v)."""
-    vector = d / d.norm()
-    effect = jacobian.matvec(vector)
-    effect = effect if mask is None else mask * effect
-    return Move(vector, float(q.norm() / effect.norm()), notes)
+    return text_move(jacobian, d / d.norm(), q, mask, notes)

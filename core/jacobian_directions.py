@@ -113,13 +113,14 @@ def t_loco(
     q = q if mask is None else mask * q
     null = null_space(source, mask, null_rank, seed, max_pairs=max_pairs)
     vector, kept = project_off_null_space(target.rmatvec(q), null)
-    effect = target.matvec(vector)
-    effect = effect if mask is None else mask * effect
-    return Move(
-        vector,
-        float(q.norm() / effect.norm()),
-        {"share_left_by_null_space": kept, "pairs": 0 if null is None else null.pairs},
-    )
+    notes = {"share_left_by_null_space": kept, "pairs": 0 if null is None else null.pairs}
+    return text_move(target, vector, q, mask, notes)
+
+
+def text_move(jacobian: Jacobian, vector: Tensor, q: Tensor, mask: Tensor | None, notes: dict) -> Move:
+    """The move along a unit-norm vector, with the step at which its linear effect is as large as q (one J v)."""
+    matvec, _ = masked(jacobian, mask)
+    return Move(vector, float(q.norm() / matvec(vector).norm()), notes)
 
 
 def text_difference(denoiser: Denoiser, source: Jacobian, guidance: float = 1.0) -> Tensor:

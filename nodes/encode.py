@@ -19,6 +19,7 @@ from ..core.inversion import INVERSIONS, controlled_inversion, invert_ode, seede
 from ..core.metrics import psnr
 from .anchored import Anchor, RunStatistics, detach, first_noise
 from .host import family_of, is_flow, run, scale_at
+from .prompts import negative_prompt
 from .sockets import EncodedNoise, Inversion, InversionSocket
 
 CONTROLLED, SEEDED, FRESH, GENERATED = "controlled flow", "seeded noise", "fresh noise", "sampling run"
@@ -182,7 +183,8 @@ class InvertImage(io.ComfyNode):
         model_sampling = model.get_model_object("model_sampling")
         sigma = _noise_level(model_sampling, level, sigma)
         scale = scale_at(model, sigma)
-        _check_method(model, method, guidance, negative, noise)
+        _check_method(model, method, noise)
+        prompts = {"source": positive, **negative_prompt(guidance, negative)}
         sigmas = schedule_from(model_sampling, scheduler, steps, sigma)
         ascending = [float(s) for s in sigmas.flip(0) if s > 0]
         drift: list[float] = []
@@ -204,7 +206,6 @@ class InvertImage(io.ComfyNode):
                 x = invert_ode(denoiser, x0, ascending, method=method, guidance=guidance, on_step=on_step)
             return denoiser.noise_of(x, x0, sigma)
 
-        prompts = {"source": positive} | ({"negative": negative} if guidance > 1 else {})
         found, cost = run(model, prompts, latent, sigma, body)
         paths = NoisePaths(found.cpu(), *_more_paths(method, seed, seeds))
         inversion = make_inversion(model, positive, latent, paths, sigma, scale)
@@ -284,10 +285,7 @@ def _noise_level(model_sampling, level: float, sigma: float) -> float:
     return sigma
 
 
-def _check_method(model: ModelPatcher, method: str, guidance: float, negative, noise) -> None:
-    if guidance > 1 and negative is None:
-        msg = "'guidance' is above 1, which needs a 'negative' prompt to guide away from. Connect one, or set it to 1."
-        raise InputError(msg)
+def _check_method(model: ModelPatcher, method: str, noise) -> None:
     if method == CONTROLLED and not is_flow(model):
         msg = (
             "'controlled flow' works on flow models (SD3, Flux and their kind), and this is none. Choose another"

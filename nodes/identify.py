@@ -28,7 +28,7 @@ from ..core.find import (
 from .anchored import detach
 from .host import family_of, run
 from .masks import mask_on_latent
-from .prompts import encode_text, keep_pairs, require_text, shifted, with_prompt
+from .prompts import encode_text, keep_pairs, negative_prompt, require_text, shifted, with_prompt
 from .sockets import DirectionsSocket, InversionSocket
 
 # Evaluations that a progress bar runs to, by measurement on the demo model; only the bar depends on them.
@@ -136,8 +136,9 @@ class FindDirections(io.ComfyNode):
                     default=AUTOMATIC,
                     advanced=True,
                     tooltip=(
-                        "How derivatives are taken. 'forward only' needs no more memory than sampling and works for"
-                        " LOCO, DDS and HSDS low-pass; 'central differences' uses plain model evaluations alone."
+                        "How derivatives are taken. 'forward only' does without a backward pass, which takes the"
+                        " most memory; 'central differences' uses plain model evaluations alone. T-LOCO always needs"
+                        " a backward pass."
                     ),
                 ),
                 io.Int.Input(
@@ -200,14 +201,7 @@ class FindDirections(io.ComfyNode):
                 f"keep {k} present": with_prompt(inversion.positive, pair.present),
                 f"keep {k} absent": with_prompt(inversion.positive, pair.absent),
             }
-        if guidance > 1:
-            if negative is None:
-                msg = (
-                    "'guidance' is above 1, which needs a 'negative' prompt to guide away from. Connect one (it may be"
-                    " empty text)."
-                )
-                raise InputError(msg)
-            prompts["negative"] = negative
+        prompts |= negative_prompt(guidance, negative)
         cells = None if mask is None else mask_on_latent(mask, inversion.latent["samples"], inversion.family)
         settings = Settings(
             method=method,

@@ -65,6 +65,19 @@ def keep_pairs(clip, text: str) -> tuple[KeepPair, ...]:
     )
 
 
+def negative_prompt(guidance: float, negative: list | None) -> dict[str, list]:
+    """The negative prompt by its name where guidance needs it, or a sentence where there is none."""
+    if guidance <= 1:
+        return {}
+    if negative is None:
+        msg = (
+            "'guidance' is above 1, which needs a 'negative' prompt to guide away from. Connect one (it may be empty"
+            " text), or set it to 1."
+        )
+        raise InputError(msg)
+    return {"negative": negative}
+
+
 def require_text(value: str, name: str, purpose: str) -> str:
     """The stripped text, or a sentence that names the input."""
     if not value.strip():
