@@ -66,6 +66,43 @@ def chroma() -> TestModel:
     return assemble("chroma", config, (1, 16, 8, 8), TEXT)
 
 
+def chroma_radiance() -> TestModel:
+    """Chroma Radiance: Chroma in pixel space, its latent the picture itself in -1..1, with a head for single pixels."""
+    config = comfy.supported_models.ChromaRadiance(
+        {
+            "image_model": "chroma_radiance",
+            "in_channels": 3,
+            "out_channels": 3,
+            "patch_size": 4,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "axes_dim": [8, 12, 12],
+            "theta": 10000,
+            "mlp_ratio": 4.0,
+            "depth": 1,
+            "depth_single_blocks": 2,
+            "context_in_dim": 24,
+            "vec_in_dim": None,
+            "qkv_bias": True,
+            "txt_ids_dims": [],
+            "in_dim": 64,
+            "out_dim": 64,
+            "hidden_dim": 32,
+            "n_layers": 2,
+            "nerf_hidden_size": 16,
+            "nerf_mlp_ratio": 2,
+            "nerf_depth": 1,
+            "nerf_max_freqs": 4,
+            "nerf_tile_size": 512,
+            "nerf_final_head_type": "conv",
+            "nerf_embedder_dtype": torch.float32,
+            "use_x0": True,
+            "use_sequential_txt_ids": True,
+        }
+    )
+    return assemble("chroma_radiance", config, (1, 3, 16, 16), TEXT)
+
+
 def lumina_config(**changes) -> dict:
     """The smallest NextDiT with refiner layers, grouped key heads and normalised queries and keys."""
     return {
@@ -270,6 +307,7 @@ def anima() -> TestModel:
 MORE = [
     Family("flux2", flux2),
     Family("chroma", chroma),
+    Family("chroma_radiance", chroma_radiance),
     Family("lumina2", lumina2),
     Family("z_image", z_image),
     Family("qwen_image", qwen_image),
