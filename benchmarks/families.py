@@ -3,7 +3,8 @@
     python -m benchmarks.families [--quick] [--json FILE]
 
 Small random-weight models of ComfyUI's own classes. `error` is the largest relative error of J v over blocks of one
-and two directions, against differences of a float64 copy extrapolated to fourth order, which settle to 1e-5 or better.
+and two directions, against differences of a float64 copy extrapolated to fourth order, which settle to 1e-5 or better;
+`double` is the error by double backward, the next way where forward AD fails.
 `adjoint` is |<Jv, Jv> - <v, J'Jv>| / |Jv|^2, `distance` that of the sampled prediction to the float64 one. For
 quantised weights the float64 copy holds them dequantised; for half precision it holds the same rounded weights.
 `status` is ok where errors stay below 1e-3 and both ways are trusted, fallback where something less precise or without
@@ -28,6 +29,7 @@ from families import MANY  # isort: skip
 from more_families import MORE  # isort: skip
 
 LIMIT = 1e-3
+ERRORS = ("error", "double", "adjoint", "distance")
 GUIDANCES = (1.0, 4.0)
 WITH_VARIANTS = ("sdxl", "sd3", "flux")
 
@@ -105,8 +107,10 @@ def rows_of(case: Case, quick: bool) -> Iterator[dict]:
         check = found.check
         row = {"family": case.family, "variant": case.variant, "guidance": guidance, "way": "none"}
         if check is None:
-            yield {**row, "error": None, "adjoint": None, "distance": found.distance, "status": "refused"} | {
-                "reason": found.refusal
+            yield row | dict.fromkeys(ERRORS) | {
+                "distance": found.distance,
+                "status": "refused",
+                "reason": found.refusal,
             }
             continue
         error = max(found.forward.values())
@@ -119,6 +123,7 @@ def rows_of(case: Case, quick: bool) -> Iterator[dict]:
             **row,
             "way": f"{check.way}{', reverse' if check.reverse else ''}",
             "error": error,
+            "double": max(found.double.values()) if found.double else None,
             "adjoint": max(found.adjoint.values()) if found.adjoint else None,
             "distance": found.distance,
             "status": status,
@@ -128,7 +133,7 @@ def rows_of(case: Case, quick: bool) -> Iterator[dict]:
 
 def in_words(row: dict) -> dict:
     """A row as it is printed."""
-    return {k: f"{v:.1e}" if k in ("error", "adjoint", "distance") and v is not None else v for k, v in row.items()}
+    return {k: f"{v:.1e}" if k in ERRORS and v is not None else v for k, v in row.items()}
 
 
 def main() -> None:

@@ -11,13 +11,14 @@ from .denoiser import Denoiser
 from .errors import DerivativeError, InputError
 from .hessian_directions import delta_score, low_pass, move_by, newton, newton_forward, score_difference
 from .jacobian_directions import EMPTY, Move, loco, t_loco
-from .operators import DIFFERENCES, FORWARD_AD, Jacobian
+from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
+from .self_check import self_check
 
 LOCO, T_LOCO, HSDS, LOW_PASS, DDS, TEXT = "LOCO", "T-LOCO", "HSDS", "HSDS low-pass", "DDS", "text"
 METHODS = (HSDS, TEXT, T_LOCO, LOCO, DDS, LOW_PASS)
 NEEDS_TEXT = (HSDS, LOW_PASS, DDS, T_LOCO, TEXT)
 AUTOMATIC, FORWARD_ONLY = "automatic", "forward only"
-DERIVATIVES = (AUTOMATIC, FORWARD_ONLY, DIFFERENCES)
+DERIVATIVES = (AUTOMATIC, FORWARD_ONLY, DIFFERENCES, DOUBLE_BACKWARD)
 HAS_TEXT_PART = (HSDS, LOW_PASS, DDS, TEXT)
 
 
@@ -34,7 +35,8 @@ class Settings:
         damping: damping of the least-squares method, relative to K = 1.
         max_pairs: bound on the products with J and J' of the least-squares method.
         seed: of the solvers' start vectors.
-        derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass: memory as in sampling) or DIFFERENCES (no AD at all).
+        derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass: memory as in sampling), DIFFERENCES (no AD at all) or
+            DOUBLE_BACKWARD (no forward AD).
     """
 
     method: str
@@ -55,10 +57,12 @@ def find_moves(
 
     The denoiser answers to the prompts "source" and, as the method needs them, "target", "free" and the keep pairs.
     """
-    source = Jacobian(denoiser, x, sigma, way=DIFFERENCES if settings.derivatives == DIFFERENCES else FORWARD_AD)
-    wants_reverse = settings.method == T_LOCO or (settings.method in (LOCO, HSDS) and settings.derivatives == AUTOMATIC)
+    forced = settings.derivatives in (DIFFERENCES, DOUBLE_BACKWARD)
+    source = Jacobian(denoiser, x, sigma, way=settings.derivatives if forced else FORWARD_AD)
+    with_reverse = settings.derivatives in (AUTOMATIC, DOUBLE_BACKWARD)
+    wants_reverse = settings.method == T_LOCO or (settings.method in (LOCO, HSDS) and with_reverse)
     try:
-        check = source.check(settings.seed, wants_reverse)
+        check = self_check(source, settings.seed, wants_reverse)
         if settings.method == T_LOCO and not check.reverse:
             msg = (
                 "Method 'T-LOCO' needs a backward pass, and this model has none that can be trusted."

@@ -137,8 +137,9 @@ class FindDirections(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "How derivatives are taken. 'forward only' does without a backward pass, which takes the"
-                        " most memory; 'central differences' uses plain model evaluations alone. T-LOCO always needs"
-                        " a backward pass."
+                        " most memory; 'central differences' uses plain model evaluations alone; 'double backward'"
+                        " does without forward mode, where a model's code has none. T-LOCO always needs a backward"
+                        " pass."
                     ),
                 ),
                 io.Int.Input(

@@ -154,3 +154,34 @@ def rows_of(mask: Tensor | None) -> Tensor:
     if mask is None:
         return torch.eye(SIZE, dtype=torch.float64)
     return torch.diag(mask.expand(SHAPE).flatten())
+
+
+def planted(model, function) -> Denoiser:
+    """The model's denoiser with its prediction replaced by function(x, prediction)."""
+    counter = EvaluationCounter()
+
+    def predict(x, sigma, prompt, guidance):
+        counter.forward(len(x))
+        return function(x, model.denoiser(x, sigma, prompt, guidance))
+
+    return Denoiser(predict, model.denoiser.scale, counter)
+
+
+class Identity(torch.autograd.Function):
+    """y = x with a forward and a backward product scaled by chosen numbers: 1 is right."""
+
+    @staticmethod
+    def forward(x, _tangent, _gradient):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.tangent, ctx.gradient = inputs
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return ctx.tangent * tangent
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.gradient * gradient, None, None

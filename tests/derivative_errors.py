@@ -10,7 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from latent_directions.core.denoiser import Denoiser
 from latent_directions.core.errors import DerivativeError
-from latent_directions.core.operators import Jacobian, SelfCheck
+from latent_directions.core.operators import DOUBLE_BACKWARD, Jacobian
+from latent_directions.core.self_check import SelfCheck, self_check
 from latent_directions.nodes.host import run
 
 STEP = 1e-2  # of the reference's largest difference, relative to the norm of x
@@ -34,6 +35,7 @@ class Errors:
         refusal: the words of the refusal.
         distance: of the sampled prediction to the reference's, relative.
         forward: largest relative error of a block's J v by its size; empty where refused.
+        double: the same by double backward; empty where backward products are refused.
         adjoint: |<Jv, Jv> - <v, J'Jv>| / |Jv|^2 by block size; empty where backward products are refused.
     """
 
@@ -41,6 +43,7 @@ class Errors:
     refusal: str
     distance: float
     forward: dict[int, float]
+    double: dict[int, float]
     adjoint: dict[int, float]
 
 
@@ -99,21 +102,29 @@ def measure(test_model: TestModel, truth: Reference, guidance: float, blocks: tu
         distance = relative(value, truth.value)
         jacobian = Jacobian(denoiser, x, test_model.sigma, guidance=guidance)
         try:
-            check = jacobian.check()
+            check = self_check(jacobian)
         except DerivativeError as error:
-            return Errors(None, str(error), distance, {}, {})
-        forward, adjoint = {}, {}
+            return Errors(None, str(error), distance, {}, {}, {})
+        forward, double, adjoint = {}, {}, {}
         for block in blocks:
             products = jacobian.matvec(v[:block])
-            forward[block] = max(relative(a, b) for a, b in zip(products, truth.products, strict=False))
+            forward[block] = worst(products, truth)
             if check.reverse:
                 transposed = jacobian.rmatvec(products)
                 norms = products.square().flatten(1).sum(1)
                 inner = (v[:block] * transposed).flatten(1).sum(1)
                 adjoint[block] = float(((norms - inner).abs() / norms).max())
-        return Errors(check, "", distance, forward, adjoint)
+                jacobian.way = DOUBLE_BACKWARD
+                double[block] = worst(jacobian.matvec(v[:block]), truth)
+                jacobian.way = check.way
+        return Errors(check, "", distance, forward, double, adjoint)
 
     return at_point(test_model, body)
+
+
+def worst(products: Tensor, truth: Reference) -> float:
+    """Largest relative error of a block of products."""
+    return max(relative(a, b) for a, b in zip(products, truth.products, strict=False))
 
 
 def relative(value: Tensor, exact: Tensor) -> float:

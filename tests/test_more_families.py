@@ -4,7 +4,7 @@ import comfy.model_management
 import pytest
 import torch
 from derivative_errors import measure, reference
-from families import flux, sd3, sdxl
+from families import MANY, flux, sd3, sdxl
 from model_variants import (
     FAULTS,
     FP8,
@@ -22,7 +22,7 @@ from model_variants import (
 )
 from more_families import MORE
 
-from latent_directions.core.operators import DIFFERENCES, FORWARD_AD
+from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD
 
 
 def errors(model, exact, guidance=1.0, blocks=(2,)):
@@ -36,11 +36,12 @@ def assert_exact(found, limit=1e-3):
     assert found.check.way == FORWARD_AD
     assert found.check.reverse
     assert max(found.forward.values()) <= limit
+    assert max(found.double.values()) <= limit
     assert max(found.adjoint.values()) <= limit
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-@pytest.mark.parametrize("family", MORE, ids=str)
+@pytest.mark.parametrize("family", [*MANY, *MORE], ids=str)
 def test_products_of_a_family(family, guidance):
     with torch.inference_mode():
         model = family.build()
@@ -142,6 +143,9 @@ def test_planted_faults_are_caught(fault, guidance):
     elif fault == "wrong adjoint":
         assert found.check.way == FORWARD_AD
         assert not found.check.reverse
+        assert max(found.forward.values()) <= 1e-3
+    elif fault == "wrong tangent":
+        assert found.check.way == DOUBLE_BACKWARD
         assert max(found.forward.values()) <= 1e-3
     else:
         assert found.check.way == DIFFERENCES

@@ -1,0 +1,256 @@
+"""The self-check of a Jacobian before it is trusted, and the choice of the way in which its products are taken."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from .errors import DerivativeError
+from .operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
+
+# Largest relative disagreement that still counts as the same product.
+AGREEMENT = 1e-2
+# The same where a model computes in half precision: its central differences resolve no more.
+ROUNDED_AGREEMENT = 0.08
+# Largest relative disagreement of two central differences that are used for want of a better product, and of a
+# prediction without rounded layers to the sampled one.
+ROUGH_AGREEMENT = 0.1
+DIFFERENCE_STEPS = (DIFFERENCE_STEP, 4 * DIFFERENCE_STEP, 16 * DIFFERENCE_STEP)
+PASSED = "Derivatives passed their self-check."
+CACHED = (
+    "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on the MODEL. "
+    "Connect the model from before that node."
+)
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What the self-check measured.
+
+    Attributes:
+        repeat: relative difference of two equal calls.
+        difference: of the forward product to central differences, relative; infinite where no other way worked.
+        adjoint: |<Jv, Jv> - <v, J'Jv>| / |Jv|^2; None where no backward pass was asked for, infinite where it failed.
+        way: how forward products are taken from here on.
+        reverse: whether backward products can be trusted.
+        sentence: the outcome in words.
+    """
+
+    repeat: float
+    difference: float
+    adjoint: float | None
+    way: str
+    reverse: bool
+    sentence: str
+
+
+def self_check(jacobian: Jacobian, seed: int = 0, reverse: bool = True) -> SelfCheck:
+    """Test an operator before it is trusted; 10 evaluations where all is well.
+
+    Calls that must be equal and run the whole network, forward products against central differences, and, with
+    `reverse`, the adjoint identity at u = Jv, where a wrong adjoint cannot hide behind a small inner product. Where
+    forward AD fails, `jacobian.way` is from here on the next that passes: double backward (only with `reverse`, for it
+    needs as much memory), or central differences. Where the backward pass fails, `reverse` of the result is False.
+
+    Raises:
+        DerivativeError: the model is not repeatable, does not run its network when it is asked, or is too rough.
+    """
+    v = torch.randn(jacobian.x.shape, generator=torch.Generator().manual_seed(seed)).to(jacobian.x)
+    repeat, layers = _check_repeat(jacobian)
+    product, difference, sentence = _check_forward(jacobian, v, reverse)
+    adjoint = _check_adjoint(jacobian, v, product) if reverse else None
+    with _called_layers() as fresh:  # far from x, where a cache that goes by similarity runs the network
+        jacobian.predict(-jacobian.x)
+    if _skips_layers(fresh, layers):
+        raise DerivativeError(CACHED)
+    works = adjoint is not None and adjoint <= AGREEMENT
+    if reverse and not works:
+        sentence += f" Backward products failed their self-check (adjoint error {adjoint:.1e}) and are not used."
+    return SelfCheck(repeat, difference, adjoint, jacobian.way, works, sentence)
+
+
+def _check_repeat(jacobian: Jacobian) -> tuple[float, Counter]:
+    """Relative difference of two equal calls, and the layers that the second ran."""
+    counter = jacobian.denoiser.counter
+    forwards, answers = [counter.forwards], []
+    for _ in range(2):
+        with _called_layers() as called:
+            answers.append(jacobian.predict(jacobian.x))
+        forwards.append(counter.forwards)
+    if not forwards[0] < forwards[1] < forwards[2]:
+        raise DerivativeError(CACHED)
+    repeat = _relative(*answers)
+    if not repeat <= 1e-5:
+        msg = (
+            f"The model gives different answers to the same question (relative difference {repeat:.1e}), so its "
+            "derivatives mean nothing. Remove nodes that add randomness to the MODEL."
+        )
+        raise DerivativeError(msg)
+    return repeat, called
+
+
+def _check_forward(jacobian: Jacobian, v: Tensor, reverse: bool) -> tuple[Tensor, float, str]:
+    """A trusted J v, the relative difference to central differences, and a sentence; sets the way."""
+    asked, reasons, error = jacobian.way, [], math.inf
+    differences = _Differences(jacobian, v)
+    for way in _exact_ways(asked, reverse):
+        jacobian.way = way
+        try:
+            product = jacobian.matvec(v)
+        except (RuntimeError, NotImplementedError, DerivativeError) as failure:
+            jacobian.release()
+            reasons.append(f"{way} failed ({str(failure).splitlines()[0][:120]})")
+            continue
+        error, sentence = _judge(jacobian, product, differences)
+        if sentence:
+            other = "" if way == asked else f"Forward products are taken by {way}, because {' and '.join(reasons)}. "
+            return product, error, other + sentence
+        reasons.append(f"{way} disagreed with central differences by {error:.1e}")
+    jacobian.way = DIFFERENCES
+    reason = " and ".join(reasons) or "this was asked for"
+    return differences.best(reason), error, f"Forward products are central differences, because {reason}."
+
+
+def _exact_ways(asked: str, reverse: bool) -> list[str]:
+    """The ways to try before central differences, the one that was asked for first."""
+    if asked == FORWARD_AD and reverse:
+        return [FORWARD_AD, DOUBLE_BACKWARD]
+    return [] if asked == DIFFERENCES else [asked]
+
+
+class _Differences:
+    """Central differences of J v at growing steps, taken when they are needed."""
+
+    def __init__(self, jacobian: Jacobian, v: Tensor):
+        self.jacobian, self.v = jacobian, v
+        self.estimates: list[Tensor] = []
+
+    def _at(self, number: int) -> Tensor:
+        while len(self.estimates) <= number:
+            self.jacobian.difference_step = DIFFERENCE_STEPS[len(self.estimates)]
+            self.estimates.append(self.jacobian.central_difference(self.v))
+        return self.estimates[number]
+
+    def error_of(self, product: Tensor) -> float:
+        """Relative error of a product: the smallest over steps, up to the first that confirms it.
+
+        A right product agrees with a difference at some step, whatever the model's curvature; a wrong one at none.
+        """
+        error = math.inf
+        for number in range(len(DIFFERENCE_STEPS)):
+            error = min(error, _relative(product, self._at(number)))
+            if error <= AGREEMENT:
+                break
+        return error
+
+    def _changes(self) -> list[float]:
+        """Relative changes from one step to the next."""
+        return [_relative(self._at(i), self._at(i + 1)) for i in range(len(DIFFERENCE_STEPS) - 1)]
+
+    @property
+    def rounded(self) -> bool:
+        """Whether rounding dominates the error: it falls with the step, curvature's part grows."""
+        small, large = self._changes()
+        return small > large
+
+    def common_error(self, product: Tensor) -> float:
+        """Relative error of a product by two noisy differences d = J v + n, whose rounding errors n are independent.
+
+        <d1 - w, d2 - w> has the mean |J v - w|^2: the noise drops out of it, so far smaller errors of w can be seen.
+        """
+        first, second = (estimate - product for estimate in self.estimates[-2:])
+        return float((first * second).sum().abs().sqrt() / product.norm())
+
+    def best(self, reason: str) -> Tensor:
+        """The difference whose result changes least to the next one; its step is the operator's from here on.
+
+        Raises:
+            DerivativeError: the differences disagree at every step.
+        """
+        changes = self._changes()
+        number = min(range(len(changes)), key=changes.__getitem__)
+        if not changes[number] <= ROUGH_AGREEMENT:
+            msg = (
+                f"No derivative of this model can be trusted: {reason}, and central differences disagree among"
+                f" themselves by {changes[number]:.1e}. Use the method 'text', which needs none."
+            )
+            raise DerivativeError(msg)
+        number += self.rounded
+        self.jacobian.difference_step = DIFFERENCE_STEPS[number]
+        return self._at(number)
+
+
+def _judge(jacobian: Jacobian, product: Tensor, differences: _Differences) -> tuple[float, str]:
+    """Relative error of a product by central differences, and a sentence if it can be trusted, empty if not."""
+    error = differences.error_of(product)
+    if error <= AGREEMENT:
+        return error, PASSED
+    if not differences.rounded:
+        return error, ""
+    error = min(error, differences.common_error(product))
+    if error <= ROUNDED_AGREEMENT:
+        return error, (
+            f"Derivatives passed their self-check to within {error:.0e}, which is as far as the model's own rounding "
+            "lets it see."
+        )
+    exact, distance = _judge_unrounded(jacobian, product, differences.v)
+    if exact <= ROUNDED_AGREEMENT and distance <= ROUGH_AGREEMENT:
+        return exact, (
+            "Derivatives are those of the model in plain arithmetic, without the rounding of fast layers; its"
+            f" prediction is {distance:.0e} off the sampled one."
+        )
+    return error, ""
+
+
+def _judge_unrounded(jacobian: Jacobian, product: Tensor, v: Tensor) -> tuple[float, float]:
+    """Errors of a product and of the prediction where layers that round their inputs (fp8, int8) do not."""
+    value, differences = jacobian.predict(jacobian.x), _Differences(jacobian, v)
+    with jacobian.denoiser.derivative(False):
+        distance = _relative(jacobian.predict(jacobian.x), value)
+        error = differences.error_of(product)
+    if error > AGREEMENT:
+        error = min(error, differences.common_error(product)) if differences.rounded else math.inf
+    return error, distance
+
+
+def _check_adjoint(jacobian: Jacobian, v: Tensor, product: Tensor) -> float:
+    try:
+        transposed = jacobian.rmatvec(product)
+    except (RuntimeError, NotImplementedError, DerivativeError):
+        jacobian.release()
+        return math.inf
+    norm = float(product.square().sum())
+    return abs(norm - float((v * transposed).sum())) / norm
+
+
+def _relative(value: Tensor, reference: Tensor) -> float:
+    return float((value - reference).norm() / reference.norm().clamp_min(1e-30))
+
+
+@contextmanager
+def _called_layers() -> Iterator[Counter]:
+    """Counts the calls of every torch module while the block runs."""
+    called = Counter()
+    hook = register_module_forward_pre_hook(lambda module, _inputs: called.update((module,)))
+    try:
+        yield called
+    finally:
+        hook.remove()
+
+
+def _skips_layers(fresh: Counter, again: Counter) -> bool:
+    """Whether a network left out parts of itself, all of them or some that it ran for a fresh input: a cache in it."""
+    inner = {part for network in again for part in list(network.modules())[1:]}
+    whole = any(
+        list(network.children()) and not any(part in again for part in list(network.modules())[1:])
+        for network in again
+        if network not in inner
+    )
+    return whole or any(part in inner for part in fresh - again)
