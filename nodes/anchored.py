@@ -7,15 +7,12 @@ reference path; PREDICT_NOISE gives the anchored prediction.
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
-import comfy.model_management
-import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -28,41 +25,62 @@ from ..core.direction import KeepPair
 from ..core.errors import InputError, UnsupportedSamplerError
 from .derivatives import drop_step_caches
 from .fingerprint import settings_of
-from .host import counted
-from .prompts import with_prompt
+from .host import counted, first_noise
+from .own_prompts import KEY, SOURCE, as_positive, converted, digest, keep_names
+from .progress import peak_megabytes, reset_peak
 
-KEY = "latent_directions"
-SOURCE = f"{KEY} source"
 KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
 # A sampler is exact for a constant prediction when it stays this close to the reference path, relative.
 PATH_TOLERANCE = 1e-4
+DETERMINISTIC = "Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
+# Where a sampler may hook into a model's guidance.
+GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 
 
 @dataclass
 class RunStatistics:
-    """What the sampling runs on one inversion have cost so far; `last` is the latest run alone."""
+    """What the sampling runs on one inversion have cost so far, and of the latest run alone what a report says.
+
+    Attributes:
+        last_peak_megabytes: peak memory of torch on a CUDA device; None elsewhere.
+        last_return_error: how far the sampler strays when it returns to the picture, relative, by the proof before the
+            run; None where the run did not get as far.
+        last_remarks: sentences on what was done to the MODEL for the run.
+    """
 
     runs: int = 0
     evaluations: int = 0
     seconds: float = 0.0
     last_evaluations: int = 0
     last_seconds: float = 0.0
+    last_peak_megabytes: float | None = None
+    last_return_error: float | None = None
+    last_remarks: list[str] = field(default_factory=list)
 
-    def add(self, evaluations: int, seconds: float) -> None:
-        """Note one finished run."""
+    def add(
+        self,
+        evaluations: int,
+        seconds: float,
+        peak_megabytes: float | None,
+        return_error: float | None,
+        remarks: list[str],
+    ) -> None:
+        """Count one run, whether it came to its end or not."""
         self.runs += 1
         self.evaluations += evaluations
         self.seconds += seconds
         self.last_evaluations, self.last_seconds = evaluations, seconds
+        self.last_peak_megabytes, self.last_return_error, self.last_remarks = peak_megabytes, return_error, remarks
 
 
 @dataclass
 class _Run:
-    """One sampling run: the picture and its noise on the device, and whether the sampler is only being proved."""
+    """One sampling run: the picture and its noises on the device, and whether the sampler is only being proved."""
 
     guider: comfy.samplers.CFGGuider
     x0: Tensor
-    noise: Tensor
+    noise: Tensor  # of the reference path that sampling starts on
+    noises: list[Tensor]  # of all reference paths; empty where they are drawn anew at every level
     settings: tuple
     proving: bool = True
     deviation: float = 0.0
@@ -131,9 +149,13 @@ class Anchor:
             raise InputError(msg)
         continued = self._continues(noise, latent_image, sigmas)
         sigmas = self._from_start_level(sigmas)
-        drop_step_caches(guider.model_options)
-        guider.conds |= _converted(self.source, self.keep)
+        remarks = drop_step_caches(guider.model_options["transformer_options"].get("wrappers", {}))
+        for remark in remarks:
+            logging.info("Latent Directions: %s", remark)
+        guider.conds |= converted(self.source, self.keep)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        device = guider.model_patcher.load_device
+        reset_peak(device)
         counter, started = EvaluationCounter(), time.perf_counter()
         try:
             with counted(guider.model_patcher, counter):
@@ -149,8 +171,10 @@ class Anchor:
                     **options,
                 )
         finally:
-            self._run = None
-            self.statistics.add(counter.evaluations, round(time.perf_counter() - started, 3))
+            run, self._run = self._run, None
+            proved = None if run is None or run.proving else run.deviation
+            seconds = round(time.perf_counter() - started, 3)
+            self.statistics.add(counter.evaluations, seconds, peak_megabytes(device), proved, remarks)
 
     def _start(self, denoise_mask: Tensor | None) -> Tensor:
         """The noise to start from; outside a noise mask, where nothing may change, it is not moved."""
@@ -177,71 +201,63 @@ class Anchor:
     def _sampler_sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
-        x0 = guider.inner_model.process_latent_in(self.latent.to(latent_image))
-        self._run = _Run(
+        noises = [] if self.paths.fresh else [noise.to(latent_image) for noise in self.paths.at(float(sigmas[0]))]
+        run = self._run = _Run(
             guider,
-            x0,
-            self.paths.base.to(latent_image),
-            settings_of(guider, None if denoise_mask is None else _digest(denoise_mask), KEY),
+            guider.inner_model.process_latent_in(self.latent.to(latent_image)),
+            noises[0] if noises else self.paths.base.to(latent_image),
+            noises,
+            settings_of(guider, None if denoise_mask is None else digest(denoise_mask), KEY),
         )
         # proved on the unmoved start, with the same sampler, schedule and code as the run itself
-        unmoved = first_noise(self._run.noise, guider.inner_model.model_sampling, sigmas[0])
-        self._prove(executor, guider, sigmas, extra_args, unmoved, x0, denoise_mask)
-        self._run.proving = False
+        unmoved = first_noise(run.noise, guider.inner_model.model_sampling, sigmas[0])
+        # some samplers write into the schedule they are given
+        end = executor(guider, sigmas.clone(), dict(extra_args), None, unmoved, run.x0, denoise_mask, True)
+        self._check_return(end, sigmas[-1])
+        run.proving = False
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
-    def _prove(self, executor, guider, sigmas, extra_args, noise, latent_image, denoise_mask) -> None:
-        """Run the sampler with the constant prediction x0: it must stay on the reference path and end on it."""
-        try:
-            # some samplers write into the schedule they are given
-            end = executor(guider, sigmas.clone(), dict(extra_args), None, noise, latent_image, denoise_mask, True)
-            expected = guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], self._reference(sigmas[-1]))
-            deviation = max(self._run.deviation, _distance(end, expected))
-        except (comfy.model_management.InterruptProcessingException, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as error:
-            msg = (
-                "This sampler needs more of the model than its prediction, such as a guidance of its own, so it cannot"
-                " return to the encoded picture. Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms, deis,"
-                " res_multistep or ddim."
-            )
-            raise UnsupportedSamplerError(msg) from error
-        if not deviation <= PATH_TOLERANCE:
+    def _check_return(self, end: Tensor, sigma: Tensor) -> None:
+        """With the constant prediction x0 the sampler must have stayed on the reference path and ended on it."""
+        run = self._run
+        expected = run.guider.inner_model.model_sampling.inverse_noise_scaling(sigma, self._reference(sigma, run.noise))
+        run.deviation = max(run.deviation, _distance(end, expected))
+        if not run.deviation <= PATH_TOLERANCE:
             msg = (
                 "This sampler adds noise of its own or leaves the path back to the encoded picture (by"
-                f" {deviation:.1e}), so the slider at 0 would not give the picture back. Use a deterministic one:"
-                " euler, heun, dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
+                f" {run.deviation:.1e}), so the slider at 0 would not give the picture back. {DETERMINISTIC}"
             )
             raise UnsupportedSamplerError(msg)
 
-    def _reference(self, sigma: Tensor, noise: Tensor | None = None) -> Tensor:
-        """x_ref = a x0 + b n, by default with the noise that sampling starts from."""
-        noise = self._run.noise if noise is None else noise
+    def _reference(self, sigma: Tensor, noise: Tensor) -> Tensor:
+        """x_ref = a x0 + b n."""
         scaling = self._run.guider.inner_model.model_sampling.noise_scaling
         return scaling(sigma.reshape(1), noise.clone(), self._run.x0)
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         run, sigma = self._run, timestep.flatten()[0]
-        x_ref = self._reference(sigma)
+        x_ref = self._reference(sigma, run.noise)
         if run.proving:
+            _check_guidance(model_options or {}, run.guider.model_options)
             run.deviation = max(run.deviation, _distance(x, x_ref))
             return run.x0.clone()
         # the sampler's own rounding, as far as the proof has shown it, is no move either
         moved = snap_to_reference(x, x_ref, max(SNAP, 2 * run.deviation)) - x_ref
-        paths = [self._reference(sigma, noise.to(x)) for noise in self.paths.at(float(sigma))]
+        noises = run.noises or [noise.to(x) for noise in self.paths.at(float(sigma))]
+        paths = [self._reference(sigma, noise) for noise in noises]
 
         def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
             return self.cache.get((name, self.paths.seeds, float(sigma), run.settings), compute)
 
         def on_paths(prompt: str) -> Tensor:
             """Mean of D on the reference paths under a prompt of ours, guidance and negative prompt as in the run."""
-            with _as_positive(run.guider, prompt):
+            with as_positive(run.guider, prompt):
                 return _mean(executor(path, timestep, model_options, seed) for path in paths)
 
         edited = _mean(executor(path + moved, timestep, model_options, seed) for path in paths)
         basis = None
         if self.keep:
-            names = tuple(_keep_names(pair) for pair in self.keep)
+            names = tuple(keep_names(pair) for pair in self.keep)
             basis = cached(
                 names, lambda: orthonormal_span([on_paths(present) - on_paths(absent) for present, absent in names])
             )
@@ -256,49 +272,19 @@ def detach(model: ModelPatcher) -> ModelPatcher:
     return clone
 
 
-def _converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]]:
-    """The anchor's own prompts in the form that guiders hold."""
-    prompts = {SOURCE: source}
-    for pair in keep:
-        present, absent = _keep_names(pair)
-        prompts |= {present: with_prompt(source, pair.present), absent: with_prompt(source, pair.absent)}
-    return {name: comfy.sampler_helpers.convert_cond(conds) for name, conds in prompts.items()}
-
-
 def _mean(tensors: Iterable[Tensor]) -> Tensor:
     first, *others = tensors
     return first if not others else sum(others, first) / (1 + len(others))
 
 
-def _keep_names(pair: KeepPair) -> tuple[str, str]:
-    return tuple(f"{KEY} keep {_digest(prompt.tokens)}" for prompt in (pair.present, pair.absent))
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
-
-
-@contextmanager
-def _as_positive(guider: comfy.samplers.CFGGuider, name: str) -> Iterator[None]:
-    """Let the guider answer for one of our prompts in place of the artist's positive."""
-    positive = guider.conds["positive"]
-    guider.conds["positive"] = guider.conds[name]
-    try:
-        yield
-    finally:
-        guider.conds["positive"] = positive
-
-
-def first_noise(noise: Tensor, model_sampling, sigma: Tensor) -> Tensor:
-    """The noise with which a sampler's first scaling gives a x0 + b n, also at sigma_max.
-
-    There ComfyUI's eps models scale by sqrt(1 + sigma^2) in place of sigma, which is divided out.
-    """
-    if float(sigma) < float(model_sampling.sigma_max) * (1 - 1e-5):
-        return noise
-    one, zero, sigma = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), sigma.detach().cpu().reshape(1)
-    b, b_max = (float(model_sampling.noise_scaling(sigma, one.clone(), zero.clone(), most)) for most in (False, True))
-    return noise * (b / b_max)
+def _check_guidance(model_options: dict, of_the_run: dict) -> None:
+    """Refuse a sampler that hooks into the guidance: it goes by predictions that the anchor has moved away from."""
+    if any(model_options.get(name) != of_the_run.get(name) for name in GUIDANCE_OPTIONS):
+        msg = (
+            "This sampler guides the model in a way of its own, as those whose names end in 'cfg_pp' do, so the slider"
+            f" at 0 would not give the picture back. {DETERMINISTIC}"
+        )
+        raise UnsupportedSamplerError(msg)
 
 
 def _distance(x: Tensor, reference: Tensor) -> float:

@@ -23,27 +23,38 @@ from torch.overrides import TorchFunctionMode
 
 from ..core import attention
 
-STEP_CACHES = ("easycache", "lazycache")
+# ComfyUI's step caches by the keys of their wrappers.
+STEP_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+OTHER_ATTENTION = (
+    "Another node has put an attention of its own on the MODEL. Derivatives are taken with plain attention in its"
+    " place, and the self-check compares them with the model as it samples."
+)
 
 
-def derivative_clone(model: ModelPatcher) -> ModelPatcher:
-    """A clone of a MODEL whose attention can be differentiated and whose step caches are off."""
+def derivative_clone(model: ModelPatcher) -> tuple[ModelPatcher, list[str]]:
+    """A clone of a MODEL whose attention can be differentiated and whose step caches are off, and remarks on that.
+
+    The remarks are sentences for a report; taking derivatives may add one.
+    """
     clone = model.clone()
     options = clone.model_options["transformer_options"]
-    options["optimized_attention_override"] = functools.partial(_attention, options.get("optimized_attention_override"))
-    for kind in list(clone.wrappers):
-        for key in STEP_CACHES:
-            clone.remove_wrappers_with_key(kind, key)
-    for key in STEP_CACHES:
-        options.pop(key, None)
-    return clone
+    remarks = drop_step_caches(clone.wrappers)
+    override = options.get("optimized_attention_override")
+    options["optimized_attention_override"] = functools.partial(_attention, override, remarks)
+    return clone, remarks
 
 
-def drop_step_caches(model_options: dict) -> None:
-    """Take step caches off a run's own model options: they answer for one path where the anchor asks for two."""
-    for wrappers in model_options["transformer_options"].get("wrappers", {}).values():
-        for key in STEP_CACHES:
-            wrappers.pop(key, None)
+def drop_step_caches(wrappers: dict[str, dict[str, list]]) -> list[str]:
+    """Take step caches off a MODEL's or a run's own wrappers: they answer for one path where we ask for several.
+
+    Returns:
+        A sentence for a report that says which were taken off; empty where there were none.
+    """
+    dropped = {key for of_kind in wrappers.values() for key in STEP_CACHES if of_kind.pop(key, None)}
+    if not dropped:
+        return []
+    names = " and ".join(STEP_CACHES[key] for key in sorted(dropped))
+    return [f"{names} on the MODEL was left out: it reuses answers, and this needs the model's own at every step."]
 
 
 @contextlib.contextmanager
@@ -58,16 +69,18 @@ def derivative_mode(diffusion_model: torch.nn.Module, reverse: bool):
         yield
 
 
-def _attention(override, func, q, k, v, heads, *args, **kwargs):
-    """An attention override: the artist's own or ComfyUI's outside derivatives, plain torch attention inside.
+def _attention(override, remarks, func, q, k, v, heads, *args, **kwargs):
+    """An attention override: another node's own or ComfyUI's outside derivatives, plain torch attention inside.
 
     ComfyUI's attention_pytorch knows every argument convention; inside derivative_mode its fused call is swapped.
     """
     if comfy.model_management.in_training:
+        if override is not None and OTHER_ATTENTION not in remarks:
+            remarks.append(OTHER_ATTENTION)
         return attention_pytorch(q, k, v, heads, *args, **kwargs)
-    return (
-        func(q, k, v, heads, *args, **kwargs) if override is None else override(func, q, k, v, heads, *args, **kwargs)
-    )
+    if override is not None:
+        return override(func, q, k, v, heads, *args, **kwargs)
+    return func(q, k, v, heads, *args, **kwargs)
 
 
 class _Swap(TorchFunctionMode):

@@ -42,6 +42,18 @@ def is_flow(model: ModelPatcher) -> bool:
     return abs(a - 0.5) < 1e-4 and abs(b - 0.5) < 1e-4
 
 
+def first_noise(noise: Tensor, model_sampling, sigma: Tensor) -> Tensor:
+    """The noise with which a sampler's first scaling gives a x0 + b n, also at sigma_max.
+
+    There ComfyUI's eps models scale by sqrt(1 + sigma^2) in place of sigma, which is divided out.
+    """
+    if float(sigma) < float(model_sampling.sigma_max) * (1 - 1e-5):
+        return noise
+    one, zero, sigma = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), sigma.detach().cpu().reshape(1)
+    b, b_max = (float(model_sampling.noise_scaling(sigma, one.clone(), zero.clone(), most)) for most in (False, True))
+    return noise * (b / b_max)
+
+
 def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
     """The samples of a LATENT, or a sentence: no video, the model's channels, finite numbers, not empty."""
     samples = latent["samples"]
@@ -153,14 +165,15 @@ def run(
         expected: evaluations that a progress bar runs to; 0 shows none.
 
     Returns:
-        What `body` returned, and its cost: evaluations and seconds.
+        What `body` returned, and what goes into a report: evaluations, seconds, peak memory on a CUDA device, and
+        remarks where there are any.
     """
     samples = check_latent(model, latent)
     counter = EvaluationCounter()
     if expected:
         counter.on_change = SearchProgress(expected)
     reset_peak(model.load_device)
-    clone = derivative_clone(model)
+    clone, remarks = derivative_clone(model)
     guider = _PromptGuider(clone)
     guider.inner_set_conds(prompts)
     sampler = _CoreSampler(body, counter)
@@ -171,7 +184,7 @@ def run(
         "seconds": round(time.perf_counter() - started, 3),
         "peak_megabytes": peak_megabytes(model.load_device),
     }
-    return sampler.result, cost
+    return sampler.result, cost | ({"remarks": remarks} if remarks else {})
 
 
 def _on(noise_scaling: Callable, device: torch.device) -> Callable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import comfy.utils
 import torch
@@ -11,11 +12,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..core.errors import InputError
+from .anchored import RunStatistics
 from .encode import sample_euler, schedule_from
 from .manipulate import choose, move
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 LABEL = 14  # pixels above each picture
+EXACT = 1e-5  # largest difference to the encoded latent that is its rounding, relative to the largest value
 
 
 class PreviewDirections(io.ComfyNode):
@@ -84,8 +87,8 @@ class EditReport(io.ComfyNode):
             display_name="Edit Report",
             category="latent directions",
             description=(
-                "Says how far a sampled latent is from the encoded picture, and how many model evaluations sampling"
-                " took."
+                "Says how far a sampled latent is from the encoded picture, what sampling took, and how exactly"
+                " strength 0 returns to the picture."
             ),
             inputs=[
                 InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
@@ -105,21 +108,47 @@ class EditReport(io.ComfyNode):
                 " result of the sampler that used this inversion."
             )
             raise InputError(msg)
-        statistics = inversion.anchor.statistics
-        report = json.dumps(
-            {
-                "stage": "manipulate",
-                "max_abs_diff": float((after - before).abs().max()),
-                "sampling_runs": statistics.runs,
-                "model_evaluations": statistics.last_evaluations,
-                "seconds": statistics.last_seconds,
-                "model_evaluations_of_all_runs": statistics.evaluations,
-                "seconds_of_all_runs": round(statistics.seconds, 3),
-                "reference_cache_bytes": inversion.anchor.cache.bytes,
-            },
-            indent=1,
-        )
-        return io.NodeOutput(latent, report, ui=ui.PreviewText(report))
+        before = before.to(after)
+        statistics, change = inversion.anchor.statistics, float((after - before).abs().max())
+        report = {
+            "stage": "manipulate",
+            "summary": _summary(before, after, statistics),
+            "max_abs_diff": change if math.isfinite(change) else None,
+            "sampling_runs": statistics.runs,
+            "model_evaluations": statistics.last_evaluations,
+            "seconds": statistics.last_seconds,
+            "peak_megabytes": statistics.last_peak_megabytes,
+            "return_error_at_strength_0": statistics.last_return_error,
+            "model_evaluations_of_all_runs": statistics.evaluations,
+            "seconds_of_all_runs": round(statistics.seconds, 3),
+            "reference_cache_bytes": inversion.anchor.cache.bytes,
+        }
+        if statistics.last_remarks:
+            report["remarks"] = statistics.last_remarks
+        text = json.dumps(report, indent=1)
+        return io.NodeOutput(latent, text, ui=ui.PreviewText(text))
+
+
+def _summary(before: Tensor, after: Tensor, statistics: RunStatistics) -> str:
+    """What was changed and what it cost, in words; the latents are (B, C, H, W)."""
+    if not torch.isfinite(after).all():
+        changed = "The latent holds values that are not numbers (NaN or infinity): sampling failed."
+    elif (largest := float((after - before).abs().max() / before.abs().max())) <= EXACT:
+        changed = f"The latent is the encoded picture: they differ by {largest:.1g} of its largest value at most."
+    else:
+        changed = f"The latent was changed by {float((after - before).norm() / before.norm()):.1%} of its norm."
+    if not statistics.runs:
+        return f"{changed} The MODEL of this inversion has not been sampled with yet."
+    memory = statistics.last_peak_megabytes
+    graphics = "" if memory is None else f", with at most {memory:.0f} MB of graphics memory"
+    evaluations, seconds = statistics.last_evaluations, statistics.last_seconds
+    cost = f"The last run took {evaluations} model evaluations and {seconds} s{graphics}."
+    if statistics.last_return_error is None:
+        return f"{changed} {cost}"
+    return (
+        f"{changed} {cost} At strength 0 its sampler gives the picture back, to {statistics.last_return_error:.1g} of"
+        " the largest value, as proved before the run."
+    )
 
 
 def _sample(inversion: Inversion, direction, strength: float, steps: int) -> Tensor:

@@ -33,12 +33,18 @@ def shifted(conditioning: list, change: Prompt | None, amount: float) -> list:
 
 
 def with_prompt(conditioning: list, prompt: Prompt) -> list:
-    """The first entry of a conditioning with another text in it; its other settings (guidance, control) are kept."""
-    _, extra = conditioning[0]
-    entry = dict(extra)
-    if prompt.pooled is not None:
-        entry["pooled_output"] = prompt.pooled
-    return [[prompt.tokens, entry]]
+    """Every entry of a conditioning with another text in it; its other settings (area, mask, control) are kept."""
+    entries = []
+    for _, extra in conditioning:
+        entry = dict(extra)
+        if prompt.pooled is not None:
+            entry["pooled_output"] = prompt.pooled
+        attention = entry.get("attention_mask")  # 1 T
+        if attention is not None and attention.shape[-1] != prompt.tokens.shape[1]:
+            # encoders whose prompts differ in length do not pad them, so every slot counts
+            entry["attention_mask"] = attention.new_ones(prompt.tokens.shape[:2])
+        entries.append([prompt.tokens, entry])
+    return entries
 
 
 def parse_keep(text: str) -> list[tuple[str, str]]:

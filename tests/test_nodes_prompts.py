@@ -1,0 +1,104 @@
+"""Prompts of several entries (combined, regional) and of other lengths: every entry gets the change."""
+
+import pytest
+import torch
+from families import Family, conditioning, sd3
+from more_families import lumina2
+from node_runs import deviation, find, invert, loaded, sample
+
+from latent_directions.core.direction import Prompt
+from latent_directions.nodes.manipulate import DirectionSlider
+from latent_directions.nodes.prompts import shifted, with_prompt
+from nodes import ConditioningCombine, ConditioningSetArea, ConditioningSetMask
+
+KEEP = "a person with hat | a person without cap"
+
+
+def halves(test_model, second_prompt):
+    """Two regional prompts: the left half of the picture under the test model's own, the right under another."""
+    (left,), (right,) = (
+        ConditioningSetArea().append(prompt, 32, 64, x, 0, 1.0)
+        for prompt, x in ((test_model.positive, 0), (second_prompt, 32))
+    )
+    return ConditioningCombine().combine(left, right)[0]
+
+
+@pytest.fixture
+def regional():
+    """A model whose positive prompt has an entry for the left half of the picture and one for the right."""
+    test_model = loaded(Family("sd3", sd3))
+    test_model.positive = halves(test_model, conditioning(31, 7, 24, 32))
+    return test_model
+
+
+def test_another_text_in_every_entry():
+    first, second = conditioning(1, 7, 24, 32), conditioning(2, 9, 24, 32, guidance=3.0)
+    (masked,) = ConditioningSetMask().append(first, torch.ones(1, 8, 8), "default", 0.5)
+    prompt = Prompt(torch.ones(1, 5, 24), torch.ones(1, 32))
+    one, other = with_prompt([*masked, *second], prompt)
+    assert one[0] is other[0] is prompt.tokens
+    assert one[1]["pooled_output"] is other[1]["pooled_output"] is prompt.pooled
+    assert one[1]["mask"] is masked[0][1]["mask"]
+    assert one[1]["mask_strength"] == 0.5
+    assert other[1]["guidance"] == 3.0
+    assert torch.equal(second[0][1]["pooled_output"], conditioning(2, 9, 24, 32)[0][1]["pooled_output"])
+
+
+def test_a_change_of_every_entry():
+    prompts = [*conditioning(1, 7, 24, 32), *conditioning(2, 7, 24, 32)]
+    change = Prompt(torch.ones(1, 7, 24), torch.ones(1, 32))
+    for (tokens, extra), (moved, moved_extra) in zip(prompts, shifted(prompts, change, 2.0), strict=True):
+        assert torch.equal(moved, tokens + 2)
+        assert torch.equal(moved_extra["pooled_output"], extra["pooled_output"] + 2)
+
+
+def edited(test_model, encoded, direction, **options):
+    with torch.inference_mode():
+        model, positive, noise = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
+    return sample(test_model, encoded, model=model, positive=positive, noise=noise, **options)
+
+
+def test_the_latent_returns_under_regional_prompts(regional):
+    encoded = invert(regional)
+    assert deviation(sample(regional, encoded, cfg=2.0), encoded.latent["samples"]) <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["text", "DDS", "HSDS"])
+def test_keep_prompts_work_on_both_halves(regional, method):
+    """The same edit with and without a pair to keep differs in both halves of the picture."""
+    encoded = invert(regional)
+    (free,), _ = find(regional, encoded.inversion, method)
+    (kept,), _ = find(regional, encoded.inversion, method, keep=KEEP)
+    change = edited(regional, encoded, kept) - edited(regional, encoded, free)
+    assert torch.isfinite(change).all()
+    left, right = change[..., :4].norm(), change[..., 4:].norm()
+    assert 0.1 < left / right < 10
+
+
+def test_equal_entries_are_as_one():
+    """Combining a prompt with itself changes nothing, with a pair to keep as without one."""
+    results = []
+    for times in (1, 2):
+        test_model = loaded(Family("sd3", sd3))
+        test_model.positive = test_model.positive * times
+        encoded = invert(test_model)
+        (direction,), _ = find(test_model, encoded.inversion, "HSDS", keep=KEEP)
+        results.append(edited(test_model, encoded, direction))
+    assert deviation(*results) <= 1e-4
+
+
+def test_keep_prompts_of_another_length_than_the_source():
+    """Encoders that do not pad give every prompt a mask of its own length; the source's does not fit another prompt."""
+    test_model = loaded(Family("lumina2", lumina2))
+    ((tokens, extra),) = test_model.positive
+    longer = torch.cat([tokens, tokens[:, :2]], dim=1)
+    test_model.positive = [[longer, {**extra, "attention_mask": torch.ones(1, longer.shape[1])}]]
+    short = [[tokens, {**extra, "attention_mask": torch.ones(1, tokens.shape[1])}]]
+    ((_, swapped),) = with_prompt(test_model.positive, Prompt(tokens))
+    assert torch.equal(swapped["attention_mask"], short[0][1]["attention_mask"])
+    encoded = invert(test_model)
+    as_longer, as_short = (
+        sample(test_model, encoded, model=test_model.model, positive=positive)
+        for positive in (with_prompt(test_model.positive, Prompt(tokens)), short)
+    )
+    assert torch.equal(as_longer, as_short)
