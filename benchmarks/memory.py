@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
+from latent_directions.core.bank import ForwardBank
 from latent_directions.core.jacobian_directions import FORWARD_PRODUCTS
 from latent_directions.core.operators import DIFFERENCES, Jacobian
-from latent_directions.core.svd import ForwardBank
 from latent_directions.nodes.host import run
 from scripts.environment import ROOT
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from .anchor import orthonormal_span, project_off
+from .bank import ForwardBank
 from .denoiser import Denoiser
 from .errors import InputError
 from .jacobian_directions import Move, text_difference, text_move
 from .operators import Jacobian, masked, scaled_hessian
-from .svd import ForwardBank, least_squares
+from .svd import least_squares
 
 
 def score_difference(

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bank import Bank, ForwardBank, RememberedProducts
 from .denoiser import Denoiser
 from .errors import InputError
 from .operators import Jacobian, masked
-from .svd import ForwardBank, SingularTriplets, partial_svd
+from .svd import SingularTriplets, partial_svd
 
 EMPTY = (
     "The direction came out empty: source and target say the same to this model at this level. Write prompts that"
@@ -52,18 +53,12 @@ def loco(
 
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
     """
-    if forward_only:
-        inside, null, asymmetry = _forward_only(jacobian, mask, count, null_rank, seed)
-        shared = {"asymmetry": asymmetry, "products": inside.pairs}
-    else:
-        inside = partial_svd(*masked(jacobian, mask), _start(jacobian, mask, seed), count, max_pairs=max_pairs)
-        null = null_space(jacobian, mask, null_rank, seed, max_pairs=max_pairs)
-        shared = {"converged": inside.converged, "pairs": inside.pairs + (0 if null is None else null.pairs)}
-    deviation = float(jacobian.denoiser(jacobian.x, jacobian.sigma, jacobian.prompt, jacobian.guidance).std())
+    search = _forward_only if forward_only else _both_ways
+    found = search(jacobian, mask, count, null_rank, seed, max_pairs)
+    deviation = float(jacobian.predict(jacobian.x).std())
     moves = []
-    for i in range(len(inside.values)):
-        vector, kept = project_off_null_space(inside.right[i : i + 1], null)
-        effect = jacobian.matvec(vector)
+    for i in range(len(found.inside.values)):
+        vector, kept, effect = found.off_null_space(i)
         weight = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
         if (effect * weight).sum() < 0:
             vector, effect = -vector, -effect
@@ -73,23 +68,63 @@ def loco(
                 vector,
                 0.25 * deviation / rms,
                 {
-                    "singular_value": float(inside.values[i]),
-                    "residual": None if forward_only else float(inside.residuals[i]),
+                    "singular_value": float(found.inside.values[i]),
+                    "residual": None if forward_only else float(found.inside.residuals[i]),
                     "share_left_by_null_space": kept,
-                    **shared,
+                    **found.notes,
                 },
             )
         )
     return moves
 
 
+@dataclass(frozen=True)
+class _Search:
+    """Singular directions inside the mask, and outside if they are to be held still, each with the bank it is from."""
+
+    inside: SingularTriplets
+    bank: Bank
+    null: SingularTriplets | None
+    null_bank: Bank | None
+    notes: dict
+
+    def off_null_space(self, i: int) -> tuple[Tensor, float, Tensor]:
+        """Direction i off the null space (1, ...), the share of its norm that was left, and J of it from the banks."""
+        right = self.inside.right[i : i + 1]
+        effect = self.bank.apply(right)
+        if self.null is None:
+            return right, 1.0, effect
+        vector, left = project_off_null_space(right, self.null)
+        return vector, left, (effect - self.null_bank.apply(right - left * vector)) / left
+
+
+def _both_ways(
+    jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int, max_pairs: int
+) -> _Search:
+    """By Golub-Kahan; the second search starts from the best guess that the bank of the first holds (ours)."""
+    products = RememberedProducts(jacobian)
+    start = _random(jacobian, seed)
+    start = start if mask is None else mask * start
+    inside = partial_svd(*masked(products, mask), start, count, max_pairs=max_pairs)
+    bank, notes = products.bank(), {"converged": inside.converged, "pairs": inside.pairs}
+    if not _holds_outside(mask, null_rank):
+        return _Search(inside, bank, None, None, notes)
+    products = RememberedProducts(jacobian)
+    guess = bank.triplets(null_rank, 1 - mask).left.sum(dim=0, keepdim=True)
+    null = partial_svd(*masked(products, 1 - mask), guess, null_rank, max_pairs=max_pairs)
+    notes = {"converged": inside.converged and null.converged, "pairs": inside.pairs + null.pairs}
+    return _Search(inside, bank, null, products.bank(), notes)
+
+
 def _forward_only(
-    jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int
-) -> tuple[SingularTriplets, SingularTriplets | None, float]:
+    jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int, _max_pairs: int
+) -> _Search:
     """Masked directions, null space and asymmetry of J from one forward-only bank."""
-    bank = ForwardBank(jacobian.matvec, _start(jacobian, None, seed), max(FORWARD_PRODUCTS, 2 * count))
-    outside = mask is not None and null_rank > 0 and bool((mask < 1).any())
-    return bank.triplets(count, mask), bank.triplets(null_rank, 1 - mask) if outside else None, bank.asymmetry
+    bank = ForwardBank(jacobian.matvec, _random(jacobian, seed), max(FORWARD_PRODUCTS, 2 * count))
+    null = bank.triplets(null_rank, 1 - mask) if _holds_outside(mask, null_rank) else None
+    return _Search(
+        bank.triplets(count, mask), bank, null, bank, {"asymmetry": bank.asymmetry, "products": bank.products}
+    )
 
 
 def t_loco(
@@ -111,7 +146,11 @@ def t_loco(
     """
     q = text_difference(denoiser, source, guidance)
     q = q if mask is None else mask * q
-    null = null_space(source, mask, null_rank, seed, max_pairs=max_pairs)
+    null = None
+    if _holds_outside(mask, null_rank):
+        null = partial_svd(
+            *masked(source, 1 - mask), (1 - mask) * _random(source, seed), null_rank, max_pairs=max_pairs
+        )
     vector, kept = project_off_null_space(target.rmatvec(q), null)
     notes = {"share_left_by_null_space": kept, "pairs": 0 if null is None else null.pairs}
     return text_move(target, vector, q, mask, notes)
@@ -135,18 +174,6 @@ def text_difference(denoiser: Denoiser, source: Jacobian, guidance: float = 1.0)
     return q
 
 
-def null_space(
-    jacobian: Jacobian, mask: Tensor | None, rank: int, seed: int, *, max_pairs: int = 60
-) -> SingularTriplets | None:
-    """Leading right singular vectors of J outside the mask: the moves that would be seen elsewhere."""
-    if mask is None or rank == 0:
-        return None
-    outside = 1 - mask
-    if not outside.any():
-        return None
-    return partial_svd(*masked(jacobian, outside), _start(jacobian, outside, seed + 1), rank, max_pairs=max_pairs)
-
-
 def project_off_null_space(vector: Tensor, null: SingularTriplets | None) -> tuple[Tensor, float]:
     """v - V'V''v, normalised, and the share of the norm that was left."""
     norm = vector.norm()
@@ -157,6 +184,10 @@ def project_off_null_space(vector: Tensor, null: SingularTriplets | None) -> tup
     return vector / left, float(left / norm)
 
 
-def _start(jacobian: Jacobian, mask: Tensor | None, seed: int) -> Tensor:
-    start = torch.randn(jacobian.x.shape, generator=torch.Generator().manual_seed(seed)).to(jacobian.x)
-    return start if mask is None else mask * start
+def _holds_outside(mask: Tensor | None, rank: int) -> bool:
+    """Whether there is an outside of the mask, and it is to be held still."""
+    return mask is not None and rank > 0 and bool((mask < 1).any())
+
+
+def _random(jacobian: Jacobian, seed: int) -> Tensor:
+    return torch.randn(jacobian.x.shape, generator=torch.Generator().manual_seed(seed)).to(jacobian.x)

@@ -119,11 +119,11 @@ class Jacobian:
         return (self.predict(self.x + h * v) - self.predict(self.x - h * v)) / (2 * h)
 
 
-def masked(jacobian: Jacobian, mask: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """(matvec, rmatvec) of P J, P the weighting by `mask` (broadcast over channels); None leaves J as it is."""
+def masked(operator, mask: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """(matvec, rmatvec) of P A, P the weighting of A's rows by `mask` (broadcast over channels); None leaves A."""
     if mask is None:
-        return jacobian.matvec, jacobian.rmatvec
-    return lambda v: mask * jacobian.matvec(v), lambda u: jacobian.rmatvec(mask * u)
+        return operator.matvec, operator.rmatvec
+    return lambda v: mask * operator.matvec(v), lambda u: operator.rmatvec(mask * u)
 
 
 def scaled_hessian(jacobian: Jacobian) -> Callable[[Tensor], Tensor]:

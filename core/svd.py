@@ -1,4 +1,4 @@
-"""Partial SVD and least squares from one block Golub-Kahan bidiagonalisation, and a forward-only bank.
+"""Partial SVD and least squares from one block Golub-Kahan bidiagonalisation.
 
 A is given by its products only, on blocks of vectors stacked along the first dimension: `matvec` maps (p, ...) to
 (p, ...) and so does `rmatvec` for A'. One *pair* is one vector's product with A and one with A'. Full
@@ -219,63 +219,3 @@ def least_squares(
         solution, residual = space.least_squares(damping)
         if residual <= tol or space.exhausted or space.pairs >= max_pairs:
             return solution, space.pairs, residual
-
-
-class ForwardBank:
-    """A Krylov bank of a nearly symmetric operator, from products with it alone: V orthonormal and W = A V.
-
-    Because A is nearly symmetric, its powers span about the same space as those of A'A, and the SVD of W (or of its
-    masked rows) inside the bank gives the singular directions of A (or of P A) without a backward pass (ours; compare
-    posterior principal components, arXiv 2309.13598). One bank serves any number of masks.
-    """
-
-    def __init__(self, matvec: Product, start: Tensor, products: int):
-        """Grow the bank by `products` products from start vectors (p, ...), p of them at a time."""
-        self.basis, images = Basis(), []
-        _, block, _ = self.basis.split(start)
-        self.products = 0
-        while len(block) and self.products < products:
-            self.basis.append(block)
-            image = matvec(block.view(-1, *self.basis.shape))
-            images.append(image.flatten(1))
-            self.products += len(block)
-            _, block, _ = self.basis.split(image)
-        self.images = torch.cat(images)  # (m, N)
-
-    @property
-    def asymmetry(self) -> float:
-        """|T - T'| / |T + T'| of T = V'A V: 0 for a symmetric operator, 1 where both parts are as large."""
-        t = self.basis.rows @ self.images.T
-        return float((t - t.T).norm() / (t + t.T).norm())
-
-    def triplets(self, k: int, weight: Tensor | None = None) -> SingularTriplets:
-        """The k leading singular triplets of P A inside the bank, P the weighting of rows by `weight`.
-
-        The residuals are |A V y - s u| / s_1 within the bank and say nothing of what lies outside it.
-        """
-        images = self._weighted(self.images, weight)
-        y, s, uh = torch.linalg.svd(images.double(), full_matrices=False)  # (m, m), (m,), (m, N)
-        held = min(k, len(s))
-        return SingularTriplets(
-            left=uh[:held].to(self.images).view(-1, *self.basis.shape),
-            values=s[:held],
-            right=self.basis.combine(y[:, :held]),
-            residuals=torch.full((held,), float("nan"), dtype=torch.float64),
-            pairs=self.products,
-            converged=False,
-        )
-
-    def least_squares(self, target: Tensor, damping: float, weight: Tensor | None = None) -> tuple[Tensor, float]:
-        """The smallest v (1, ...) in the bank with P A v near P target, and the relative misfit |P (A v - target)|.
-
-        Started at `target`, this is GMRES (Saad and Schultz 1986) with damping.
-        """
-        images = self._weighted(self.images, weight).double()
-        wanted = self._weighted(target.flatten(1), weight).double()
-        normal = images @ images.T
-        damped = normal + damping * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
-        y = torch.linalg.solve(damped, images @ wanted.T)
-        return self.basis.combine(y), float((images.T @ y - wanted.T).norm() / wanted.norm())
-
-    def _weighted(self, rows: Tensor, weight: Tensor | None) -> Tensor:
-        return rows if weight is None else rows * weight.expand(1, *self.basis.shape).flatten()

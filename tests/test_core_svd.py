@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latent_directions.core.svd import Basis, Bidiagonalisation, ForwardBank, least_squares, partial_svd
+from latent_directions.core.svd import Basis, Bidiagonalisation, least_squares, partial_svd
 
 SPECTRA = {
     "decaying": 0.6 ** torch.arange(20.0, dtype=torch.float64),
@@ -239,62 +239,3 @@ def test_basis_splits_into_inside_and_outside():
     rebuilt = inside.T @ basis.rows + outside.T @ new
     assert torch.allclose(rebuilt, more.flatten(1))
     assert gram_error(torch.cat([basis.rows, new])) < 1e-12
-
-
-class TestForwardBank:
-    def symmetric(self, asymmetry=0.0):
-        generator = torch.Generator().manual_seed(0)
-        q = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))[0]
-        noise = torch.randn(20, 20, generator=generator, dtype=torch.float64)
-        return (q * SPECTRA["decaying"]) @ q.T + asymmetry * (noise - noise.T)
-
-    def bank(self, dense, products=20, block=1):
-        start = torch.randn(block, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        return ForwardBank(lambda v: (v.flatten(1) @ dense.T).view(-1, 4, 5), start, products)
-
-    def test_symmetric_operator(self):
-        dense = self.symmetric()
-        result = self.bank(dense, products=12).triplets(3)
-        s = torch.linalg.svdvals(dense)
-        assert torch.allclose(result.values, s[:3], rtol=1e-6)
-        assert true_residuals(_Dense(dense), result).max() < 1e-4
-        assert gram_error(result.right) < 1e-12
-
-    def test_whole_space_is_the_dense_answer_also_masked_and_asymmetric(self):
-        dense = self.symmetric(asymmetry=0.05)
-        weight = (torch.arange(20).view(1, 4, 5) % 3 == 0).double()
-        bank = self.bank(dense)
-        rows = weight.flatten()[:, None] * dense
-        u, s, vh = torch.linalg.svd(rows)
-        result = bank.triplets(3, weight)
-        assert torch.allclose(result.values, s[:3])
-        for mine, exact in ((result.right.flatten(1), vh[:3]), (result.left.flatten(1), u.T[:3])):
-            assert torch.allclose((mine * exact).sum(1).abs(), torch.ones(3, dtype=torch.float64), atol=1e-9)
-        target = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-        v, misfit = bank.least_squares(target, 0.01, weight)
-        wanted = weight.flatten() * target.flatten()
-        exact = torch.linalg.solve(rows.T @ rows + 0.01 * torch.eye(20, dtype=torch.float64), rows.T @ wanted)
-        assert torch.allclose(v.flatten(), exact, atol=1e-9)
-        assert misfit == pytest.approx(float((rows @ exact - wanted).norm() / wanted.norm()))
-
-    def test_asymmetry(self):
-        assert self.bank(self.symmetric()).asymmetry < 1e-12
-        dense = self.symmetric(asymmetry=0.05)
-        expected = float((dense - dense.T).norm() / (dense + dense.T).norm())
-        assert self.bank(dense).asymmetry == pytest.approx(expected)
-
-    @pytest.mark.parametrize("block", [1, 4])
-    def test_products(self, block):
-        bank = self.bank(self.symmetric(), products=8, block=block)
-        assert bank.products == len(bank.basis) == 8
-
-    def test_small_invariant_space(self):
-        dense = torch.diag(torch.tensor([2.0, 1.0] + [0] * 18, dtype=torch.float64))
-        bank = self.bank(dense)
-        assert bank.products <= 4
-        assert torch.allclose(bank.triplets(2).values, torch.tensor([2.0, 1.0], dtype=torch.float64))
-
-
-class _Dense:
-    def __init__(self, dense):
-        self.dense = dense
