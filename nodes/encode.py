@@ -20,6 +20,7 @@ from ..core.metrics import psnr
 from .anchored import Anchor, RunStatistics, detach, first_noise
 from .host import family_of, is_flow, run, scale_at
 from .prompts import negative_prompt
+from .sizes import patch_size, size_report
 from .sockets import EncodedNoise, Inversion, InversionSocket
 
 CONTROLLED, SEEDED, FRESH, GENERATED = "controlled flow", "seeded noise", "fresh noise", "sampling run"
@@ -206,7 +207,11 @@ class InvertImage(io.ComfyNode):
                 x = invert_ode(denoiser, x0, ascending, method=method, guidance=guidance, on_step=on_step)
             return denoiser.noise_of(x, x0, sigma)
 
-        found, cost = run(model, prompts, latent, sigma, body)
+        try:
+            found, cost = run(model, prompts, latent, sigma, body)
+        except RuntimeError as error:
+            _check_size(model, latent["samples"], error)
+            raise
         paths = NoisePaths(found.cpu(), *_more_paths(method, seed, seeds))
         inversion = make_inversion(model, positive, latent, paths, sigma, scale)
         report = {
@@ -216,6 +221,7 @@ class InvertImage(io.ComfyNode):
             "steps": len(sigmas) - 1,
             "family": inversion.family,
             "latent": list(latent["samples"].shape),
+            **size_report(model, latent["samples"], vae),
             **cost,
             "drift_per_step": drift,
         }
@@ -298,6 +304,19 @@ def _check_method(model: ModelPatcher, method: str, noise) -> None:
             " with the seed that was used, or choose another 'method'."
         )
         raise InputError(msg)
+
+
+def _check_size(model: ModelPatcher, samples: Tensor, error: RuntimeError) -> None:
+    """Say so where a network failed on a latent that is no multiple of its patches: not every network pads it."""
+    down, across = patch_size(model)
+    height, width = samples.shape[-2:]
+    if (height % down or width % across) and not isinstance(error, torch.OutOfMemoryError):
+        msg = (
+            f"'latent' is {width} x {height} cells, no multiple of this model's patches of {across} x {down}, and the"
+            " model cannot work with that. Crop or resize the picture so that both sides are multiples, then encode it"
+            " again."
+        )
+        raise InputError(msg) from error
 
 
 def _more_paths(method: str, seed: int, seeds: int) -> tuple[tuple[int, ...], bool]:

@@ -1,0 +1,41 @@
+"""What size a picture comes back in: VAE Encode crops it, and models of patches pad its latent inside."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+
+def size_report(model: ModelPatcher, samples: Tensor, vae=None) -> dict:
+    """Size of the returned picture in pixels, and in words what is cropped and what is padded.
+
+    Args:
+        model: its latent format tells the pixels of a latent cell, its network the cells of a patch.
+        samples: the latent, (B, C, H, W) or (B, C, 1, H, W).
+        vae: if given it tells the pixels of a cell instead.
+    """
+    height, width = samples.shape[-2:]
+    pixels = model.get_model_object("latent_format").spacial_downscale_ratio
+    if vae is not None:
+        pixels = vae.spacial_compression_decode()
+    says = f"The picture comes back at {width * pixels} x {height * pixels} pixels."
+    if pixels > 1:
+        says += (
+            f" VAE Encode makes one latent cell of {pixels} x {pixels} pixels; rows and columns beyond a multiple of"
+            f" {pixels} it crops, half on each side."
+        )
+    down, across = patch_size(model)
+    padded = (-(-width // across) * across, -(-height // down) * down)
+    if padded != (width, height):
+        says += (
+            f" The latent of {width} x {height} is no multiple of the model's patches of {across} x {down}: the model"
+            f" pads it to {padded[0]} x {padded[1]} inside and crops again, so nothing is lost."
+        )
+    return {"picture_pixels": [width * pixels, height * pixels], "size": says}
+
+
+def patch_size(model: ModelPatcher) -> tuple[int, int]:
+    """Latent cells of one patch, (down, across); (1, 1) for networks that have none, such as UNets."""
+    network = model.model.diffusion_model
+    size = getattr(network, "patch_size", None) or getattr(network, "patch_spatial", None) or 1
+    return (size, size) if isinstance(size, int) else tuple(size[-2:])
