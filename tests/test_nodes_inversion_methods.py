@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from families import CORE, Family
+from families import CORE, Family, sd2
 from model_variants import rebuilt
+from more_families import MORE, chroma_radiance
 from node_runs import DETERMINISTIC, deviation, find, invert, loaded, sample
 
 from latent_directions.core.errors import InputError
@@ -43,6 +44,36 @@ def test_every_method_returns_the_latent(family, method):
         for cfg in (1.0, 4.0):
             result = sample(test_model, encoded, sampler=sampler, cfg=cfg)
             assert deviation(result, encoded.latent["samples"]) <= EXACT, (sampler, cfg)
+
+
+@pytest.mark.parametrize("other", [Family("sd2", sd2), *MORE], ids=str)
+def test_every_other_family_returns_by_every_method(other):
+    test_model = loaded(other)
+    moves = []
+    for method in (*INVERSIONS, CONTROLLED, SEEDED, FRESH, GENERATED):
+        if method == CONTROLLED and not is_flow(test_model.model):
+            continue
+        default = method == next(iter(INVERSIONS))
+        encoded = invert(test_model, method=method, steps=5 if default else 3, seeds=2, noise=noise_for(test_model))
+        for sampler in DETERMINISTIC if default else ("dpmpp_2m",):
+            result = sample(test_model, encoded, sampler=sampler, cfg=4.0)
+            assert deviation(result, encoded.latent["samples"]) <= EXACT, (method, sampler)
+        plain = sample(test_model, encoded, sampler="euler", cfg=4.0, model=test_model.model)
+        moves.append(deviation(plain, encoded.latent["samples"]))
+    assert max(moves) > 1e-2  # without the anchor it is another picture
+
+
+def test_a_direction_in_pixel_space_after_a_sampling_run():
+    """Chroma Radiance keeps a table made in the first run, which ComfyUI does in inference mode."""
+    test_model = loaded(Family("chroma_radiance", chroma_radiance))
+    encoded = invert(test_model)
+    sample(test_model, encoded)
+    directions, report = find(test_model, encoded.inversion, "LOCO")
+    assert len(directions) == 2
+    assert "self-check" in report
+    model, positive, noise = move(encoded.inversion, directions[0], 1.0)
+    edited = sample(test_model, encoded, model=model, positive=positive, noise=noise)
+    assert deviation(edited, encoded.latent["samples"]) > 1e-3
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
