@@ -88,14 +88,19 @@ class _Swap(TorchFunctionMode):
 
     Some models ignore the attention override, and some (Cosmos-Predict2, Anima) use fused kernels, which drop
     tangents and gradients, even in training. ComfyUI's kernel library has the same functions in plain torch.
+    Functions that write into a given tensor have no derivative (attention in chunks takes its exponential so); writing
+    afterwards has one.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
         if func is torch.nn.functional.scaled_dot_product_attention:
             func = attention.scaled_dot_product_attention
         elif isinstance(func, torch._ops.OpOverloadPacket):
             func = _PLAIN_KERNELS.get(str(func), func)
-        return func(*args, **(kwargs or {}))
+        elif isinstance(kwargs.get("out"), torch.Tensor):
+            return kwargs.pop("out").copy_(func(*args, **kwargs))
+        return func(*args, **kwargs)
 
 
 def _plain_kernels() -> dict[str, Callable]:
