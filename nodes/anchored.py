@@ -32,6 +32,8 @@ from .progress import peak_megabytes, reset_peak
 KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
 # A sampler is exact for a constant prediction when it stays this close to the reference path, relative.
 PATH_TOLERANCE = 1e-4
+# What going into the model's latent space and back may round, relative.
+ROUNDING = 1e-6
 DETERMINISTIC = "Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
 # Where a sampler may hook into a model's guidance.
 GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
@@ -159,7 +161,7 @@ class Anchor:
         counter, started = EvaluationCounter(), time.perf_counter()
         try:
             with counted(guider.model_patcher, counter):
-                return executor(
+                samples = executor(
                     noise if continued else first_noise(self._start(denoise_mask), model_sampling, sigmas[0]),
                     latent_image if continued else self.latent,
                     sampler,
@@ -170,6 +172,8 @@ class Anchor:
                     seed,
                     **options,
                 )
+            # the sampler's own rounding at the end, as far as the proof has shown it, would still flip 8-bit pixels
+            return snap_to_reference(samples, self.latent.to(samples), max(ROUNDING, 2 * self._run.deviation))
         finally:
             run, self._run = self._run, None
             proved = None if run is None or run.proving else run.deviation
