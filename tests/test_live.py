@@ -227,18 +227,29 @@ def test_directions_are_never_saved_outside_their_folder(comfy, prompt, folder, 
     assert not list(folder.parent.glob("*.safetensors"))
 
 
-def test_cancelled_or_refused_prompts_leave_the_model_as_it_was(comfy, prompt):
-    before = strips.edit(comfy, prompt, "live", 1)
-    find = key(prompt, "FindDirections")
-    asked = []
+LONG = {"InvertImage": {"steps": 1000}, "FindDirections": {"method": "LOCO", "count": 32, "hold_outside": 64}}
+
+
+def share_done_when_cancelled(comfy, prompt, name) -> float:
+    """Cancel a node that would take long at its first sign of progress; how far its bar had come when it ended."""
+    found, seen = key(prompt, name), []
 
     def cancel(result):
-        if result.running == find and result.progress and not asked:
-            asked.append(True)
-            comfy.client.interrupt()
+        if result.running == found and result.progress and result.progress[-1][0] == found:
+            if not seen:
+                comfy.client.interrupt()
+            seen.append(result.progress[-1])
 
-    with pytest.raises(Interrupted):
-        comfy.run(changed(prompt, "FindDirections", method="LOCO", count=8, hold_outside=16), cancel)
+    with pytest.raises(Interrupted, match=name):
+        comfy.run(changed(prompt, name, **LONG[name]), cancel)
+    _, value, most = seen[-1]
+    return value / most
+
+
+def test_cancelled_or_refused_prompts_leave_the_model_as_it_was(comfy, prompt):
+    before = strips.edit(comfy, prompt, "live", 1)
+    for name in LONG:
+        assert share_done_when_cancelled(comfy, prompt, name) < 0.5
     with pytest.raises(PromptError):
         comfy.run(changed(prompt, "KSamplerSelect", sampler_name="dpmpp_sde"))
     after = strips.edit(comfy, prompt, "live", 1)
