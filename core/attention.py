@@ -6,6 +6,7 @@ torch's fused attention has no forward AD and no double backward; where no deriv
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 
 SCORES_PER_CHUNK = 2**24  # entries of the score matrix held at once, over batch and heads
 
@@ -33,7 +34,7 @@ class _Attention(torch.autograd.Function):
     The value comes from torch's fused attention, so it is the one the model always computes. Forward AD, backward and
     double backward recompute the probabilities P chunk by chunk:
         dO = (P * dS - P rowsum(P * dS)) v + P dv,  S = q k^T scale,
-    and its transpose. The formulas are plain torch operations, so they can be differentiated again.
+    and its transpose.
     """
 
     @staticmethod
@@ -61,16 +62,49 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, mask = ctx.saved_tensors
+        return *_AttentionBackward.apply(q, k, v, mask, ctx.scale, grad), None, None
+
+
+class _AttentionBackward(torch.autograd.Function):
+    """The transpose of attention's derivative; its own backward recomputes it chunk by chunk under autograd."""
+
+    @staticmethod
+    def forward(q, k, v, mask, scale, grad):
         dq, dk, dv = [], torch.zeros_like(k), torch.zeros_like(v)
         for rows in _query_chunks(q, k):
-            p = _probabilities(q, k, mask, ctx.scale, rows)
-            g = grad[:, :, rows]
-            dv = dv + p.to(g.dtype).transpose(-2, -1) @ g
-            dp = g @ v.transpose(-2, -1)
-            ds = (p * (dp - (dp * p).sum(dim=-1, keepdim=True)) * ctx.scale).to(q.dtype)
-            dq.append(ds @ k)
-            dk = dk + ds.transpose(-2, -1) @ q[:, :, rows]
-        return torch.cat(dq, dim=2), dk, dv, None, None
+            chunk = _chunk_backward(q, k, v, mask, scale, grad[:, :, rows], rows)
+            dq.append(chunk[0])
+            dk, dv = dk + chunk[1], dv + chunk[2]
+        return torch.cat(dq, dim=2), dk, dv
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        q, k, v, mask, ctx.scale, grad = inputs
+        ctx.save_for_backward(q, k, v, mask, grad)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, a, b, c):
+        q, k, v, mask, grad = ctx.saved_tensors
+        products = [torch.zeros_like(t) for t in (q, k, v, grad)]
+        for rows in _query_chunks(q, k):
+            with torch.enable_grad():
+                inputs = [t.detach().requires_grad_(True) for t in (q, k, v, grad[:, :, rows])]
+                chunk = _chunk_backward(*inputs[:3], mask, ctx.scale, inputs[3], rows)
+                found = torch.autograd.grad(chunk, inputs, (a[:, :, rows], b, c))
+            for total, part in zip(products[:3], found[:3], strict=True):
+                total += part
+            products[3][:, :, rows] = found[3]
+        return *products[:3], None, None, products[3]
+
+
+def _chunk_backward(q, k, v, mask, scale, grad, rows):
+    """dq of a chunk of queries, and what the chunk adds to dk and dv."""
+    p = _probabilities(q, k, mask, scale, rows)
+    dv = p.to(grad.dtype).transpose(-2, -1) @ grad
+    dp = grad @ v.transpose(-2, -1)
+    ds = (p * (dp - (dp * p).sum(dim=-1, keepdim=True)) * scale).to(q.dtype)
+    return ds @ k, ds.transpose(-2, -1) @ q[:, :, rows], dv
 
 
 def scaled_dot_product_attention(
