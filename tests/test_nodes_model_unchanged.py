@@ -24,19 +24,52 @@ def not_interrupted():
     comfy.model_management.interrupt_current_processing(False)
 
 
-def at_forward(model, number: int, action):
-    """A clone of a MODEL on which `action` is called at the n-th forward of the network, counted from 1."""
-    seen = []
+def always() -> bool:
+    """Of any kind."""
+    return True
+
+
+def at_forward(model, number: int, action, where=always):
+    """A clone of a MODEL on which `action` is called at the n-th forward of the network, counted from 1.
+
+    Only forwards at which `where()` holds are counted. Returns the clone and a list with an entry for every forward
+    of any kind since the action.
+    """
+    counted, after = [], []
 
     def wrapper(executor, *args, **kwargs):
-        seen.append(None)
-        if len(seen) == number:
-            action()
+        if len(counted) >= number:
+            after.append(None)
+        elif where():
+            counted.append(None)
+            if len(counted) == number:
+                action()
         return executor(*args, **kwargs)
 
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "test", wrapper)
-    return clone
+    return clone, after
+
+
+def in_forward_ad() -> bool:
+    """Whether a derivative is being taken without a graph."""
+    return comfy.model_management.in_training and not torch.is_grad_enabled()
+
+
+def in_backward_graph() -> bool:
+    """Whether a graph for backward passes is being built."""
+    return comfy.model_management.in_training and torch.is_grad_enabled()
+
+
+def everything_of(model) -> dict:
+    """The MODEL's state, and what torch and ComfyUI keep for the whole process."""
+    return {
+        **state_of(model),
+        "module hooks": len(torch.nn.modules.module._global_forward_pre_hooks),
+        "function modes": len(torch.overrides._get_current_function_mode_stack()),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+    }
 
 
 def used(family: Family):
@@ -52,9 +85,12 @@ def used(family: Family):
     return test_model
 
 
+class PlantedError(Exception):
+    """Of no class that a fall-back catches."""
+
+
 def fail():
-    msg = "planted"
-    raise RuntimeError(msg)
+    raise PlantedError
 
 
 def edit(test_model, encoded, directions, strength=1.0, **options):
@@ -65,18 +101,18 @@ def edit(test_model, encoded, directions, strength=1.0, **options):
 
 def test_unchanged_by_all_three_stages(family):
     test_model = used(family)
-    before = state_of(test_model.model)
+    before = everything_of(test_model.model)
     latent = picture(test_model)
     samples = latent["samples"].clone()
     encoded = invert(test_model, latent)
-    assert state_of(test_model.model) == before
+    assert everything_of(test_model.model) == before
     for method in ("HSDS", "T-LOCO", "DDS"):  # the others take the same products
         directions, _ = find(test_model, encoded.inversion, method, keep="hat | nothing", count=1, hold_outside=1)
-        assert state_of(test_model.model) == before, method
+        assert everything_of(test_model.model) == before, method
         edit(test_model, encoded, directions, cfg=2.0)
-        assert state_of(test_model.model) == before, method
+        assert everything_of(test_model.model) == before, method
     ksample(test_model, encoded, denoise=0.7)
-    assert state_of(test_model.model) == before
+    assert everything_of(test_model.model) == before
     assert torch.equal(latent["samples"], samples)
 
 
@@ -93,20 +129,23 @@ def test_the_anchored_model_is_a_clone_of_its_own(family):
 
 
 def stages(test_model):
-    """Each stage as (name, number of a forward in its middle, run with a model)."""
+    """Each stage as (name, number and kind of a forward in its middle, run with a model)."""
     encoded = invert(test_model)
-    yield "invert", 3, lambda model: invert(test_model, model=model)
-    # plain forwards, forward AD, reverse mode and what comes after
-    for method, number in (("HSDS", 1), ("HSDS", 4), ("T-LOCO", 5), ("T-LOCO", 8)):
-        yield (
-            f"{method} {number}",
-            number,
-            lambda model, method=method: find(test_model, encoded.inversion, method, model=model, hold_outside=1),
-        )
+
+    def search(method):
+        return lambda model: find(test_model, encoded.inversion, method, model=model, hold_outside=1)
+
+    yield "invert", 3, always, lambda model: invert(test_model, model=model)
+    yield "plain forward", 1, always, search("HSDS")
+    yield "forward AD of the self-check", 1, in_forward_ad, search("HSDS")
+    yield "backward graph of the self-check", 1, in_backward_graph, search("HSDS")
+    yield "forward AD of the method", 2, in_forward_ad, search("HSDS")
+    yield "backward graph of the method", 2, in_backward_graph, search("T-LOCO")
     for number in (1, 4):
         yield (
-            f"sample {number}",
+            f"sampling, forward {number}",
             number,
+            always,
             lambda model: sample(test_model, encoded, model=encoded.inversion.anchor.attach(model), cfg=2.0),
         )
 
@@ -114,24 +153,26 @@ def stages(test_model):
 def test_unchanged_after_an_error(family):
     test_model = used(family)
     clean = invert(test_model).noise.noise
-    before = state_of(test_model.model)
-    for name, number, run in stages(test_model):
-        with pytest.raises(RuntimeError, match="planted"):
-            run(at_forward(test_model.model, number, fail))
-        assert state_of(test_model.model) == before, name
-        assert not torch.is_grad_enabled() or not torch.is_inference_mode_enabled(), name
+    before = everything_of(test_model.model)
+    for name, number, where, run in stages(test_model):
+        model, after = at_forward(test_model.model, number, fail, where)
+        with pytest.raises(PlantedError):
+            run(model)
+        assert not after, name
+        assert everything_of(test_model.model) == before, name
     assert torch.equal(invert(test_model).noise.noise, clean)
 
 
 def test_unchanged_after_a_cancel(family):
     test_model = used(family)
     clean = invert(test_model).noise.noise
-    before = state_of(test_model.model)
-    for name, number, run in stages(test_model):
-        model = at_forward(test_model.model, number, comfy.model_management.interrupt_current_processing)
+    before = everything_of(test_model.model)
+    for name, number, where, run in stages(test_model):
+        model, after = at_forward(test_model.model, number, comfy.model_management.interrupt_current_processing, where)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             run(model)
-        assert state_of(test_model.model) == before, name
+        assert not after, name  # it ends within the evaluation in which it was asked to
+        assert everything_of(test_model.model) == before, name
         encoded = invert(test_model)  # the next queued prompt works
         assert torch.equal(encoded.noise.noise, clean), name
         assert deviation(sample(test_model, encoded), encoded.latent["samples"]) <= 1e-5, name
