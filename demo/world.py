@@ -1,6 +1,6 @@
 """A world of drawn portraits in which every attribute of every picture is known.
 
-Only numpy and Pillow are needed here. Coordinates are those of a 64 x 64 picture; `draw` supersamples by 4.
+Only numpy and Pillow are needed here. Coordinates are those of a 64 x 64 picture.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-SIZE = 64
-SUPERSAMPLING = 4
+from .canvas import SIZE, Canvas, mix
+
 MAX_TOKENS = 32  # tokens of one prompt, start and end included
 
 HAIR = {
@@ -191,51 +190,15 @@ def caption(portrait: Portrait, rng: np.random.Generator | None = None, attribut
     return ", ".join([opening, *parts] if rng.random() < 0.9 else parts)
 
 
-def _mix(a, b, t: float) -> tuple[int, int, int]:
-    return tuple(int(round(x + (y - x) * t)) for x, y in zip(a, b, strict=True))
-
-
 def _skin(tone: float):
-    return _mix(SKIN[0], SKIN[1], tone * 2) if tone < 0.5 else _mix(SKIN[1], SKIN[2], tone * 2 - 1)
+    return mix(SKIN[0], SKIN[1], tone * 2) if tone < 0.5 else mix(SKIN[1], SKIN[2], tone * 2 - 1)
 
 
 def _face_half_width(p: Portrait) -> float:
     return 14.2 + 6.2 * p.face_width
 
 
-class _Canvas:
-    """Pillow drawing in the coordinates of the 64 px picture, moved by the portrait's small shift."""
-
-    def __init__(self, p: Portrait, size: int, mode: str, fill) -> None:
-        self.scale = size * SUPERSAMPLING / SIZE
-        self.dx, self.dy = 32 + p.shift_x, p.shift_y
-        self.image = Image.new(mode, (size * SUPERSAMPLING,) * 2, fill)
-        self.pen = ImageDraw.Draw(self.image)
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        return (x + self.dx) * self.scale, (y + self.dy) * self.scale
-
-    def box(self, x: float, y: float, rx: float, ry: float) -> tuple[float, float, float, float]:
-        return (*self.at(x - rx, y - ry), *self.at(x + rx, y + ry))
-
-    def ellipse(self, x, y, rx, ry, fill=None, outline=None, width=0.0) -> None:
-        self.pen.ellipse(self.box(x, y, rx, ry), fill=fill, outline=outline, width=round(width * self.scale))
-
-    def line(self, points, fill, width: float) -> None:
-        places = [self.at(*q) for q in points]
-        self.pen.line(places, fill=fill, width=round(width * self.scale), joint="curve")
-        r = width * self.scale / 2
-        for x, y in (places[0], places[-1]):
-            self.pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
-
-    def polygon(self, points, fill) -> None:
-        self.pen.polygon([self.at(*q) for q in points], fill=fill)
-
-    def bar(self, x, y, rx, ry, radius, fill) -> None:
-        self.pen.rounded_rectangle(self.box(x, y, rx, ry), radius * self.scale, fill=fill)
-
-
-def _hair_back(c: _Canvas, p: Portrait, fill) -> None:
+def _hair_back(c: Canvas, p: Portrait, fill) -> None:
     half = _face_half_width(p) + 4.2
     bottom = 27.0 + 35.0 * p.hair_length
     c.pen.pieslice(c.box(0, 28.0, half, 21.5), 180, 360, fill=fill)
@@ -243,14 +206,14 @@ def _hair_back(c: _Canvas, p: Portrait, fill) -> None:
     c.pen.rectangle((*c.at(-half, 22.0), *c.at(half, 28.0 if bottom > 31 else 25.0)), fill=fill)
 
 
-def _fringe(c: _Canvas, p: Portrait, fill) -> None:
+def _fringe(c: Canvas, p: Portrait, fill) -> None:
     # The part of the face ellipse above the line y = FRINGE_Y: a chord whose ends have sin a = (FACE_Y - FRINGE_Y)/ry.
     half, height = _face_half_width(p) + 0.5, FACE_HALF_HEIGHT + 0.5
     a = math.degrees(math.asin((FACE_Y - FRINGE_Y) / height))
     c.pen.chord(c.box(0, FACE_Y, half, height), 180 + a, 360 - a, fill=fill)
 
 
-def _mouth(c: _Canvas, p: Portrait) -> None:
+def _mouth(c: Canvas, p: Portrait) -> None:
     # Smile bends the lips, y = MOUTH_Y - 4.2 s (u^2 - 0.4) with u = x / half width; opening parts them by (1 - u^2).
     u = np.linspace(-1, 1, 33)
     bend = MOUTH_Y - 4.2 * p.smile * (u**2 - 0.4)
@@ -264,11 +227,11 @@ def _mouth(c: _Canvas, p: Portrait) -> None:
     c.line(lower, LIPS, 1.7)
 
 
-def _eyes(c: _Canvas, p: Portrait, skin) -> None:
+def _eyes(c: Canvas, p: Portrait, skin) -> None:
     rx, ry = 2.7 + 2.6 * p.eye_size, 1.7 + 3.0 * p.eye_size
     for side in (-1, 1):
         if p.glasses:
-            c.ellipse(side * EYE_X, EYE_Y, 6.9, 6.9, fill=_mix(skin, (255, 255, 255), 0.3))
+            c.ellipse(side * EYE_X, EYE_Y, 6.9, 6.9, fill=mix(skin, (255, 255, 255), 0.3))
         c.ellipse(side * EYE_X, EYE_Y, rx, ry, fill=TEETH)
         c.ellipse(side * EYE_X, EYE_Y, 0.62 * ry + 0.2, 0.75 * ry, fill=EYE)
         c.ellipse(side * EYE_X + 0.3 * ry, EYE_Y - 0.3 * ry, 0.2 * ry, 0.2 * ry, fill=TEETH)
@@ -280,7 +243,7 @@ def _eyes(c: _Canvas, p: Portrait, skin) -> None:
         c.line([(-1.2, EYE_Y - 1), (1.2, EYE_Y - 1)], FRAME, 1.5)
 
 
-def _hat(c: _Canvas, p: Portrait) -> None:
+def _hat(c: Canvas, p: Portrait) -> None:
     half = _face_half_width(p)
     c.bar(0, 3.0, half + 0.5, 8.0, 6.0, HAT)
     c.pen.rectangle((*c.at(-half - 0.5, 5.2), *c.at(half + 0.5, 8.8)), fill=HAT_BAND)
@@ -290,9 +253,9 @@ def _hat(c: _Canvas, p: Portrait) -> None:
 def draw(portrait: Portrait, size: int = SIZE) -> np.ndarray:
     """Draw a portrait: uint8 array, size x size x 3."""
     p, skin, hair = portrait, _skin(portrait.skin_tone), HAIR[portrait.hair_colour]
-    shade = _mix(skin, (90, 30, 20), 0.25)
-    c = _Canvas(p, size, "RGB", BACKGROUND[p.background])
-    c.ellipse(0, 72, 27, 15, fill=_mix((58, 92, 120), (92, 120, 140), p.shirt))
+    shade = mix(skin, (90, 30, 20), 0.25)
+    c = Canvas(p.shift_x, p.shift_y, size, "RGB", BACKGROUND[p.background])
+    c.ellipse(0, 72, 27, 15, fill=mix((58, 92, 120), (92, 120, 140), p.shirt))
     _hair_back(c, p, hair)
     c.bar(0, 58, 6.5, 6.5, 5, shade)
     half = _face_half_width(p)
@@ -301,13 +264,13 @@ def draw(portrait: Portrait, size: int = SIZE) -> np.ndarray:
     c.ellipse(0, FACE_Y, half, FACE_HALF_HEIGHT, fill=skin)
     _fringe(c, p, hair)
     for side in (-1, 1):
-        c.ellipse(side * 10.2, 42.2, 2.6, 1.8, fill=_mix(skin, (240, 90, 90), 0.28))
+        c.ellipse(side * 10.2, 42.2, 2.6, 1.8, fill=mix(skin, (240, 90, 90), 0.28))
     c.line([(0.6, 36.5), (-1.2, 40.6), (0.9, 40.8)], shade, 1.1)
     _eyes(c, p, skin)
     _mouth(c, p)
     if p.hat:
         _hat(c, p)
-    return np.asarray(c.image.reduce(SUPERSAMPLING))
+    return c.picture()
 
 
 def masks(portrait: Portrait, size: int = SIZE) -> dict[str, np.ndarray]:
@@ -315,11 +278,11 @@ def masks(portrait: Portrait, size: int = SIZE) -> dict[str, np.ndarray]:
     p, half = portrait, _face_half_width(portrait)
 
     def region(paint) -> np.ndarray:
-        c = _Canvas(p, size, "L", 0)
+        c = Canvas(p.shift_x, p.shift_y, size, "L", 0)
         paint(c)
-        return (np.asarray(c.image.reduce(SUPERSAMPLING)) > 127).astype(np.float32)
+        return (c.picture() > 127).astype(np.float32)
 
-    def hair(c: _Canvas) -> None:
+    def hair(c: Canvas) -> None:
         _hair_back(c, p, 255)
         c.ellipse(0, FACE_Y, half, FACE_HALF_HEIGHT, fill=0)
         c.bar(0, 58, 6.5, 6.5, 5, 0)
