@@ -24,7 +24,7 @@ class Bank:
 
         Their residuals are not known: A' would have to be applied.
         """
-        y, s, uh = torch.linalg.svd(self._weighted(self.images, weight).double(), full_matrices=False)
+        y, s, uh = torch.linalg.svd(_in_float64(self._weighted(self.images, weight)), full_matrices=False)
         held = min(k, len(s))  # y (m, m), s (m,), uh (m, N)
         return SingularTriplets(
             left=uh[:held].to(self.images).view(-1, *self.basis.shape),
@@ -102,9 +102,14 @@ class ForwardBank(Bank):
 
         Started at `target`, this is GMRES (Saad and Schultz 1986) with damping.
         """
-        images = self._weighted(self.images, weight).double()
-        wanted = self._weighted(target.flatten(1), weight).double()
+        images = _in_float64(self._weighted(self.images, weight))
+        wanted = _in_float64(self._weighted(target.flatten(1), weight))
         normal = images @ images.T
-        damped = normal + damping * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
+        damped = normal + damping * torch.eye(len(normal), dtype=normal.dtype)
         y = torch.linalg.solve(damped, images @ wanted.T)
         return self.basis.combine(y), float((images.T @ y - wanted.T).norm() / wanted.norm())
+
+
+def _in_float64(rows: Tensor) -> Tensor:
+    """On the CPU, for some GPUs have no float64."""
+    return rows.cpu().double()

@@ -65,7 +65,7 @@ class Basis:
             for _ in range(2):  # twice is enough (Kahan)
                 coefficients = flat @ self.rows.T  # (p, m)
                 flat = flat - coefficients @ self.rows
-                inside += coefficients.T.double().cpu()
+                inside += coefficients.T.cpu().double()
         new: list[Tensor] = []
         outside = torch.zeros(len(flat), len(flat), dtype=torch.float64)
         for i, vector in enumerate(flat):
