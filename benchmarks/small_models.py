@@ -5,6 +5,7 @@ import sys
 from scripts.environment import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
-from families import CORE, conditioning, randomise, sd3  # noqa: E402
+from families import MANY, conditioning, randomise, sd3  # noqa: E402
+from more_families import MORE  # noqa: E402
 
-__all__ = ["CORE", "conditioning", "randomise", "sd3"]
+__all__ = ["MANY", "MORE", "conditioning", "randomise", "sd3"]
