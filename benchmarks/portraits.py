@@ -41,12 +41,13 @@ class Case:
 
 @dataclass
 class Bench:
-    """The demo model, loaded once, and the attribute probe."""
+    """The demo model, loaded once, the attribute probe, and the weight of the model's change in edits."""
 
     model: object = None
     clip: object = None
     vae: object = None
     reader: Reader = field(default_factory=Reader)
+    weight: float = 1.0
 
     def __post_init__(self):
         """Load the demo model through ComfyUI's own loaders."""
@@ -95,7 +96,7 @@ class Bench:
         """8-bit pictures at the strengths, sampled with euler at guidance 1."""
         pictures = []
         for strength in strengths:
-            model, positive, noise = move(inversion, direction, float(strength))
+            model, positive, noise = move(inversion, direction, float(strength), self.weight)
             samples = sample_euler(model, noise.noise, sigmas, positive, inversion.latent)
             image = self.vae.decode(samples)[0]
             pictures.append((image.clamp(0, 1) * 255).round().byte().numpy())
