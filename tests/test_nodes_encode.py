@@ -10,7 +10,7 @@ from node_runs import DETERMINISTIC, deviation, invert, ksample, loaded, picture
 
 from latent_directions.core.errors import InputError, UnsupportedModelError, UnsupportedSamplerError
 
-EXACT = 1e-5
+EXACT = 0.0
 # each leaves the reference path in another way: fresh noise, corrector steps, variable order, guidance of its own
 NOT_EXACT = ("euler_ancestral", "dpmpp_sde", "uni_pc", "ipndm_v", "euler_cfg_pp")
 

@@ -3,6 +3,8 @@
 import json
 from types import SimpleNamespace
 
+import comfy.cli_args
+import comfy.utils
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from latent_directions.nodes.identify import FindDirections
 from latent_directions.nodes.manipulate import move
 from latent_directions.nodes.sockets import EncodedNoise
 
-EXACT = 1e-5
+EXACT = 0.0
 
 
 @pytest.fixture(params=CORE, ids=str)
@@ -164,6 +166,17 @@ def test_the_report_with_a_vae_says_how_well_the_picture_returns():
     assert report["psnr_db_with_anchor"] is None or report["psnr_db_with_anchor"] > 100
     assert 20 < report["psnr_db_without_anchor"] < 100
     assert len(report["drift_per_step"]) == report["steps"]
+
+
+def test_previews_while_it_inverts(monkeypatch):
+    """Each step reports itself to ComfyUI's progress bar, with a picture of the model's prediction."""
+    seen = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *args, **_: seen.append(args))
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0.0)
+    monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB)
+    invert(loaded(CORE[2]), steps=4)
+    assert [(step, total) for step, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(preview[1].size == (8, 8) for *_, preview in seen)
 
 
 def test_small_strengths_stay_near_the_picture():
