@@ -133,7 +133,8 @@ def rows_of(case: Case, quick: bool) -> Iterator[dict]:
 
 def in_words(row: dict) -> dict:
     """A row as it is printed."""
-    return {k: f"{v:.1e}" if k in ERRORS and v is not None else v for k, v in row.items()}
+    errors_in_words = {name: "-" if row[name] is None else f"{row[name]:.1e}" for name in ERRORS}
+    return row | {"guidance": f"{row['guidance']:g}"} | errors_in_words
 
 
 def main() -> None:
