@@ -32,7 +32,7 @@ from .prompts import encode_text, keep_pairs, negative_prompt, require_text, shi
 from .sockets import DirectionsSocket, InversionSocket
 
 # Evaluations that a progress bar runs to, by measurement on the demo model; only the bar depends on them.
-EXPECTED = {HSDS: 80, LOCO: 110, T_LOCO: 80, LOW_PASS: 20, "DDS": 20}
+EXPECTED = {HSDS: 50, LOCO: 105, T_LOCO: 75, LOW_PASS: 13, "DDS": 11}
 
 
 class FindDirections(io.ComfyNode):
