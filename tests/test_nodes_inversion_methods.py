@@ -144,6 +144,20 @@ def test_averaging_over_seeds_costs_that_many_evaluations(family):
         assert spent[1] == 3 * spent[0]
 
 
+def test_slider_positions_share_the_reference(family):
+    """The first run pays for the reference path, further strengths only for their own evaluations."""
+    test_model = loaded(family)
+    encoded = invert(test_model, steps=5)
+    (direction,), _ = find(test_model, encoded.inversion, "DDS")
+    spent = []
+    for strength in (0.5, -1.0, 2.0):
+        model, positive, noise = move(encoded.inversion, direction, strength)
+        sample(test_model, encoded, model=model, positive=positive, noise=noise, cfg=4.0)
+        spent.append(encoded.inversion.anchor.statistics.last_evaluations)
+    assert spent == [20, 10, 10]  # with guidance 4 two evaluations a step
+    assert encoded.inversion.anchor.cache.bytes == 5 * encoded.noise.noise.nbytes
+
+
 def test_refining_the_backward_step_finds_the_sampled_noise_better(family):
     """Euler sampling from the noise that was found, by the plain model, ends nearer to the picture."""
     test_model = loaded(family)
@@ -177,6 +191,19 @@ def test_previews_while_it_inverts(monkeypatch):
     invert(loaded(CORE[2]), steps=4)
     assert [(step, total) for step, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert all(preview[1].size == (8, 8) for *_, preview in seen)
+
+
+def test_small_strengths_move_in_proportion(family):
+    test_model = loaded(family)
+    encoded = invert(test_model)
+    (direction, *_), _ = find(test_model, encoded.inversion, "HSDS")
+    change = {}
+    for strength in (0.001, 0.01):
+        model, positive, noise = move(encoded.inversion, direction, strength)
+        moved = sample(test_model, encoded, model=model, positive=positive, noise=noise)
+        change[strength] = moved - encoded.latent["samples"]
+    assert change[0.01].norm() > 0
+    assert (change[0.01] - 10 * change[0.001]).norm() < 0.3 * change[0.01].norm()
 
 
 def test_small_strengths_stay_near_the_picture():
