@@ -116,37 +116,59 @@ def _plain_kernels() -> dict[str, Callable]:
 _PLAIN_KERNELS = _plain_kernels()
 
 
-def _cast_weight(layer, like):
-    """The layer's weight and bias as ComfyUI would use them now: moved, cast, patched by LoRA, dequantized."""
-    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    if isinstance(weight, comfy.ops.QuantizedTensor):
-        weight = weight.dequantize()
-    return weight, bias, stream
-
-
-def _linear_part(layer, x, input_shape, transposed):
-    """W x or W^T x of a linear or convolution layer, x of the layer's output shape when transposed."""
-    weight, bias, stream = _cast_weight(layer, x)
-    if _is_linear(layer):
-        out = x @ weight if transposed else torch.nn.functional.linear(x, weight)
-    elif transposed:
-        n = len(layer.kernel_size)
-        out = torch.ops.aten.convolution_backward(
-            x, x.new_empty(1).expand(input_shape), weight, None, layer.stride, layer.padding, layer.dilation,
-            False, [0] * n, layer.groups, (True, False, False),
-        )[0]  # fmt: skip
-    else:
-        out = layer._conv_forward(x, weight, None)
-    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
-    return out
+def _weight_of(layer, x, product: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]) -> torch.Tensor:
+    """product(weight, bias) with both as ComfyUI would use them now: moved, cast, patched by LoRA, dequantized."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
+    plain = weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight
+    try:
+        return product(plain, bias)
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
 class _WithoutWeights(torch.autograd.Function):
-    """A linear map that saves nothing for backward: the weight is cast again when it is needed."""
+    """x -> W x + b of a linear or convolution layer that saves nothing for backward: W is cast again when needed."""
+
+    @staticmethod
+    def forward(x, layer):
+        def product(weight, bias):
+            if not _is_linear(layer):
+                return layer._conv_forward(x, weight, bias)
+            out = torch.nn.functional.linear(x, weight, bias)
+            return out.clone() if out._is_view() else out  # blocks that add in place may not change a view
+
+        return _weight_of(layer, x, product)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.layer = inputs
+        ctx.input_shape = tuple(x.shape)
+
+    @staticmethod
+    def jvp(ctx, tangent, _layer):
+        return _LinearPart.apply(tangent, ctx.layer, ctx.input_shape, False)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _LinearPart.apply(grad, ctx.layer, ctx.input_shape, True), None
+
+
+class _LinearPart(torch.autograd.Function):
+    """x -> W x, or W' x where `transposed`, of the same kind; `input_shape` is that of the layer's input."""
 
     @staticmethod
     def forward(x, layer, input_shape, transposed):
-        return _linear_part(layer, x, input_shape, transposed)
+        def product(weight, _bias):
+            if _is_linear(layer):
+                return x @ weight if transposed else torch.nn.functional.linear(x, weight)
+            if not transposed:
+                return layer._conv_forward(x, weight, None)
+            return torch.ops.aten.convolution_backward(
+                x, x.new_empty(1).expand(input_shape), weight, None, layer.stride, layer.padding, layer.dilation,
+                False, [0] * len(layer.kernel_size), layer.groups, (True, False, False),
+            )[0]  # fmt: skip
+
+        return _weight_of(layer, x, product)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -154,11 +176,11 @@ class _WithoutWeights(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, tangent, _layer, _shape, _transposed):
-        return _WithoutWeights.apply(tangent, ctx.layer, ctx.input_shape, ctx.transposed)
+        return _LinearPart.apply(tangent, ctx.layer, ctx.input_shape, ctx.transposed)
 
     @staticmethod
     def backward(ctx, grad):
-        return _WithoutWeights.apply(grad, ctx.layer, ctx.input_shape, not ctx.transposed), None, None, None
+        return _LinearPart.apply(grad, ctx.layer, ctx.input_shape, not ctx.transposed), None, None, None
 
 
 def _forward_without_weights(layer, x):
@@ -166,11 +188,7 @@ def _forward_without_weights(layer, x):
     scale = getattr(layer, "pre_quant_scale", None)
     if scale is not None:
         x = x * comfy.model_management.cast_to_device(scale, x.device, x.dtype)
-    y = _WithoutWeights.apply(x, layer, tuple(x.shape), False)
-    if layer.bias is None:
-        return y
-    bias = _cast_weight(layer, x)[1].clone()
-    return y + (bias if _is_linear(layer) else bias.reshape(-1, *(1,) * len(layer.kernel_size)))
+    return _WithoutWeights.apply(x, layer)
 
 
 def _is_linear(layer):

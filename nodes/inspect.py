@@ -57,7 +57,7 @@ class PreviewDirections(io.ComfyNode):
     @classmethod
     def execute(cls, inversion, directions, vae, strength, columns, steps) -> io.NodeOutput:
         """Sample every direction at every strength, decode, and lay the pictures out."""
-        strengths = torch.linspace(-strength, strength, columns + 1 - columns % 2).tolist()
+        strengths = _strengths(strength, columns)
         bar = comfy.utils.ProgressBar(len(directions) * len(strengths))
         rows = []
         for index in range(len(directions)):
@@ -149,6 +149,12 @@ def _summary(before: Tensor, after: Tensor, statistics: RunStatistics) -> str:
         f"{changed} {cost} At strength 0 its sampler gives the picture back, to {statistics.last_return_error:.1g} of"
         " the largest value, as proved before the run."
     )
+
+
+def _strengths(most: float, columns: int) -> list[float]:
+    """Evenly spaced from -most to most, an odd number of them, so that the middle one is 0 and nothing else."""
+    half = columns // 2
+    return [most * k / half for k in range(-half, half + 1)]
 
 
 def _sample(inversion: Inversion, direction, strength: float, steps: int) -> Tensor:

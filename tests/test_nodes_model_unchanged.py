@@ -1,6 +1,9 @@
 """The artist's MODEL is as it was after any node and any sampling run, also after an error and after a cancel."""
 
+from collections import Counter
+
 import comfy.model_management
+import comfy.ops
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -114,6 +117,27 @@ def test_unchanged_by_all_three_stages(family):
     ksample(test_model, encoded, denoise=0.7)
     assert everything_of(test_model.model) == before
     assert torch.equal(latent["samples"], samples)
+
+
+def test_every_cast_weight_is_given_back(family, monkeypatch):
+    """ComfyUI keeps weights on the graphics card for as long as a cast is not undone."""
+    test_model = used(family)
+    encoded = invert(test_model)
+    cast, uncast, pending = comfy.ops.cast_bias_weight, comfy.ops.uncast_bias_weight, Counter()
+
+    def noted_cast(layer, *args, **options):
+        pending[layer] += bool(options.get("offloadable"))
+        return cast(layer, *args, **options)
+
+    def noted_uncast(layer, *args):
+        pending[layer] = max(0, pending[layer] - 1)  # norms without weights undo a cast that was none
+        return uncast(layer, *args)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", noted_cast)
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", noted_uncast)
+    find(test_model, encoded.inversion, "T-LOCO", hold_outside=1)
+    assert pending
+    assert not +pending
 
 
 def test_the_anchored_model_is_a_clone_of_its_own(family):

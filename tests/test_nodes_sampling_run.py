@@ -14,7 +14,7 @@ from node_runs import deviation, find, invert, loaded, sample
 from latent_directions.core.anchor import NoisePaths
 from latent_directions.core.errors import UnsupportedSamplerError
 from latent_directions.nodes.derivatives import OTHER_ATTENTION
-from latent_directions.nodes.inspect import EditReport
+from latent_directions.nodes.inspect import EditReport, PreviewDirections
 from latent_directions.nodes.manipulate import DirectionSlider
 
 CACHES = {"EasyCache": EasyCacheNode, "LazyCache": LazyCacheNode}
@@ -83,6 +83,32 @@ class TestEditReport:
         report = edit_report(encoded, torch.full_like(encoded.latent["samples"], torch.nan))
         assert "not numbers" in report["summary"]
         assert report["max_abs_diff"] is None
+
+
+class Decoder:
+    """Stands where a VAE would and shows three channels of the latent, so that a preview can be looked at."""
+
+    def __init__(self):
+        self.latents = []
+
+    def decode(self, samples):
+        self.latents.append(samples)
+        return samples[:, :3].movedim(1, -1).sigmoid()
+
+
+@pytest.mark.parametrize("strength", [0.3, 2.0])
+def test_the_middle_of_a_contact_sheet_is_the_picture(small, strength):
+    test_model, encoded = small
+    directions, _ = find(test_model, encoded.inversion, "text")
+    vae = Decoder()
+    with torch.inference_mode():
+        (sheet,) = PreviewDirections.execute(encoded.inversion, directions, vae, strength, 7, 3).args
+    assert len(vae.latents) == 7
+    assert deviation(vae.latents[3], encoded.latent["samples"]) <= 1e-5
+    distances = [deviation(latent, encoded.latent["samples"]) for latent in vae.latents]
+    assert distances[0] > distances[1] > distances[2] > 1e-5 < distances[4] < distances[5] < distances[6]
+    assert sheet.shape[0] == 1
+    assert sheet.shape[-1] == 3
 
 
 @pytest.mark.parametrize("name", CACHES)
