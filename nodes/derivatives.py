@@ -26,8 +26,8 @@ from ..core import attention
 # ComfyUI's step caches by the keys of their wrappers.
 STEP_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 OTHER_ATTENTION = (
-    "Another node has put an attention of its own on the MODEL. Derivatives are taken with plain attention in its"
-    " place, and the self-check compares them with the model as it samples."
+    "Another node has put an attention of its own on the MODEL. Exact derivatives go through plain attention in its"
+    " place; they are used only where the self-check finds that they agree with the model as it samples."
 )
 
 
@@ -54,7 +54,7 @@ def drop_step_caches(wrappers: dict[str, dict[str, list]]) -> list[str]:
     if not dropped:
         return []
     names = " and ".join(STEP_CACHES[key] for key in sorted(dropped))
-    return [f"{names} on the MODEL was left out: it reuses answers, and this needs the model's own at every step."]
+    return [f"{names} on the MODEL was left out: it reuses earlier answers, and here each must be the model's own."]
 
 
 @contextlib.contextmanager

@@ -141,21 +141,24 @@ class TestStepCachesAreMentioned:
         assert "remarks" not in json.loads(report)
 
 
-def test_an_attention_of_another_node_is_mentioned_where_derivatives_go_around_it(small):
+@pytest.mark.parametrize(("strength", "way"), [(1.0, "forward AD"), (0.5, "central differences")])
+def test_an_attention_of_another_node_is_mentioned_where_derivatives_go_around_it(small, strength, way):
+    """Where it computes what plain attention does, exact derivatives are used, and differences where it does not."""
     test_model, encoded = small
     calls = []
 
     def other(func, *args, **kwargs):
-        calls.append(torch.is_grad_enabled())
-        return func(*args, **kwargs)
+        calls.append(func)
+        return strength * func(*args, **kwargs)
 
     model = test_model.model.clone()
     model.model_options["transformer_options"]["optimized_attention_override"] = other
     inverted = invert(test_model, model=model)
     assert calls  # it stays in use where no derivative is taken
     assert "remarks" not in json.loads(inverted.report)
-    _, report = find(test_model, encoded.inversion, "DDS", model=model)
-    assert json.loads(report)["remarks"] == [OTHER_ATTENTION]
+    report = json.loads(find(test_model, encoded.inversion, "DDS", model=model)[1])
+    assert report["remarks"] == [OTHER_ATTENTION]
+    assert report["self_check"]["way"] == way
 
 
 class TestRefusals:
