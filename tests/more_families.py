@@ -66,7 +66,7 @@ def chroma() -> TestModel:
     return assemble("chroma", config, (1, 16, 8, 8), TEXT)
 
 
-def chroma_radiance() -> TestModel:
+def chroma_radiance(*, use_x0: bool = False) -> TestModel:
     """Chroma Radiance: Chroma in pixel space, its latent the picture itself in -1..1, with a head for single pixels."""
     config = comfy.supported_models.ChromaRadiance(
         {
@@ -96,7 +96,7 @@ def chroma_radiance() -> TestModel:
             "nerf_tile_size": 512,
             "nerf_final_head_type": "conv",
             "nerf_embedder_dtype": torch.float32,
-            "use_x0": True,
+            "use_x0": use_x0,
             "use_sequential_txt_ids": True,
         }
     )
