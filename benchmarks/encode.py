@@ -28,6 +28,7 @@ from benchmarks.first import LEVEL, SEED
 from benchmarks.portraits import Bench
 from benchmarks.small_models import MANY, MORE, randomise
 from benchmarks.tables import print_table
+from latent_directions.core.errors import UnsupportedSamplerError
 from latent_directions.core.inversion import INVERSIONS
 from latent_directions.core.metrics import psnr
 from latent_directions.demo.world import caption, sample_portrait
@@ -39,6 +40,7 @@ from latent_directions.nodes.sockets import EncodedNoise
 SAMPLERS = ("euler", "heun", "dpm_2", "dpmpp_2m", "lms", "deis", "res_multistep", "ddim")
 SCHEDULES = ("simple", "karras")
 FLIPPED = "flipped sigmas"
+MEASURED = ("psnr_db", "vae_psnr_db", "zero_strength_max_abs_diff", "zero_strength_pixels_changed", "seconds")
 
 
 @dataclass
@@ -107,36 +109,41 @@ def exact_return(subject: Subject, quick: bool) -> list[dict]:
         ).result
         report = json.loads(out[5])
         for sampler, guidance in itertools.product(SAMPLERS[:: 4 if quick else 1], (1.0, 4.0)):
+            row = {
+                "family": subject.family,
+                "method": method,
+                "sampler": sampler,
+                "schedule": schedule,
+                "guidance": guidance,
+                "evaluations": report["model_evaluations"],
+            }
             started = time.perf_counter()
-            after = comfy.sample.sample_custom(
-                out[3],
-                out[1].generate_noise(subject.latent),
-                guidance,
-                comfy.samplers.sampler_object(sampler),
-                out[2],
-                subject.positive,
-                subject.negative,
-                before,
-                disable_pbar=True,
-                seed=0,
+            try:
+                after = comfy.sample.sample_custom(
+                    out[3],
+                    out[1].generate_noise(subject.latent),
+                    guidance,
+                    comfy.samplers.sampler_object(sampler),
+                    out[2],
+                    subject.positive,
+                    subject.negative,
+                    before,
+                    disable_pbar=True,
+                    seed=0,
+                )
+            except UnsupportedSamplerError as error:
+                rows.append({**row, **dict.fromkeys(MEASURED), "vae_psnr_db": ceiling, "refused": str(error)})
+                continue
+            seconds, same = time.perf_counter() - started, torch.equal(after, before)
+            pixels = 0 if same else int((eight_bit(subject.decode(after)) != shown).any(-1).sum())
+            figures = (
+                ceiling if same else subject.psnr(after),
+                ceiling,
+                float((after - before).abs().max()),
+                pixels,
+                round(report["seconds"] + seconds, 3),
             )
-            seconds = time.perf_counter() - started
-            pixels = 0 if torch.equal(after, before) else int((eight_bit(subject.decode(after)) != shown).any(-1).sum())
-            rows.append(
-                {
-                    "family": subject.family,
-                    "method": method,
-                    "sampler": sampler,
-                    "schedule": schedule,
-                    "guidance": guidance,
-                    "evaluations": report["model_evaluations"],
-                    "psnr_db": subject.psnr(after),
-                    "vae_psnr_db": ceiling,
-                    "zero_strength_max_abs_diff": float((after - before).abs().max()),
-                    "zero_strength_pixels_changed": pixels,
-                    "seconds": round(report["seconds"] + seconds, 3),
-                }
-            )
+            rows.append({**row, **dict(zip(MEASURED, figures, strict=True)), "refused": None})
     return rows
 
 
@@ -222,16 +229,17 @@ def summary_exact(rows: list[dict]) -> list[dict]:
     lines = []
     for family in dict.fromkeys(r["family"] for r in rows):
         mine = [r for r in rows if r["family"] == family]
+        ran = [r for r in mine if not r["refused"]]
+        psnrs = f"{min(r['psnr_db'] for r in ran):.3f}, {ran[0]['vae_psnr_db']:.3f}" if ran[0]["psnr_db"] else "none"
         lines.append(
             {
                 "family": family,
                 "methods": len({r["method"] for r in mine}),
                 "runs": len(mine),
-                "largest latent difference": f"{max(r['zero_strength_max_abs_diff'] for r in mine):.1e}",
-                "pixels changed": sum(r["zero_strength_pixels_changed"] for r in mine),
-                "PSNR, VAE's own PSNR dB": "none"
-                if mine[0]["psnr_db"] is None
-                else f"{min(r['psnr_db'] for r in mine):.3f}, {mine[0]['vae_psnr_db']:.3f}",
+                "refused": len(mine) - len(ran),
+                "largest latent difference": f"{max(r['zero_strength_max_abs_diff'] for r in ran):.1e}",
+                "pixels changed": sum(r["zero_strength_pixels_changed"] for r in ran),
+                "PSNR, VAE's own PSNR dB": psnrs,
             }
         )
     return lines
