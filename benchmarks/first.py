@@ -44,6 +44,13 @@ def wanted_change(attribute: str) -> float:
     return (high - low) / 3
 
 
+def change_towards(case: Case, values: np.ndarray, zero: int) -> np.ndarray:
+    """How far the target moved from picture number `zero` towards the phrase, whose value may be the low end."""
+    described = ATTRIBUTES[case.attribute]
+    sign = -1.0 if described.kind == "continuous" and case.phrase == next(iter(described.words)) else 1.0
+    return sign * (values - values[zero])
+
+
 def random_like(direction: Direction, seed: int) -> Direction:
     """A random direction of the same norm that moves the latent alone."""
     noise = torch.randn(direction.latent.shape, generator=torch.Generator().manual_seed(seed))
@@ -57,10 +64,7 @@ def row(bench: Bench, case: Case, method: str, inversion, sigmas, direction: Dir
     """
     zero = int(np.argmin(np.abs(strengths)))
     values, leaks = bench.measure(case, bench.edit(inversion, sigmas, direction, strengths), zero)
-    described, wanted = ATTRIBUTES[case.attribute], wanted_change(case.attribute)
-    # towards the far end the target's value falls where the phrase names the low end
-    sign = -1.0 if described.kind == "continuous" and case.phrase == next(iter(described.words)) else 1.0
-    change = sign * (values - values[zero])
+    change, wanted = change_towards(case, values, zero), wanted_change(case.attribute)
     whole = [i for i, s in enumerate(strengths) if s == round(s)]
     forward, total = change[zero:], np.mean(list(leaks.values()), axis=0)
     return {

@@ -78,29 +78,33 @@ class Bench:
 
     def find(self, case: Case, inversion, method: str, *, masked: bool = False, keep: str = "", **options):
         """The first direction that a method finds, and the report."""
-        mask = torch.from_numpy(masks(case.portrait)[REGION[case.attribute]])[None] if masked else None
+        region = REGION[case.attribute] if masked else None
+        directions, report = self.find_all(case, inversion, method, region=region, keep=keep, **{"count": 1, **options})
+        return directions[0], report
+
+    def find_all(
+        self, case: Case, inversion, method: str, *, region: str | None = None, keep: str = "", **options
+    ) -> tuple[list[Direction], dict]:
+        """All directions that a method finds in a region of the portrait, or without a mask, and the report."""
+        mask = None if region is None else torch.from_numpy(masks(case.portrait)[region])[None]
         directions, report = FindDirections.execute(
-            self.model,
-            inversion,
-            method,
-            case.source,
-            case.target,
-            keep,
-            clip=self.clip,
-            mask=mask,
-            **{"count": 1, **options},
+            self.model, inversion, method, case.source, case.target, keep, clip=self.clip, mask=mask, **options
         ).result
-        return directions[0], json.loads(report)
+        return directions, json.loads(report)
 
     def edit(self, inversion, sigmas, direction: Direction, strengths) -> list[np.ndarray]:
         """8-bit pictures at the strengths, sampled with euler at guidance 1."""
-        pictures = []
-        for strength in strengths:
-            model, positive, noise = move(inversion, direction, float(strength), self.weight)
-            samples = sample_euler(model, noise.noise, sigmas, positive, inversion.latent)
-            image = self.vae.decode(samples)[0]
-            pictures.append((image.clamp(0, 1) * 255).round().byte().numpy())
-        return pictures
+        moved = [move(inversion, direction, float(strength), self.weight) for strength in strengths]
+        return [self._sampled(inversion, sigmas, *parts) for parts in moved]
+
+    def unmoved(self, inversion, sigmas) -> np.ndarray:
+        """The 8-bit picture at strength 0, whatever the direction."""
+        return self._sampled(inversion, sigmas, inversion.model, inversion.positive, inversion.noise)
+
+    def _sampled(self, inversion, sigmas, model, positive, noise) -> np.ndarray:
+        samples = sample_euler(model, noise.noise, sigmas, positive, inversion.latent)
+        image = self.vae.decode(samples)[0]
+        return (image.clamp(0, 1) * 255).round().byte().numpy()
 
     def measure(self, case: Case, pictures: list[np.ndarray], zero: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Target values of the pictures, and the leakage of every other attribute against picture number `zero`."""
