@@ -1,0 +1,50 @@
+"""The Encode benchmark compares leakage case by case, and only where the change was reached."""
+
+import math
+
+import pytest
+
+from benchmarks.encode_edits import DEFAULT, FRESH, summary
+
+
+def edit(case: str, direction: str, reached: bool, leakage: float, method: str = DEFAULT, weight: float = 1.0) -> dict:
+    return {
+        "case": case,
+        "direction": direction,
+        "method": method,
+        "weight": weight,
+        "reached": reached,
+        "leakage": leakage,
+        "evaluations": 0,
+        "evaluations_of_a_run": 10,
+    }
+
+
+def lines_of(rows: list[dict], by: str, default) -> dict:
+    return {(line["direction"], line["start" if by == "method" else by]): line for line in summary(rows, by, default)}
+
+
+def test_starts_are_compared_where_all_of_them_reached_the_change():
+    cases = [("a", True, 0.1, 0.2), ("b", True, 0.2, 0.4), ("c", False, 9.0, 0.3)]
+    rows = [edit(*c[:1], d, c[1], c[2]) for c in cases for d in ("text", "HSDS")]
+    rows += [edit(c[0], d, True, c[3], FRESH) for c in cases for d in ("text", "HSDS")]
+    lines = lines_of(rows, "method", DEFAULT)
+    assert lines["text", DEFAULT]["reached a third"] == pytest.approx(2 / 3)
+    for start, leakage in ((DEFAULT, 0.15), (FRESH, 0.3)):
+        assert lines["HSDS", start]["cases compared"] == 2
+        assert lines["HSDS", start]["leakage"] == pytest.approx(leakage)
+    # differences 0.1 and 0.2: mean 0.15, standard error 0.05
+    assert lines["text", FRESH]["more than the default"] == "+0.1500 ± 0.0500"
+
+
+def test_a_weight_that_reaches_nothing_hides_no_other_weight():
+    rows = []
+    for case, leakage in (("a", 0.1), ("b", 0.3)):
+        for direction in ("text", "HSDS"):
+            rows += [edit(case, direction, weight >= 1, weight * leakage, weight=weight) for weight in (0.5, 1.0, 1.5)]
+    lines = lines_of(rows, "weight", 1.0)
+    assert lines["text", 0.5]["cases compared"] == 0
+    assert lines["text", 0.5]["leakage"] is None
+    assert lines["text", 1.5]["cases compared"] == 2
+    assert math.isclose(lines["text", 1.5]["leakage"], 0.3)
+    assert lines["text", 1.5]["more than the default"] == "+0.1000 ± 0.0500"
