@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.first import LEVEL, METHODS, PAIRS, SEED, pair_case, random_like, row
+from benchmarks.first import LEVEL, METHODS, PAIRS, SEED, pair_case, random_like, row, wanted_change
+from benchmarks.forward_only import FINE, Slider, compare, loco_slider, summary
 from benchmarks.portraits import Bench, held_out
-from latent_directions.core.find import HSDS, TEXT
+from latent_directions.core.find import AUTOMATIC, FORWARD_ONLY, HSDS, LOCO, TEXT
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +43,28 @@ def test_keep_prompts_halve_what_goes_along(bench):
             direction, _ = bench.find(case, inversion, method, keep=keep)
             leaks[name].append(row(bench, case, name, inversion, sigmas, direction)["leaks"][along])
     assert np.mean(leaks["keep"]) <= np.mean(leaks["text"]) / 2
+
+
+def test_searches_are_compared_at_the_change_that_the_automatic_one_reaches():
+    case = held_out("smile", 0, SEED)
+    third = wanted_change("smile")
+    weak = Slider(third * FINE / 6, 0.1 * FINE, 0, 1, 100, 1.0)  # half of what is wanted at strength 3
+    strong = Slider(third * FINE / 3, 0.2 * FINE, 0, 1, 40, 1.0)
+    automatic, forward = compare(case, LOCO, {AUTOMATIC: weak, FORWARD_ONLY: strong})
+    assert automatic["reached"] and forward["reached"]
+    assert automatic["leakage"] == pytest.approx(0.3)
+    assert forward["leakage"] == pytest.approx(0.3)
+    (line, other) = summary([automatic, forward])
+    assert line["search"] == "LOCO, automatic"
+    assert (other["reached automatic's change"], other["automatic reached its"]) == (1.0, 0.0)
+    assert other["over automatic's"] == pytest.approx(1.0)
+
+
+@torch.inference_mode()
+def test_a_direction_without_a_backward_pass_moves_its_attribute(bench):
+    case = held_out("smile", 0, SEED)
+    inversion, sigmas = bench.encode(case, LEVEL)
+    encoded = inversion, sigmas, bench.unmoved(inversion, sigmas)
+    slider = loco_slider(bench, case, encoded, FORWARD_ONLY)
+    assert slider.change.max() >= wanted_change("smile")
+    assert slider.evaluations <= 44
