@@ -2,8 +2,8 @@
 
     python -m benchmarks.unet
 
-trains it in about eight minutes on one core, the demo's text encoder frozen; `trained_unet` does so the first time it is
-asked.
+trains it in about eight minutes on one core, the demo's text encoder frozen; `trained_unet` does so the first time it
+is asked.
 """
 
 import comfy.latent_formats
