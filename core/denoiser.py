@@ -31,9 +31,9 @@ class EvaluationCounter:
         self.forwards += 1
         self._add(batch * self.weight)
 
-    def backward(self, batch: int) -> None:
-        """Add one backward pass for `batch` latents, which costs about two forwards."""
-        self._add(2 * batch)
+    def backward(self, evaluations: int) -> None:
+        """Add one backward pass through a forward of that many evaluations, which costs about two of it."""
+        self._add(2 * evaluations)
 
     def _add(self, evaluations: int) -> None:
         self.evaluations += evaluations

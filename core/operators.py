@@ -47,6 +47,7 @@ class Jacobian:
         self.way = way
         self.difference_step = DIFFERENCE_STEP
         self._graph: tuple[Tensor, Tensor] | None = None  # x, D(x)
+        self._graph_cost = 0  # evaluations: guidance and prompts of several parts take more than one a vector
         self._transposed: tuple[Tensor, Tensor] | None = None  # w, J'w
 
     def predict(self, x: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class Jacobian:
         with self.denoiser.derivative(True), torch.enable_grad():
             x, value = self._kept_graph(len(u))
             (product,) = torch.autograd.grad(value, x, u.to(value), retain_graph=True)
-        self._count_backward(u)
+        self.denoiser.counter.backward(self._graph_cost)
         return _nonzero(product.detach(), u, "backward")
 
     def _kept_graph(self, block: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,9 @@ class Jacobian:
         if self._graph is None or len(self._graph[0]) != block:
             self.release()
             x = self.x.repeat(block, *[1] * (self.x.ndim - 1)).requires_grad_(True)
+            before = self.denoiser.counter.evaluations
             self._graph = (x, self.predict(x))
+            self._graph_cost = self.denoiser.counter.evaluations - before
         return self._graph
 
     def _double_backward(self, v: Tensor) -> Tensor:
@@ -83,14 +86,11 @@ class Jacobian:
                 w = torch.zeros_like(value, requires_grad=True)
                 (transposed,) = torch.autograd.grad(value, x, w, create_graph=True)
                 self._transposed = (w, transposed)
-                self._count_backward(v)
+                self.denoiser.counter.backward(self._graph_cost)
             w, transposed = self._transposed
             (product,) = torch.autograd.grad(transposed, w, v.to(transposed), retain_graph=True)
-        self._count_backward(v)
+        self.denoiser.counter.backward(self._graph_cost)
         return _nonzero(product.detach(), v, "double backward")
-
-    def _count_backward(self, vectors: Tensor) -> None:
-        self.denoiser.counter.backward(len(vectors) * (1 if self.guidance == 1.0 else 2))
 
     def under(self, prompt: str) -> Jacobian:
         """The Jacobian at the same point under another prompt, its products taken the same way."""
