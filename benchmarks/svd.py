@@ -51,19 +51,23 @@ class Problem:
     mask: Tensor
 
 
-def problems(bench: Bench) -> list[Problem]:
-    """The demo's diffusion transformer and a trained U-Net at two noise levels each, and a random SD3-shaped model."""
+def demo_problems(bench: Bench, model: object, name: str, sigmas: tuple[float, ...]) -> list[Problem]:
+    """A model of the demo's latents at a portrait of the demo world, its mouth as the mask."""
     portrait = sample_portrait(np.random.default_rng(SEED))
     latent = {"samples": bench.vae.encode(torch.from_numpy(draw(portrait).copy())[None].float() / 255)}
     mouth = mask_on_latent(torch.from_numpy(masks(portrait)["mouth"])[None], latent["samples"], "")
     positive = bench.prompt(caption(portrait, attributes=[]))
-    found = [Problem(f"demo MMDiT, sigma {s}", True, bench.model, positive, latent, s, mouth) for s in (0.6, 0.8)]
-    unet = trained_unet()
-    found += [Problem(f"U-Net, sigma {s}", True, unet, positive, latent, s, mouth) for s in (1.5, 4.0)]
+    return [Problem(f"{name}, sigma {sigma}", True, model, positive, latent, sigma, mouth) for sigma in sigmas]
+
+
+def problems(bench: Bench) -> list[Problem]:
+    """The demo's diffusion transformer and a trained U-Net at two noise levels each, and a random SD3-shaped model."""
+    found = demo_problems(bench, bench.model, "demo MMDiT", (0.6, 0.8))
+    found += demo_problems(bench, trained_unet(), "U-Net", (1.5, 4.0))
     random = sd3()
     samples = torch.randn(random.latent_shape, generator=torch.Generator().manual_seed(SEED))
-    samples = random.model.get_model_object("latent_format").process_out(samples)
-    return [*found, Problem("random SD3", False, random.model, random.positive, {"samples": samples}, 0.7, mouth)]
+    latent = {"samples": random.model.get_model_object("latent_format").process_out(samples)}
+    return [*found, Problem("random SD3", False, random.model, random.positive, latent, 0.7, found[0].mask)]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ EMPTY = (
     " differ more, or raise 'level' of Invert Image."
 )
 # Products of the forward-only mode; two evaluations each.
-FORWARD_PRODUCTS = 18
+FORWARD_PRODUCTS = 16
 
 
 @dataclass(frozen=True)
