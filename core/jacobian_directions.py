@@ -21,7 +21,7 @@ EMPTY = (
     "The direction came out empty: source and target say the same to this model at this level. Write prompts that"
     " differ more, or raise 'level' of Invert Image."
 )
-# Products of the forward-only mode; two evaluations each.
+# Products of the forward-only mode, two evaluations each: with the self-check and D(x) they make 40.
 FORWARD_PRODUCTS = 16
 
 
