@@ -70,12 +70,13 @@ class _AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, v, mask, scale, grad):
-        dq, dk, dv = [], torch.zeros_like(k), torch.zeros_like(v)
+        dq, dk, dv = [], _zeros_for_sums(k), _zeros_for_sums(v)
         for rows in _query_chunks(q, k):
             chunk = _chunk_backward(q, k, v, mask, scale, grad[:, :, rows], rows)
             dq.append(chunk[0])
-            dk, dv = dk + chunk[1], dv + chunk[2]
-        return torch.cat(dq, dim=2), dk, dv
+            dk += chunk[1]
+            dv += chunk[2]
+        return torch.cat(dq, dim=2), dk.to(k.dtype), dv.to(v.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -86,16 +87,21 @@ class _AttentionBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, a, b, c):
         q, k, v, mask, grad = ctx.saved_tensors
-        products = [torch.zeros_like(t) for t in (q, k, v, grad)]
+        products, of_grad = [_zeros_for_sums(t) for t in (q, k, v)], torch.zeros_like(grad)
         for rows in _query_chunks(q, k):
             with torch.enable_grad():
                 inputs = [t.detach().requires_grad_(True) for t in (q, k, v, grad[:, :, rows])]
                 chunk = _chunk_backward(*inputs[:3], mask, ctx.scale, inputs[3], rows)
                 found = torch.autograd.grad(chunk, inputs, (a[:, :, rows], b, c))
-            for total, part in zip(products[:3], found[:3], strict=True):
+            for total, part in zip(products, found[:3], strict=True):
                 total += part
-            products[3][:, :, rows] = found[3]
-        return *products[:3], None, None, products[3]
+            of_grad[:, :, rows] = found[3]
+        return *(total.to(q.dtype) for total in products), None, None, of_grad
+
+
+def _zeros_for_sums(tensor):
+    """Zeros to sum over chunks in: in half precision the rounding would grow with their number."""
+    return torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _chunk_backward(q, k, v, mask, scale, grad, rows):

@@ -23,3 +23,7 @@ class DerivativeError(LatentDirectionsError):
 
 class DirectionFileError(LatentDirectionsError):
     """A direction file cannot be read, or does not belong to the loaded model."""
+
+
+class ZeroOperatorError(ValueError):
+    """A matrix-free operator is zero on all that a solver may start from."""

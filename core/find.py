@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .errors import DerivativeError, InputError
+from .errors import DerivativeError, InputError, ZeroOperatorError
 from .hessian_directions import delta_score, low_pass, move_by, newton, newton_forward, score_difference
-from .jacobian_directions import EMPTY, Move, loco, t_loco
+from .jacobian_directions import EMPTY, NOTHING_INSIDE, Move, loco, t_loco
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
 from .self_check import self_check
 
@@ -35,8 +35,8 @@ class Settings:
         damping: damping of the least-squares method, relative to K = 1.
         max_pairs: bound on the products with J and J' of the least-squares method.
         seed: of the solvers' start vectors.
-        derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass: memory as in sampling), DIFFERENCES (no AD at all) or
-            DOUBLE_BACKWARD (no forward AD).
+        derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass), DIFFERENCES (neither that nor forward AD: memory as in
+            sampling) or DOUBLE_BACKWARD (no forward AD). T-LOCO takes a backward pass with any of them.
     """
 
     method: str
@@ -71,11 +71,12 @@ def find_moves(
             raise DerivativeError(msg)
         notes = {"self_check": asdict(check)}
         moves = _moves(denoiser, source, mask, settings, check.reverse, notes)
+        if not all(torch.isfinite(move.vector).all() and 0 < move.step < float("inf") for move in moves):
+            raise ZeroOperatorError
+    except ZeroOperatorError as error:
+        raise InputError(NOTHING_INSIDE if settings.method == LOCO else EMPTY) from error
     finally:
         source.release()
-    for move in moves:
-        if not torch.isfinite(move.vector).all() or not 0 < move.step < float("inf"):
-            raise InputError(EMPTY)
     return moves, notes
 
 

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from .bank import Bank, ForwardBank, RememberedProducts
 from .denoiser import Denoiser
-from .errors import InputError
+from .errors import InputError, ZeroOperatorError
 from .operators import Jacobian, masked
 from .svd import SingularTriplets, partial_svd
 
 EMPTY = (
     "The direction came out empty: source and target say the same to this model at this level. Write prompts that"
     " differ more, or raise 'level' of Invert Image."
+)
+NOTHING_INSIDE = (
+    "LOCO found nothing that moves inside the mask: the model's prediction does not change there. Paint a larger mask,"
+    " or raise 'level' of Invert Image."
 )
 # Products of the forward-only mode, two evaluations each: with the self-check and D(x) they make 40.
 FORWARD_PRODUCTS = 16
@@ -49,7 +53,8 @@ def loco(
     The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
     (our convention, so that one number means about the same visible change on every model).
 
-    With `forward_only` both come from one bank of FORWARD_PRODUCTS products J v, with no backward pass.
+    With `forward_only` both come from one bank of FORWARD_PRODUCTS products J v, or twice `count` if that is more,
+    with no backward pass.
 
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
     """
@@ -63,6 +68,8 @@ def loco(
         if (effect * weight).sum() < 0:
             vector, effect = -vector, -effect
         rms = float(((effect * weight).square().sum() / weight.sum()).sqrt())
+        if not rms:
+            raise ZeroOperatorError
         moves.append(
             Move(
                 vector,
@@ -151,7 +158,9 @@ def t_loco(
         null = partial_svd(
             *masked(source, 1 - mask), (1 - mask) * _random(source, seed), null_rank, max_pairs=max_pairs
         )
+    source.release()  # one kept graph at a time
     vector, kept = project_off_null_space(target.rmatvec(q), null)
+    target.release()
     notes = {"share_left_by_null_space": kept, "pairs": 0 if null is None else null.pairs}
     return text_move(target, vector, q, mask, notes)
 

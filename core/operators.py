@@ -116,7 +116,7 @@ class Jacobian:
         v = v.to(self.x)
         norms = v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
         h = self.difference_step * self.x.norm() / norms
-        return (self.predict(self.x + h * v) - self.predict(self.x - h * v)) / (2 * h)
+        return _nonzero((self.predict(self.x + h * v) - self.predict(self.x - h * v)) / (2 * h), v, "measured")
 
 
 def masked(operator, mask: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -139,8 +139,8 @@ def _nonzero(product: Tensor, vector: Tensor, kind: str) -> Tensor:
         raise DerivativeError(msg)
     if not product.any() and vector.any():
         msg = (
-            f"The {kind} derivative through this model came out as zero, which means that its code cannot be "
-            "differentiated as it is set up. Use the method 'text', which needs no derivative."
+            f"The {kind} derivative through this model came out as zero: its code cannot be differentiated as it is set"
+            " up, or its prediction does not depend on the latent. Use the method 'text', which needs no derivative."
         )
         raise DerivativeError(msg)
     return product

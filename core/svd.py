@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import ZeroOperatorError
+
 Product = Callable[[Tensor], Tensor]
 # A vector counts as inside a space when this share of its norm, or less, is left after projection.
 INSIDE = 1e-6
@@ -196,7 +198,7 @@ def partial_svd(
                 return result
     if not len(space.right):
         msg = "the operator sent the start vector to zero, so it has no singular directions there"
-        raise ValueError(msg)
+        raise ZeroOperatorError(msg)
     return space.triplets(k, tol)
 
 
@@ -213,7 +215,7 @@ def least_squares(
     space = Bidiagonalisation(matvec, rmatvec, target)
     if space.exhausted:
         msg = "the operator sends the wanted change to zero, so no move can make it"
-        raise ValueError(msg)
+        raise ZeroOperatorError(msg)
     while True:
         space.grow()
         solution, residual = space.least_squares(damping)

@@ -145,6 +145,20 @@ def test_half_precision_is_close(dtype, tolerance):
     assert torch.allclose(tangent.double(), exact, atol=4 * tolerance)
 
 
+def test_rounding_does_not_grow_with_the_number_of_chunks(monkeypatch):
+    primals = [random(1, 1, 256, 8, seed=s).bfloat16().requires_grad_() for s in range(3)]
+    gradient = random(1, 1, 256, 8, seed=3).bfloat16()
+
+    def error(chunks: int) -> float:
+        monkeypatch.setattr(attention, "SCORES_PER_CHUNK", 256 * 256 // chunks)
+        (ours,) = torch.autograd.grad(scaled_dot_product_attention(*primals), primals[1], gradient)
+        exact_primals = [t.detach().double().requires_grad_() for t in primals]
+        (exact,) = torch.autograd.grad(plain(*exact_primals), exact_primals[1], gradient.double())
+        return float((ours.double() - exact).norm() / exact.norm())
+
+    assert error(64) <= 1.2 * error(1)
+
+
 def test_value_is_that_of_the_fused_kernel():
     """The model computes the same bits as without us."""
     primals = [t.float() for t in inputs()]
