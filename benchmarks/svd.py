@@ -126,14 +126,17 @@ def true_residual(matvec: Callable, rmatvec: Callable, right: Tensor, shape: tor
     return worst
 
 
-def dense(denoiser: Denoiser, jacobian: Jacobian, mask: Tensor | None) -> Tensor:
-    """All singular values of P J, from every column of J, in float64."""
+def dense(jacobian: Jacobian) -> Tensor:
+    """J' from every column of J: products in the model's precision, (N, N)."""
     n = jacobian.x.numel()
-    columns = [jacobian.matvec(block.view(-1, *jacobian.x.shape[1:])).flatten(1) for block in torch.eye(n).split(64)]
-    matrix = torch.cat(columns).double()  # (n, out) = J'
-    if mask is not None:
-        matrix = matrix * mask.expand_as(jacobian.x).flatten().double()
-    return torch.linalg.svdvals(matrix)
+    blocks = [block.view(-1, *jacobian.x.shape[1:]) for block in torch.eye(n).split(64)]
+    return torch.cat([jacobian.matvec(block).flatten(1) for block in blocks])
+
+
+def singular_values(transposed: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:
+    """Those of P J in float64, from J' and a mask that fits `like`."""
+    transposed = transposed.double()
+    return torch.linalg.svdvals(transposed if mask is None else transposed * mask.expand_as(like).flatten())
 
 
 def solve(problem: Problem, ranks: list[int], with_dense: bool) -> list[dict]:
@@ -143,9 +146,9 @@ def solve(problem: Problem, ranks: list[int], with_dense: bool) -> list[dict]:
         generator = torch.Generator().manual_seed(SEED)
         x = denoiser.noised(x0, torch.randn(x0.shape, generator=generator), problem.sigma)
         jacobian = Jacobian(denoiser, x, problem.sigma)
-        rows = []
+        rows, transposed = [], dense(jacobian) if with_dense else None
         for mask in (None, problem.mask):
-            exact = dense(denoiser, jacobian, mask) if with_dense else None
+            exact = singular_values(transposed, mask, x) if with_dense else None
             for k in ranks:
                 rows += compare(problem, denoiser, jacobian, mask, k, exact, generator)
         return rows

@@ -6,6 +6,8 @@ trains it in about eight minutes on one core, the demo's text encoder frozen; `t
 is asked.
 """
 
+import hashlib
+
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -21,7 +23,6 @@ from latent_directions.demo.train_model import encode_pool, tokens_of
 from latent_directions.demo.world import caption, sample_pool
 from scripts.environment import ROOT
 
-WEIGHTS = ROOT / ".cache" / "benchmarks" / "unet.safetensors"
 STEPS, BATCH, POOL, RATE = 2500, 32, 20000, 1e-3
 CONFIG = {
     "image_size": 32,
@@ -42,6 +43,8 @@ CONFIG = {
     "use_checkpoint": False,
     "legacy": False,
 }
+SETTINGS = hashlib.sha256(repr((STEPS, BATCH, POOL, RATE, CONFIG)).encode()).hexdigest()[:8]
+WEIGHTS = ROOT / ".cache" / "benchmarks" / f"unet-{SETTINGS}.safetensors"
 
 
 def trained_unet() -> comfy.model_patcher.ModelPatcher:
@@ -93,6 +96,7 @@ def train() -> None:
         running += (loss.item() - running) * max(0.01, 1 / (step + 1))
         if step % 200 == 0 or step == STEPS - 1:
             print(f"U-Net, step {step}: loss {running:.4f}", flush=True)
+    torch.set_flush_denormal(False)
     WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().contiguous() for k, v in average.module.state_dict().items()}
     safetensors.torch.save_file(weights, WEIGHTS)

@@ -119,9 +119,8 @@ _PLAIN_KERNELS = _plain_kernels()
 def _weight_of(layer, x, product: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]) -> torch.Tensor:
     """product(weight, bias) with both as ComfyUI would use them now: moved, cast, patched by LoRA, dequantized."""
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
-    plain = weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight
     try:
-        return product(plain, bias)
+        return product(weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight, bias)
     finally:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
