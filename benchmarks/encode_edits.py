@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.first import ATTRIBUTES_MOVED, LEVEL, METHODS, SEED, row
 from benchmarks.portraits import STEPS, Bench, held_out
 from benchmarks.tables import print_table
+from latent_directions.core.inversion import INVERSIONS
 from latent_directions.nodes.encode import CONTROLLED, DEFAULT, FRESH, SEEDED
 
 STARTS = [(method, 1) for method in (DEFAULT, "euler", "heun", CONTROLLED)]
@@ -53,7 +54,7 @@ def measured(bench: Bench, case, setting: tuple, inversion, sigmas, direction) -
         "sampler": "euler",
         "schedule": "simple",
         "guidance": 1.0,
-        "evaluations": 0 if method in (SEEDED, FRESH) else STEPS + 1,
+        "evaluations": encoding_cost(method),
         "psnr_db": None,
         "vae_psnr_db": None,
         "zero_strength_max_abs_diff": None,
@@ -64,6 +65,14 @@ def measured(bench: Bench, case, setting: tuple, inversion, sigmas, direction) -
         "weight": setting[3],
         "evaluations_of_a_run": inversion.anchor.statistics.last_evaluations,
     }
+
+
+def encoding_cost(method: str) -> int:
+    """Evaluations of Invert Image: two for the first step, then those of the method; instant methods take none."""
+    if method in (SEEDED, FRESH):
+        return 0
+    each = INVERSIONS[method].evaluations if method in INVERSIONS else 1
+    return 2 + (STEPS - 1) * each
 
 
 def print_tables(found: list[dict]) -> None:

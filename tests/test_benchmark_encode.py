@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks.encode_edits import DEFAULT, FRESH, summary
+from benchmarks.encode_edits import CONTROLLED, DEFAULT, FRESH, encoding_cost, summary
 
 
 def edit(case: str, direction: str, reached: bool, leakage: float, method: str = DEFAULT, weight: float = 1.0) -> dict:
@@ -48,3 +48,9 @@ def test_a_weight_that_reaches_nothing_hides_no_other_weight():
     assert lines["text", 1.5]["cases compared"] == 2
     assert math.isclose(lines["text", 1.5]["leakage"], 0.3)
     assert lines["text", 1.5]["more than the default"] == "+0.1000 ± 0.0500"
+
+
+def test_what_encoding_costs():
+    """Ten steps; that the nodes spend as much is tested in test_core_inversion."""
+    costs = [encoding_cost(method) for method in (DEFAULT, "heun", "backward euler, refined", CONTROLLED, FRESH)]
+    assert costs == [11, 20, 29, 11, 0]
