@@ -62,7 +62,7 @@ class DirectionSlider(io.ComfyNode):
 
     @classmethod
     def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0) -> io.NodeOutput:
-        """Move noise and prompt; at strength 0 hand on the very objects of the inversion."""
+        """Move noise and prompt; at 0 by the same code as anywhere, by nothing."""
         return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength, weight))
 
 
@@ -84,8 +84,6 @@ def choose(inversion: Inversion, directions: list, index: int):
 
 def move(inversion: Inversion, direction, strength: float, weight: float = 1.0) -> tuple:
     """(MODEL, CONDITIONING, NOISE) at a strength."""
-    if strength == 0:
-        return inversion.model, inversion.positive, inversion.noise
     noise = direction.moved_noise(inversion.noise.noise, strength, inversion.scale[1])
     anchor = inversion.anchor.moved(noise, direction.keep, weight)
     return (
