@@ -19,9 +19,11 @@ import torch
 
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
+from latent_directions.core.errors import DerivativeError
 from latent_directions.core.find import AUTOMATIC, FORWARD_ONLY, LOCO, Settings, find_moves
-from latent_directions.nodes.encode import SEEDED, InvertImage, sample_euler
+from latent_directions.nodes.encode import SEEDED, InvertImage
 from latent_directions.nodes.host import run
+from latent_directions.nodes.sampling import sample_euler
 
 STEPS, DIRECTIONS = 28, 5
 SDXL = {
@@ -130,11 +132,16 @@ def compare(subject: Subject, steps: int, directions: int) -> list[dict]:
         def search(body=body):
             return run(subject.model, {"source": subject.positive}, subject.latent, inversion.sigma, body)
 
-        took, peak = measured(device, search)
+        what = f"{directions} directions, {way}"
+        try:
+            took, peak = measured(device, search)
+        except DerivativeError as refusal:
+            rows.append(dict.fromkeys(rows[0]) | {"model": subject.name, "what": f"{what}: refused. {refusal}"})
+            continue
         rows.append(
             {
                 "model": subject.name,
-                "what": f"{directions} directions, {way}",
+                "what": what,
                 "seconds": took,
                 "megabytes": peak,
                 "time ratio": took / seconds,

@@ -9,9 +9,10 @@ import torch
 from latent_directions.core.direction import Direction
 from latent_directions.demo.architecture import load_demo_model
 from latent_directions.demo.world import ATTRIBUTES, Portrait, caption, draw, masks, sample_portrait
-from latent_directions.nodes.encode import DEFAULT, InvertImage, sample_euler
+from latent_directions.nodes.encode import DEFAULT, InvertImage
 from latent_directions.nodes.identify import FindDirections
 from latent_directions.nodes.manipulate import move
+from latent_directions.nodes.sampling import sample_euler
 from scripts.measures import Reader, leakage, target_values
 
 STEPS = 10

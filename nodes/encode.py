@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
@@ -13,14 +12,15 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..core.anchor import NoisePaths, ReferenceCache
-from ..core.denoiser import Denoiser, sigma_at_level
+from ..core.denoiser import Denoiser
 from ..core.errors import InputError
 from ..core.inversion import INVERSIONS, controlled_inversion, invert_ode, seeded_noise
 from ..core.metrics import psnr
-from .anchored import Anchor, RunStatistics, detach, first_noise
-from .host import family_of, is_flow, run, scale_at
+from .anchored import Anchor, RunStatistics, detach
+from .host import family_of, first_noise, is_flow, run, scale_at
 from .prompts import negative_prompt
-from .sizes import patch_size, size_report
+from .sampling import noise_level, sample_euler, schedule_from
+from .sizes import is_padded, refuse_size, size_report
 from .sockets import EncodedNoise, Inversion, InversionSocket
 
 CONTROLLED, SEEDED, FRESH, GENERATED = "controlled flow", "seeded noise", "fresh noise", "sampling run"
@@ -182,7 +182,7 @@ class InvertImage(io.ComfyNode):
         """Invert, then hand on the clean latent, the noise, the schedule and the anchored model."""
         model = detach(model)
         model_sampling = model.get_model_object("model_sampling")
-        sigma = _noise_level(model_sampling, level, sigma)
+        sigma = noise_level(model_sampling, level, sigma)
         scale = scale_at(model, sigma)
         _check_method(model, method, noise)
         prompts = {"source": positive, **negative_prompt(guidance, negative)}
@@ -192,10 +192,10 @@ class InvertImage(io.ComfyNode):
         show = latent_preview.prepare_callback(model, len(ascending))
 
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
-            if method == GENERATED:
-                return noise.generate_noise(latent).to(x0)
             if method in INSTANT:
-                return seeded_noise(x0, seed)
+                if is_padded(model, x0):
+                    denoiser(x0, sigma)  # the only one: not every network can pad
+                return noise.generate_noise(latent).to(x0) if method == GENERATED else seeded_noise(x0, seed)
 
             def on_step(step: int, total: int, prediction: Tensor) -> None:
                 drift.append(round(float((prediction - x0).square().mean().sqrt()), 5))
@@ -210,7 +210,7 @@ class InvertImage(io.ComfyNode):
         try:
             found, cost = run(model, prompts, latent, sigma, body)
         except RuntimeError as error:
-            _check_size(model, latent["samples"], error)
+            refuse_size(model, latent["samples"], error)
             raise
         paths = NoisePaths(found.cpu(), *_more_paths(method, seed, seeds))
         inversion = make_inversion(model, positive, latent, paths, sigma, scale)
@@ -253,44 +253,6 @@ def make_inversion(
     )
 
 
-def schedule_from(model_sampling, scheduler: str, steps: int, sigma: float) -> Tensor:
-    """`steps` steps from sigma down to 0, spaced as the scheduler spaces the whole range; sigma is the first point."""
-
-    def below(total: int) -> Tensor:
-        full = comfy.samplers.calculate_sigmas(model_sampling, scheduler, total).cpu().to(torch.float32)
-        points = full[full < sigma * (1 - 1e-4)]
-        # a first step much shorter than the next would be a wasted evaluation
-        near = len(points) > 1 and sigma - points[0] < 0.3 * (points[0] - points[1])
-        return points[1:] if near else points
-
-    # the share of the schedule that lies below sigma says about how many steps the whole range needs
-    total = max(steps, steps * steps // max(1, len(below(steps))) - 1)
-    while len(points := below(total)) < steps and total < 4 * steps + 1000:
-        total += 1
-    return torch.cat([torch.tensor([sigma]), points[-steps:]])
-
-
-def sample_euler(model: ModelPatcher, noise: Tensor, sigmas: Tensor, positive: list, latent: dict) -> Tensor:
-    """ComfyUI's own euler sampling at guidance 1, from a given noise; the samples in ComfyUI's latent space."""
-    euler = comfy.samplers.sampler_object("euler")
-    return comfy.sample.sample_custom(
-        model, noise, 1.0, euler, sigmas, positive, [], latent["samples"], disable_pbar=True
-    )
-
-
-def _noise_level(model_sampling, level: float, sigma: float) -> float:
-    lowest, highest = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
-    if sigma == 0:
-        return sigma_at_level(model_sampling.percent_to_sigma, level, lowest, highest)
-    if not lowest <= sigma <= highest:
-        msg = (
-            f"'sigma' is {sigma:.4g}, outside this model's schedule of {lowest:.4g} to {highest:.4g}. Choose a value"
-            " inside it, or 0 to use 'level'."
-        )
-        raise InputError(msg)
-    return sigma
-
-
 def _check_method(model: ModelPatcher, method: str, noise) -> None:
     if method == CONTROLLED and not is_flow(model):
         msg = (
@@ -304,19 +266,6 @@ def _check_method(model: ModelPatcher, method: str, noise) -> None:
             " with the seed that was used, or choose another 'method'."
         )
         raise InputError(msg)
-
-
-def _check_size(model: ModelPatcher, samples: Tensor, error: RuntimeError) -> None:
-    """Say so where a network failed on a latent that is no multiple of its patches: not every network pads it."""
-    down, across = patch_size(model)
-    height, width = samples.shape[-2:]
-    if (height % down or width % across) and not isinstance(error, torch.OutOfMemoryError):
-        msg = (
-            f"'latent' is {width} x {height} cells, no multiple of this model's patches of {across} x {down}, and the"
-            " model cannot work with that. Crop or resize the picture so that both sides are multiples, then encode it"
-            " again."
-        )
-        raise InputError(msg) from error
 
 
 def _more_paths(method: str, seed: int, seeds: int) -> tuple[tuple[int, ...], bool]:

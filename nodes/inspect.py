@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from .anchored import RunStatistics
-from .encode import sample_euler, schedule_from
 from .manipulate import choose, move
+from .sampling import sample_euler, schedule_from
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 LABEL = 14  # pixels above each picture

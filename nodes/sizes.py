@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+
+from ..core.errors import InputError
 
 
 def size_report(model: ModelPatcher, samples: Tensor, vae=None) -> dict:
@@ -24,9 +27,9 @@ def size_report(model: ModelPatcher, samples: Tensor, vae=None) -> dict:
             f" VAE Encode makes one latent cell of {pixels} x {pixels} pixels; rows and columns beyond a multiple of"
             f" {pixels} it crops, half on each side."
         )
-    down, across = patch_size(model)
-    padded = (-(-width // across) * across, -(-height // down) * down)
-    if padded != (width, height):
+    if is_padded(model, samples):
+        down, across = patch_size(model)
+        padded = (-(-width // across) * across, -(-height // down) * down)
         says += (
             f" The latent of {width} x {height} is no multiple of the model's patches of {across} x {down}: the model"
             f" pads it to {padded[0]} x {padded[1]} inside and crops again, so nothing is lost."
@@ -39,3 +42,21 @@ def patch_size(model: ModelPatcher) -> tuple[int, int]:
     network = model.model.diffusion_model
     size = getattr(network, "patch_size", None) or getattr(network, "patch_spatial", None) or 1
     return (size, size) if isinstance(size, int) else tuple(size[-2:])
+
+
+def is_padded(model: ModelPatcher, samples: Tensor) -> bool:
+    """Whether a latent is no multiple of the model's patches."""
+    down, across = patch_size(model)
+    return samples.shape[-2] % down > 0 or samples.shape[-1] % across > 0
+
+
+def refuse_size(model: ModelPatcher, samples: Tensor, error: RuntimeError) -> None:
+    """Say so where a network failed on a latent that is no multiple of its patches: not every network pads it."""
+    if is_padded(model, samples) and not isinstance(error, torch.cuda.OutOfMemoryError):
+        (height, width), (down, across) = samples.shape[-2:], patch_size(model)
+        msg = (
+            f"'latent' is {width} x {height} cells, no multiple of this model's patches of {across} x {down}, and the"
+            " model cannot work with that. Crop or resize the picture so that both sides are multiples, then encode it"
+            " again."
+        )
+        raise InputError(msg) from error

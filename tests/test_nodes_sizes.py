@@ -46,11 +46,12 @@ def test_pixel_space_is_not_cropped():
     assert report == {"picture_pixels": [24, 16], "size": "The picture comes back at 24 x 16 pixels."}
 
 
-def test_a_model_that_cannot_pad():
+@pytest.mark.parametrize("method", ["backward euler", "seeded noise", "fresh noise"])
+def test_a_model_that_cannot_pad(method):
     """ComfyUI's Chroma Radiance that predicts x0 subtracts a padded picture from one that is not."""
     test_model = chroma_radiance(use_x0=True)
     with pytest.raises(InputError, match=r"18 x 16 cells, no multiple of this model's patches of 4 x 4"):
-        invert(test_model, picture(test_model, size=(16, 18)))
+        invert(test_model, picture(test_model, size=(16, 18)), method=method)
 
 
 def test_other_failures_keep_their_own_words():
