@@ -64,19 +64,6 @@ def test_every_method_runs_and_moves_the_picture(family, method):
     assert deviation(result, encoded.latent["samples"]) > 1e-3
 
 
-def test_strength_zero_hands_on_the_very_objects(small):
-    test_model, encoded = small
-    directions, _ = find(test_model, encoded.inversion, "DDS")
-    model, positive, noise = slide(encoded, directions, 0.0)
-    assert model is encoded.model
-    assert positive is test_model.positive
-    assert noise is encoded.noise
-    # a slider at 0 is no exception to the arithmetic: without the short cut the sampler returns as well
-    anchor = encoded.inversion.anchor.moved(directions[0].moved_noise(encoded.noise.noise, 0.0, 1.0), ())
-    result = sample(test_model, encoded, model=anchor.attach(test_model.model), cfg=2.0)
-    assert deviation(result, encoded.latent["samples"]) <= 1e-5
-
-
 @pytest.mark.parametrize("method", ["LOCO", "DDS"])
 def test_plus_and_minus_are_mirror_images_in_the_latent(family, method):
     test_model = loaded(family)
