@@ -94,9 +94,9 @@ class InvertImage(io.ComfyNode):
                     default=DEFAULT,
                     advanced=True,
                     tooltip=(
-                        "How the noise is found. All give the picture back at strength 0. 'seeded noise' and 'fresh"
-                        " noise' are instant; 'sampling run' takes the noise that the picture was generated from;"
-                        " 'controlled flow' is for flow models."
+                        "How the noise is found. All give the picture back at strength 0. 'fresh noise' is instant, and"
+                        " the one for exploring; 'seeded noise' is instant too; 'sampling run' takes the noise that the"
+                        " picture was generated from; 'controlled flow' is for flow models."
                     ),
                 ),
                 io.Int.Input(
