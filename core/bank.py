@@ -61,10 +61,7 @@ class RememberedProducts:
 
     def bank(self) -> Bank:
         """All vectors so far with their images."""
-        basis = Basis()
-        basis.shape = self._vectors[0].shape[1:]
-        basis.append(torch.cat(self._vectors).flatten(1))
-        return Bank(basis, torch.cat(self._images).flatten(1))
+        return Bank(Basis(torch.cat(self._vectors)), torch.cat(self._images).flatten(1))
 
 
 class ForwardBank(Bank):

@@ -58,8 +58,10 @@ def loco(
 
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
     """
-    search = _forward_only if forward_only else _both_ways
-    found = search(jacobian, mask, count, null_rank, seed, max_pairs)
+    if forward_only:
+        found = _forward_only(jacobian, mask, count, null_rank, seed)
+    else:
+        found = _both_ways(jacobian, mask, count, null_rank, seed, max_pairs)
     deviation = float(jacobian.predict(jacobian.x).std())
     moves = []
     for i in range(len(found.inside.values)):
@@ -123,9 +125,7 @@ def _both_ways(
     return _Search(inside, bank, null, products.bank(), notes)
 
 
-def _forward_only(
-    jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int, _max_pairs: int
-) -> _Search:
+def _forward_only(jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int) -> _Search:
     """Masked directions, null space and asymmetry of J from one forward-only bank."""
     bank = ForwardBank(jacobian.matvec, _random(jacobian, seed), max(FORWARD_PRODUCTS, 2 * count))
     null = bank.triplets(null_rank, 1 - mask) if _holds_outside(mask, null_rank) else None

@@ -46,9 +46,10 @@ class SingularTriplets:
 class Basis:
     """Orthonormal vectors that grow; the tensors they stand for may have any fixed shape."""
 
-    def __init__(self) -> None:
-        self.rows: Tensor | None = None  # (m, N)
-        self.shape: torch.Size | None = None
+    def __init__(self, vectors: Tensor | None = None) -> None:
+        """Start empty, or from orthonormal vectors (m, ...)."""
+        self.rows: Tensor | None = None if vectors is None else vectors.flatten(1)  # (m, N)
+        self.shape: torch.Size | None = None if vectors is None else vectors.shape[1:]
 
     def __len__(self) -> int:
         return 0 if self.rows is None else len(self.rows)
