@@ -165,23 +165,3 @@ def planted(model, function) -> Denoiser:
         return function(x, model.denoiser(x, sigma, prompt, guidance))
 
     return Denoiser(predict, model.denoiser.scale, counter)
-
-
-class Identity(torch.autograd.Function):
-    """y = x with a forward and a backward product scaled by chosen numbers: 1 is right."""
-
-    @staticmethod
-    def forward(x, _tangent, _gradient):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.tangent, ctx.gradient = inputs
-
-    @staticmethod
-    def jvp(ctx, tangent, *_):
-        return ctx.tangent * tangent
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.gradient * gradient, None, None

@@ -15,6 +15,7 @@ import comfy.weight_adapter
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from families import TestModel, randomise
+from planted import Identity
 
 from nodes import ControlNetApplyAdvanced
 
@@ -181,26 +182,6 @@ def with_cache_around_network(test_model: TestModel) -> TestModel:
 def with_cache_inside_network(test_model: TestModel) -> TestModel:
     """A cache that leaves out the network's layers while the network itself is called; for families that allow it."""
     return with_cache(test_model, comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL)
-
-
-class Identity(torch.autograd.Function):
-    """y = x with forward and backward products scaled by chosen numbers: 1 is right."""
-
-    @staticmethod
-    def forward(x, _tangent, _gradient):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.tangent, ctx.gradient = inputs
-
-    @staticmethod
-    def jvp(ctx, tangent, *_):
-        return ctx.tangent * tangent
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.gradient * gradient, None, None
 
 
 def with_output(test_model: TestModel, change) -> TestModel:

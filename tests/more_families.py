@@ -38,30 +38,29 @@ def flux2() -> TestModel:
     return assemble("flux2", config, (1, 128, 4, 4), TEXT)
 
 
+CHROMA_BLOCKS = {
+    "hidden_size": 64,
+    "num_heads": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "mlp_ratio": 4.0,
+    "depth": 1,
+    "depth_single_blocks": 2,
+    "context_in_dim": 24,
+    "vec_in_dim": None,
+    "qkv_bias": True,
+    "txt_ids_dims": [],
+    "in_dim": 64,
+    "out_dim": 64,
+    "hidden_dim": 32,
+    "n_layers": 2,
+}
+
+
 def chroma() -> TestModel:
     """Chroma: Flux's blocks, modulated by a network of the noise level."""
     config = comfy.supported_models.Chroma(
-        {
-            "image_model": "chroma",
-            "in_channels": 64,
-            "out_channels": 64,
-            "patch_size": 2,
-            "hidden_size": 64,
-            "num_heads": 2,
-            "axes_dim": [8, 12, 12],
-            "theta": 10000,
-            "mlp_ratio": 4.0,
-            "depth": 1,
-            "depth_single_blocks": 2,
-            "context_in_dim": 24,
-            "vec_in_dim": None,
-            "qkv_bias": True,
-            "txt_ids_dims": [],
-            "in_dim": 64,
-            "out_dim": 64,
-            "hidden_dim": 32,
-            "n_layers": 2,
-        }
+        {"image_model": "chroma", "in_channels": 64, "out_channels": 64, "patch_size": 2, **CHROMA_BLOCKS}
     )
     return assemble("chroma", config, (1, 16, 8, 8), TEXT)
 
@@ -74,21 +73,7 @@ def chroma_radiance(*, use_x0: bool = False) -> TestModel:
             "in_channels": 3,
             "out_channels": 3,
             "patch_size": 4,
-            "hidden_size": 64,
-            "num_heads": 2,
-            "axes_dim": [8, 12, 12],
-            "theta": 10000,
-            "mlp_ratio": 4.0,
-            "depth": 1,
-            "depth_single_blocks": 2,
-            "context_in_dim": 24,
-            "vec_in_dim": None,
-            "qkv_bias": True,
-            "txt_ids_dims": [],
-            "in_dim": 64,
-            "out_dim": 64,
-            "hidden_dim": 32,
-            "n_layers": 2,
+            **CHROMA_BLOCKS,
             "nerf_hidden_size": 16,
             "nerf_mlp_ratio": 2,
             "nerf_depth": 1,

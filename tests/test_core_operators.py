@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, SIZE, Identity, analytic, box, planted, rows_of
+from analytic import SCALES, SHAPE, SIZE, analytic, box, planted, rows_of
+from planted import Identity
 
 from latent_directions.core.errors import DerivativeError
 from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, Jacobian, masked, scaled_hessian

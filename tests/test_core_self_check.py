@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, Identity, analytic, planted
+from analytic import SCALES, SHAPE, analytic, planted
+from planted import Identity
 
 from latent_directions.core.denoiser import Denoiser
 from latent_directions.core.errors import DerivativeError
