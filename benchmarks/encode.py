@@ -7,14 +7,12 @@ held-out portraits without the anchor; leakage at matched target change, by the 
 weight of the model's change (`encode_edits`).
 """
 
-import argparse
 import itertools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
@@ -24,6 +22,7 @@ import torch
 from comfy.taesd.taesd import Decoder
 
 from benchmarks import encode_edits
+from benchmarks.command import parser, write
 from benchmarks.first import LEVEL, SEED
 from benchmarks.portraits import Bench
 from benchmarks.small_models import MANY, MORE, randomise
@@ -247,10 +246,7 @@ def summary_exact(rows: list[dict]) -> list[dict]:
 
 def main() -> None:
     """Run the benchmark and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer samplers, pictures and cases")
-    parser.add_argument("--json", type=Path, help="also write all rows to this file")
-    options = parser.parse_args()
+    options = parser(__doc__, "fewer samplers, pictures and cases").parse_args()
     with torch.inference_mode():
         bench, exact = Bench(), []
         for subject in subjects(bench):
@@ -263,8 +259,7 @@ def main() -> None:
         print_table(summary_without_anchor(plain))
         edits = encode_edits.rows(bench, 1 if options.quick else 4)
         encode_edits.print_tables(edits)
-    if options.json:
-        options.json.write_text(json.dumps(exact + plain + edits, indent=1))
+    write(exact + plain + edits, options.json)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from benchmarks.first import ATTRIBUTES_MOVED, LEVEL, METHODS, SEED, row
-from benchmarks.portraits import STEPS, Bench, held_out
+from benchmarks.first import LEVEL, METHODS, cases, row
+from benchmarks.portraits import STEPS, Bench
 from benchmarks.tables import print_table
 from latent_directions.core.inversion import INVERSIONS
 from latent_directions.nodes.encode import CONTROLLED, DEFAULT, FRESH, SEEDED
@@ -24,31 +24,28 @@ STRENGTHS = np.array([0, 0.5, 1, 2, 3])
 def rows(bench: Bench, count: int) -> list[dict]:
     """Every start with weight 1, and the default start with every weight, on `count` portraits an attribute."""
     found = []
-    for number in range(count):
-        for attribute in ATTRIBUTES_MOVED:
-            case = held_out(attribute, number, SEED)
-            directions = {}
-            for method, seeds in STARTS:
-                inversion, sigmas = bench.encode(case, LEVEL, method, seed=number, seeds=seeds)
-                for name in DIRECTIONS:
-                    # a direction depends on the first noise alone, which these two share for all seeds
-                    key = name, SEEDED if method == FRESH else method
-                    if key not in directions:
-                        kind, options = METHODS[name]
-                        directions[key], _ = bench.find(case, inversion, kind, **options)
-                    for weight in WEIGHTS if method == DEFAULT else (1.0,):
-                        edit = measured(bench, case, (method, seeds, name, weight), inversion, sigmas, directions[key])
-                        found.append(edit)
+    for number, case in cases(count):
+        directions = {}
+        for method, seeds in STARTS:
+            inversion, sigmas = bench.encode(case, LEVEL, method, seed=number, seeds=seeds)
+            for name in DIRECTIONS:
+                # a direction depends on the first noise alone, which these two share for all seeds
+                key = name, SEEDED if method == FRESH else method
+                if key not in directions:
+                    kind, options = METHODS[name]
+                    directions[key], _ = bench.find(case, inversion, kind, **options)
+                for weight in WEIGHTS if method == DEFAULT else (1.0,):
+                    edit = measured(bench, case, (method, seeds, name, weight), inversion, sigmas, directions[key])
+                    found.append(edit)
     return found
 
 
 def measured(bench: Bench, case, setting: tuple, inversion, sigmas, direction) -> dict:
     """Change and leakage of one direction from one start, in the fields that all rows of `benchmarks.encode` share."""
-    method, seeds, name, bench.weight = setting
+    method, seeds, name, weight = setting
     started = time.perf_counter()
-    result = row(bench, case, f"{method} x {seeds}" if method in (SEEDED, FRESH) else method, inversion, sigmas,
-                 direction, STRENGTHS)  # fmt: skip
-    bench.weight = 1.0
+    start = f"{method} x {seeds}" if method in (SEEDED, FRESH) else method
+    result = row(bench, case, start, inversion, sigmas, direction, STRENGTHS, weight)
     return {
         "family": "demo (SD3)",
         "sampler": "euler",
@@ -62,7 +59,7 @@ def measured(bench: Bench, case, setting: tuple, inversion, sigmas, direction) -
         "seconds": round(time.perf_counter() - started, 2),
         **result,
         "direction": name,
-        "weight": setting[3],
+        "weight": weight,
         "evaluations_of_a_run": inversion.anchor.statistics.last_evaluations,
     }
 

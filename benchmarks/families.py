@@ -11,16 +11,14 @@ quantised weights the float64 copy holds them dequantised; for half precision it
 a part is used and said so, refused where no product is given.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 import benchmarks.small_models  # noqa: F401  makes the tests' modules importable
+from benchmarks.command import parser, write
 from benchmarks.tables import print_table
 
 import derivative_errors as errors  # isort: skip
@@ -140,18 +138,14 @@ def in_words(row: dict) -> dict:
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="guidance 1 alone")
-    parser.add_argument("--json", type=Path, help="also write all rows to this file")
-    options = parser.parse_args()
+    options = parser(__doc__, "guidance 1 alone").parse_args()
     rows = []
     for case in cases():
         print(case.family, case.variant, file=sys.stderr, flush=True)
         rows += rows_of(case, options.quick)
     print_table([in_words(row) for row in rows])
     silent = [r for r in rows if r["status"] != "ok" and not r["reason"]]
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    write(rows, options.json)
     if silent:
         names = ", ".join(f"{r['family']} {r['variant']}" for r in silent)
         msg = f"These rows are above {LIMIT:.0e} or not trusted and give no reason: {names}."

@@ -7,15 +7,14 @@ changed by a third of its 5-95 % range. Then pairs that go together in the world
     python -m benchmarks.first [--quick] [--json FILE]
 """
 
-import argparse
-import json
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks.command import parser, write
 from benchmarks.portraits import Bench, Case, held_out
 from benchmarks.tables import print_table
 from latent_directions.core.direction import Direction
@@ -57,13 +56,22 @@ def random_like(direction: Direction, seed: int) -> Direction:
     return replace(direction, latent=noise / noise.norm(), text=None, keep=())
 
 
-def row(bench: Bench, case: Case, method: str, inversion, sigmas, direction: Direction, strengths=STRENGTHS) -> dict:
+def cases(count: int) -> Iterator[tuple[int, Case]]:
+    """The held-out cases and the number of their portrait: `count` portraits an attribute."""
+    for number in range(count):
+        for attribute in ATTRIBUTES_MOVED:
+            yield number, held_out(attribute, number, SEED)
+
+
+def row(
+    bench: Bench, case: Case, method: str, inversion, sigmas, direction: Direction, strengths=STRENGTHS, weight=1.0
+) -> dict:
     """Spearman, change at its largest and leakage at the wanted change of one direction on one case.
 
     Spearman is None where fewer than five whole strengths were sampled.
     """
     zero = int(np.argmin(np.abs(strengths)))
-    values, leaks = bench.measure(case, bench.edit(inversion, sigmas, direction, strengths), zero)
+    values, leaks = bench.measure(case, bench.edit(inversion, sigmas, direction, strengths, weight), zero)
     change, wanted = change_towards(case, values, zero), wanted_change(case.attribute)
     whole = [i for i, s in enumerate(strengths) if s == round(s)]
     forward, total = change[zero:], np.mean(list(leaks.values()), axis=0)
@@ -91,15 +99,13 @@ def at_change(change: np.ndarray, leak: np.ndarray, wanted: float) -> float:
 def sliders(bench: Bench, count: int) -> list[dict]:
     """Every method and a random direction on the held-out cases."""
     rows = []
-    for number in range(count):
-        for attribute in ATTRIBUTES_MOVED:
-            case = held_out(attribute, number, SEED)
-            inversion, sigmas = bench.encode(case, LEVEL)
-            found = {
-                name: bench.find(case, inversion, method, **options)[0] for name, (method, options) in METHODS.items()
-            }
-            found["random"] = random_like(found["HSDS image only"], number)
-            rows += [row(bench, case, name, inversion, sigmas, direction) for name, direction in found.items()]
+    for number, case in cases(count):
+        inversion, sigmas = bench.encode(case, LEVEL)
+        found = {
+            name: bench.find(case, inversion, method, **options)[0] for name, (method, options) in METHODS.items()
+        }
+        found["random"] = random_like(found["HSDS image only"], number)
+        rows += [row(bench, case, name, inversion, sigmas, direction) for name, direction in found.items()]
     return rows
 
 
@@ -186,10 +192,7 @@ def by_method(rows: list[dict]) -> dict[str, list[dict]]:
 
 def main() -> None:
     """Run the benchmark and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one portrait an attribute in place of four")
-    parser.add_argument("--json", type=Path, help="also write all rows to this file")
-    options = parser.parse_args()
+    options = parser(__doc__, "one portrait an attribute in place of four").parse_args()
     with torch.inference_mode():
         bench = Bench()
         first = sliders(bench, 1 if options.quick else 4)
@@ -198,8 +201,7 @@ def main() -> None:
     print_table(summary(first))
     print("\nPairs that go together in the world:\n")
     print_table(summary_of_pairs(second))
-    if options.json:
-        options.json.write_text(json.dumps(first + second, indent=1))
+    write(first + second, options.json)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ slider gets within strength 3 where that is less. Leakage is the mean over all o
     python -m benchmarks.forward_only [--quick] [--json FILE]
 """
 
-import argparse
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.first import ATTRIBUTES_MOVED, LEVEL, SEED, at_change, by_method, change_towards, wanted_change
-from benchmarks.portraits import REGION, Bench, Case, held_out
+from benchmarks.command import parser, write
+from benchmarks.first import LEVEL, at_change, by_method, cases, change_towards, wanted_change
+from benchmarks.portraits import REGION, Bench, Case
 from benchmarks.tables import print_table
 from latent_directions.core.direction import Direction
 from latent_directions.core.find import AUTOMATIC, FORWARD_ONLY, HSDS, LOCO
@@ -90,15 +88,12 @@ def compare(case: Case, method: str, sliders: dict[str, Slider]) -> list[dict]:
 def rows(bench: Bench, count: int) -> list[dict]:
     """LOCO and HSDS, each searched both ways, on `count` portraits an attribute."""
     found = []
-    for number in range(count):
-        for attribute in ATTRIBUTES_MOVED:
-            case = held_out(attribute, number, SEED)
-            inversion, sigmas = bench.encode(case, LEVEL)
-            encoded = inversion, sigmas, bench.unmoved(inversion, sigmas)
-            for method, slider in ((LOCO, loco_slider), (HSDS, hsds_slider)):
-                found += compare(
-                    case, method, {way: slider(bench, case, encoded, way) for way in (AUTOMATIC, FORWARD_ONLY)}
-                )
+    for _, case in cases(count):
+        inversion, sigmas = bench.encode(case, LEVEL)
+        encoded = inversion, sigmas, bench.unmoved(inversion, sigmas)
+        for method, slider in ((LOCO, loco_slider), (HSDS, hsds_slider)):
+            searches = {way: slider(bench, case, encoded, way) for way in (AUTOMATIC, FORWARD_ONLY)}
+            found += compare(case, method, searches)
     return found
 
 
@@ -135,15 +130,11 @@ def summary(found: list[dict]) -> list[dict]:
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one portrait an attribute in place of four")
-    parser.add_argument("--json", type=Path, help="also write all rows to this file")
-    options = parser.parse_args()
+    options = parser(__doc__, "one portrait an attribute in place of four").parse_args()
     with torch.inference_mode():
         found = rows(Bench(), 1 if options.quick else 4)
     print_table(summary(found))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+    write(found, options.json)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,16 @@
 SD3-medium- and SDXL-sized models with random weights in bf16, pictures of 1024 px. Without a CUDA GPU it says so.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
 
+from benchmarks.command import parser, write
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
 from latent_directions.core.errors import DerivativeError
@@ -153,10 +151,7 @@ def compare(subject: Subject, steps: int, directions: int) -> list[dict]:
 
 def main() -> None:
     """Run the benchmark and print its table, or say that there is no GPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer steps and directions")
-    parser.add_argument("--json", type=Path, help="also write all rows to this file")
-    options = parser.parse_args()
+    options = parser(__doc__, "fewer steps and directions").parse_args()
     if not torch.cuda.is_available():
         print("There is no CUDA GPU here, so nothing was measured.")
         return
@@ -167,8 +162,7 @@ def main() -> None:
             for row in compare(subject, 8 if options.quick else STEPS, 2 if options.quick else DIRECTIONS)
         ]
     print_table(rows)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    write(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.command import parser, write
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
 from latent_directions.core.bank import ForwardBank
@@ -102,10 +103,9 @@ def measure(way: str) -> dict:
 
 def main() -> None:
     """Measure every way in a process of its own and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="also write all rows to this file")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.way:
         print(json.dumps(measure(options.way)))
         return
@@ -120,8 +120,7 @@ def main() -> None:
         row["ratio"] = row["peak_megabytes"] / rows[0]["peak_megabytes"]
         row["process_ratio"] = row["process_megabytes"] / rows[0]["process_megabytes"]
     print_table(rows)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    write(rows, options.json)
 
 
 if __name__ == "__main__":

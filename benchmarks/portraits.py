@@ -42,13 +42,12 @@ class Case:
 
 @dataclass
 class Bench:
-    """The demo model, loaded once, the attribute probe, and the weight of the model's change in edits."""
+    """The demo model, loaded once, and the attribute probe."""
 
     model: object = None
     clip: object = None
     vae: object = None
     reader: Reader = field(default_factory=Reader)
-    weight: float = 1.0
 
     def __post_init__(self):
         """Load the demo model through ComfyUI's own loaders."""
@@ -93,9 +92,9 @@ class Bench:
         ).result
         return directions, json.loads(report)
 
-    def edit(self, inversion, sigmas, direction: Direction, strengths) -> list[np.ndarray]:
+    def edit(self, inversion, sigmas, direction: Direction, strengths, weight: float = 1.0) -> list[np.ndarray]:
         """8-bit pictures at the strengths, sampled with euler at guidance 1."""
-        moved = [move(inversion, direction, float(strength), self.weight) for strength in strengths]
+        moved = [move(inversion, direction, float(strength), weight) for strength in strengths]
         return [self._sampled(inversion, sigmas, *parts) for parts in moved]
 
     def unmoved(self, inversion, sigmas) -> np.ndarray:

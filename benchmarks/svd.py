@@ -9,18 +9,16 @@ with their signs aligned. `evaluations_there` and `seconds_there` are what it to
 the comparison at equal residual; empty where 50 iterations did not get there.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.command import parser, write
 from benchmarks.portraits import Bench
 from benchmarks.small_models import sd3
 from benchmarks.tables import print_table
@@ -254,10 +252,7 @@ def in_words(lines: list[dict]) -> list[dict]:
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="ranks 1 and 5, without the dense SVD")
-    parser.add_argument("--json", type=Path, help="also write all rows to this file")
-    options = parser.parse_args()
+    options = parser(__doc__, "ranks 1 and 5, without the dense SVD").parse_args()
     with torch.inference_mode():
         bench = Bench()
         ranks = [1, 5] if options.quick else list(LIMITS)
@@ -268,8 +263,7 @@ def main() -> None:
     print_table(in_words(against(rows)))
     print("\nWithout a backward pass:\n")
     print_table(in_words(forward_only(rows)))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    write(rows, options.json)
     beyond = [r for r in rows if r["method"] == "ours" and r["trained"] and not within_limits(r)]
     if beyond:
         msg = f"Not converged, or beyond {LIMITS} pairs: {beyond}"
