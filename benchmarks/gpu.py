@@ -1,14 +1,22 @@
 """Five directions on models of full size, against a 28-step sampling run: time and peak memory on a CUDA GPU.
 
-    python -m benchmarks.gpu [--json FILE]
+    python -m benchmarks.gpu [--quick] [--json FILE]
 
-SD3-medium- and SDXL-sized models with random weights in bf16, pictures of 1024 px. Without a CUDA GPU it says so.
+SD3-medium- and SDXL-sized models with random weights in bf16, pictures of 1024 px. Each is measured with all weights in
+VRAM, with dynamic VRAM, and both without and with it where only a quarter of the weights may be in VRAM (low VRAM) and
+the others are cast at each call. Every setting has a process of its own that starts as ComfyUI does. Without a CUDA GPU
+it says so.
 """
 
+import functools
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
@@ -19,11 +27,29 @@ from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
 from latent_directions.core.errors import DerivativeError
 from latent_directions.core.find import AUTOMATIC, FORWARD_ONLY, LOCO, Settings, find_moves
-from latent_directions.nodes.encode import SEEDED, InvertImage
+from latent_directions.core.operators import DIFFERENCES
 from latent_directions.nodes.host import run
-from latent_directions.nodes.sampling import sample_euler
+from latent_directions.nodes.sampling import noise_level, sample_euler
+from scripts.environment import ROOT, ensure
 
-STEPS, DIRECTIONS = 28, 5
+STEPS, DIRECTIONS, LEVEL = 28, 5, 0.7
+ALL, DYNAMIC = "all in VRAM", "dynamic VRAM"
+QUARTER, DYNAMIC_QUARTER = "low VRAM", "dynamic VRAM, low VRAM"
+# ComfyUI's own switches; with none it uses dynamic VRAM where it can.
+FLAGS = {ALL: ["--highvram"], DYNAMIC: [], QUARTER: ["--disable-dynamic-vram"], DYNAMIC_QUARTER: []}
+COLUMNS = ("what", "seconds", "megabytes", "weights in VRAM", "time ratio", "memory ratio")
+# ComfyUI's own start: the allocator is chosen before torch is imported, dynamic VRAM while main.py is.
+START = """
+import json, sys
+comfyui, name, setting, steps, directions = sys.argv[1:6]
+del sys.argv[1:6]
+sys.path.insert(0, comfyui)
+import comfy.options
+comfy.options.enable_args_parsing()
+import cuda_malloc, main
+from benchmarks.gpu import measure
+print(json.dumps(measure(name, setting, int(steps), int(directions))))
+"""
 SDXL = {
     "image_size": 32,
     "in_channels": 4,
@@ -58,41 +84,73 @@ SD3 = {
     "pos_embed_max_size": 192,
     "pos_embed_scaling_factor": None,
 }
+SIZES = {
+    "SD3 medium": (comfy.supported_models.SD3, SD3, 16, {"tokens": 154, "width": 4096, "pooled": 2048}),
+    "SDXL": (comfy.supported_models.SDXL, SDXL, 4, {"tokens": 77, "width": 2048, "pooled": 1280}),
+}
+
+
+class QuarterLoaded(comfy.model_patcher.ModelPatcher):
+    """A patcher that loads a quarter of the weights, as ComfyUI does where no more fits."""
+
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        """Load within a quarter, whatever more there is room for."""
+        super().load(device_to, self.model_size() / 4, force_patch_weights)
+
+
+class QuarterDynamic(comfy.model_patcher.ModelPatcherDynamic):
+    """A patcher of dynamic VRAM that keeps a quarter of the weights there, as where other work needs the rest."""
+
+    def load(self, *args, **kwargs):
+        """Prepare loading, with layers above a quarter to be cast at each call."""
+        super().load(*args, **kwargs)
+        self.model.dynamic_vbars[self.load_device].set_watermark(self.model_size() // 4)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its prompt and the latent of a 1024 px picture."""
+    """A model under a memory setting, its prompt and the latent of a picture."""
 
-    name: str
-    model: object
+    setting: str
+    model: comfy.model_patcher.ModelPatcher
     positive: list
     latent: dict
 
 
-def subjects() -> list[Subject]:
-    """Both models on the GPU, bf16, random weights."""
-    cases = (
-        ("SD3 medium", comfy.supported_models.SD3(dict(SD3)), 16, {"tokens": 154, "width": 4096, "pooled": 2048}),
-        ("SDXL", comfy.supported_models.SDXL(dict(SDXL)), 4, {"tokens": 77, "width": 2048, "pooled": 1280}),
-    )
-    return [assemble(name, config, channels, text) for name, config, channels, text in cases]
-
-
-def assemble(name: str, config, channels: int, text: dict) -> Subject:
-    """A random-weight model of a config, offloaded until ComfyUI loads it."""
+def built(config) -> torch.nn.Module:
+    """A random-weight model in bf16 on the CPU. Under dynamic VRAM, layers would wait for a checkpoint's weights."""
     config.set_inference_dtype(torch.bfloat16, None)
-    model = config.get_model({}, device="cpu")
+    enabled, comfy.memory_management.aimdo_enabled = comfy.memory_management.aimdo_enabled, False
+    try:
+        model = config.get_model({}, device="cpu")
+    finally:
+        comfy.memory_management.aimdo_enabled = enabled
     randomise(model.diffusion_model, 1)
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=comfy.model_management.get_torch_device(), offload_device=torch.device("cpu")
-    )
-    latent = {"samples": torch.randn(1, channels, 128, 128, generator=torch.Generator().manual_seed(2))}
-    return Subject(name, patcher, conditioning(3, **text), latent)
+    return model
 
 
-def measured(device: torch.device, action: Callable) -> tuple[float, float | None]:
-    """Seconds and peak megabytes of an action, after one untimed run."""
+def under(setting: str, model: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL that ComfyUI will load as the setting says."""
+    kinds = {QUARTER: QuarterLoaded, DYNAMIC_QUARTER: QuarterDynamic}
+    kind = kinds.get(setting, comfy.model_patcher.CoreModelPatcher)
+    return kind(model, comfy.model_management.get_torch_device(), torch.device("cpu"))
+
+
+def check_in_force(subject: Subject) -> None:
+    """Raise RuntimeError where ComfyUI loaded the weights in another way than the setting says."""
+    model = subject.model
+    share = model.loaded_size() / model.model_size()
+    # dynamic VRAM counts pages of 32 MB, and buffers and small weights, which are always there
+    most = {ALL: 1.0, DYNAMIC: 1.1, QUARTER: 0.25, DYNAMIC_QUARTER: 0.35}[subject.setting]
+    dynamic = subject.setting in (DYNAMIC, DYNAMIC_QUARTER)
+    if not 0 < share <= most or (subject.setting == ALL and share < 1) or model.is_dynamic() != dynamic:
+        msg = f"'{subject.setting}' was not in force: {type(model).__name__} had {share:.0%} of the weights in VRAM."
+        raise RuntimeError(msg)
+
+
+def measured(subject: Subject, action: Callable) -> dict:
+    """Seconds, peak megabytes and megabytes of weights in VRAM of an action, after one untimed run."""
+    model, device = subject.model, subject.model.load_device
     action()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -101,52 +159,87 @@ def measured(device: torch.device, action: Callable) -> tuple[float, float | Non
     action()
     if device.type == "cuda":
         torch.cuda.synchronize()
-        return time.perf_counter() - started, torch.cuda.max_memory_allocated() / 1e6
-    return time.perf_counter() - started, None
+    seconds = time.perf_counter() - started
+    check_in_force(subject)
+    figures = {"seconds": seconds, "weights in VRAM": model.loaded_size() / 1e6}
+    if device.type == "cuda":
+        # Torch knows the exact peak of its own memory, but not what dynamic VRAM maps beside it: buffers, and weights
+        # that only ever give way within a run as torch takes more. What is left at the end was there at torch's peak.
+        beside = sum(vbar.loaded_size() for vbar in getattr(model.model, "dynamic_vbars", {}).values())
+        beside += sum(buffer.size() for buffer in comfy.model_management.STREAM_AIMDO_CAST_BUFFERS.values())
+        figures["megabytes"] = (torch.cuda.max_memory_allocated() + beside) / 1e6
+    return figures
 
 
 def compare(subject: Subject, steps: int, directions: int) -> list[dict]:
     """A sampling run, then the search by each way of derivatives."""
-    device = subject.model.load_device
-    out = InvertImage.execute(
-        subject.model, subject.positive, subject.latent, level=0.7, steps=steps, method=SEEDED
-    ).result
-    inversion, noise = out[4], out[1].noise
-    full = torch.linspace(1, 0, steps + 1) * float(subject.model.get_model_object("model_sampling").sigma_max)
-    seconds, memory = measured(
-        device, lambda: sample_euler(subject.model, noise, full, subject.positive, subject.latent)
-    )
-    first = {"model": subject.name, "what": f"{steps} sampling steps", "seconds": seconds, "megabytes": memory}
-    rows = [first | {"time ratio": 1.0, "memory ratio": 1.0}]
-    mask = torch.zeros(1, 1, *subject.latent["samples"].shape[-2:])
+    model, samples = subject.model, subject.latent["samples"]
+    noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(4))
+    model_sampling = model.get_model_object("model_sampling")
+    sigma = noise_level(model_sampling, LEVEL, 0)
+    mask = torch.zeros(1, 1, *samples.shape[-2:])
     mask[..., mask.shape[-2] // 2 :, mask.shape[-1] // 3 : 2 * mask.shape[-1] // 3] = 1
-    for way in (AUTOMATIC, FORWARD_ONLY):
 
-        def body(denoiser, x0, way=way):
-            x = denoiser.noised(x0, noise.to(x0), inversion.sigma)
+    def sample():
+        full = torch.linspace(1, 0, steps + 1) * float(model_sampling.sigma_max)
+        sample_euler(model, noise, full, subject.positive, subject.latent)
+
+    def search(way):
+        def body(denoiser, x0):
+            x = denoiser.noised(x0, noise.to(x0), sigma)
             settings = Settings(method=LOCO, count=directions, derivatives=way)
-            return find_moves(denoiser, x, inversion.sigma, mask.to(x0), settings)
+            return find_moves(denoiser, x, sigma, mask.to(x0), settings)
 
-        def search(body=body):
-            return run(subject.model, {"source": subject.positive}, subject.latent, inversion.sigma, body)
+        run(model, {"source": subject.positive}, subject.latent, sigma, body)
 
+    base = measured(subject, sample)
+    rows = [in_words(f"{steps} sampling steps") | relative(base, base)]
+    for way in (AUTOMATIC, FORWARD_ONLY, DIFFERENCES):
         what = f"{directions} directions, {way}"
         try:
-            took, peak = measured(device, search)
-        except DerivativeError as refusal:
-            rows.append(dict.fromkeys(rows[0]) | {"model": subject.name, "what": f"{what}: refused. {refusal}"})
-            continue
-        rows.append(
-            {
-                "model": subject.name,
-                "what": what,
-                "seconds": took,
-                "megabytes": peak,
-                "time ratio": took / seconds,
-                "memory ratio": None if peak is None else peak / memory,
-            }
-        )
+            rows.append(in_words(what) | relative(measured(subject, functools.partial(search, way)), base))
+        except (DerivativeError, torch.OutOfMemoryError) as refusal:
+            rows.append(in_words(f"{what}: refused. {refusal}"))
     return rows
+
+
+def relative(figures: dict, base: dict) -> dict:
+    """Figures with their ratios to those of the sampling run; torch counts no memory on a CPU."""
+    ratios = {"time ratio": figures["seconds"] / base["seconds"]}
+    if "megabytes" in base:
+        ratios["memory ratio"] = figures["megabytes"] / base["megabytes"]
+    return figures | ratios
+
+
+def in_words(what: str) -> dict:
+    """A row without figures."""
+    return dict.fromkeys(COLUMNS) | {"what": what}
+
+
+@torch.inference_mode()
+def measure(name: str, setting: str, steps: int, directions: int) -> list[dict]:
+    """The rows of one model under one setting, in a process that START began with the setting's flags."""
+    kind, config, channels, text = SIZES[name]
+    if setting in (DYNAMIC, DYNAMIC_QUARTER) and not comfy.memory_management.aimdo_enabled:
+        return [in_words("not available: ComfyUI has no dynamic VRAM on this machine")]
+    latent = {"samples": torch.randn(1, channels, 128, 128, generator=torch.Generator().manual_seed(2))}
+    model = under(setting, built(kind(dict(config))))
+    return compare(Subject(setting, model, conditioning(3, **text), latent), steps, directions)
+
+
+def in_own_process(name: str, setting: str, steps: int, directions: int, flags: list[str]) -> list[dict]:
+    """`measure` in a fresh ComfyUI started with these flags; a row in words where that process failed."""
+    call = [str(ensure().comfyui), name, setting, str(steps), str(directions)]
+    flags = ["--disable-all-custom-nodes", "--base-directory", str(ROOT / ".run" / "in-process"), *flags]
+    done = subprocess.run(
+        [sys.executable, "-c", START, *call, *flags], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        rows = [in_words(f"failed with status {done.returncode}: {last}")]
+    else:
+        rows = json.loads(done.stdout.splitlines()[-1])
+    return [{"model": name, "setting": setting} | row for row in rows]
 
 
 def main() -> None:
@@ -155,12 +248,11 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("There is no CUDA GPU here, so nothing was measured.")
         return
-    with torch.inference_mode():
-        rows = [
-            row
-            for subject in subjects()
-            for row in compare(subject, 8 if options.quick else STEPS, 2 if options.quick else DIRECTIONS)
-        ]
+    steps, directions = (8, 2) if options.quick else (STEPS, DIRECTIONS)
+    rows = []
+    for name in SIZES:
+        for setting, flags in FLAGS.items():
+            rows += in_own_process(name, setting, steps, directions, flags)
     print_table(rows)
     write(rows, options.json)
 
