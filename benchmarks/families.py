@@ -5,7 +5,7 @@
 Small random-weight models of ComfyUI's own classes. `error` is the largest relative error of J v over blocks of one
 and two directions, against differences of a float64 copy extrapolated to fourth order, which settle to 1e-5 or better;
 `double` is the error by double backward, the next way where forward AD fails.
-`adjoint` is |<Jv, Jv> - <v, J'Jv>| / |Jv|^2, `distance` that of the sampled prediction to the float64 one. For
+`adjoint` is |<Jv, Jv> - <v, J'Jv>| / |J'Jv|, `distance` that of the sampled prediction to the float64 one. For
 quantised weights the float64 copy holds them dequantised; for half precision it holds the same rounded weights.
 `status` is ok where errors stay below 1e-3 and both ways are trusted, fallback where something less precise or without
 a part is used and said so, refused where no product is given.
@@ -112,7 +112,7 @@ def rows_of(case: Case, quick: bool) -> Iterator[dict]:
             }
             continue
         error = max(found.forward.values())
-        worst = max([error, *found.adjoint.values()])
+        worst = max([error, *found.double.values(), *found.adjoint.values()])
         status = "ok" if check.way == "forward AD" and check.reverse else "fallback"
         if not worst <= LIMIT or case.variant.removeprefix("fault: ") in variants.STEP_CACHES:
             status = "fallback"

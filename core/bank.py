@@ -35,6 +35,15 @@ class Bank:
             converged=False,
         )
 
+    def off(self, vectors: Tensor) -> Bank:
+        """The part of the bank that is orthogonal to orthonormal vectors (r, ...) of it."""
+        inside = _in_float64(self.basis.rows @ vectors.flatten(1).T)  # m r
+        complement = torch.linalg.qr(inside, mode="complete")[0][:, inside.shape[1] :]  # m (m - r)
+        return Bank(Basis(self.basis.combine(complement)), complement.T.to(self.images) @ self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
     def apply(self, v: Tensor) -> Tensor:
         """A v of vectors (k, ...) that lie in the bank, from the images alone."""
         return (v.flatten(1) @ self.basis.rows.T @ self.images).view_as(v)
@@ -70,23 +79,29 @@ class ForwardBank(Bank):
     Because A is nearly symmetric, its powers span about the same space as those of A'A, and the SVD of W (or of its
     masked rows) inside the bank gives the singular directions of A (or of P A) without a backward pass (ours; compare
     posterior principal components, arXiv 2309.13598). One bank serves any number of masks.
+
+    Attributes:
+        products: products with A that the bank has cost.
     """
 
-    def __init__(self, matvec: Product, start: Tensor, products: int):
-        """Grow the bank by `products` products from start vectors (p, ...), p of them at a time."""
-        basis, images = Basis(), []
-        _, block, _ = basis.split(start)
-        while len(block) and len(basis) < products:
-            basis.append(block)
-            image = matvec(block.view(-1, *basis.shape))
-            images.append(image.flatten(1))
-            _, block, _ = basis.split(image)
-        super().__init__(basis, torch.cat(images))
+    def __init__(self, matvec: Product, start: Tensor, size: int, image: Tensor | None = None):
+        """Grow the bank to `size` vectors from start vectors (p, ...), p of them at a time.
 
-    @property
-    def products(self) -> int:
-        """Products that the bank has cost."""
-        return len(self.images)
+        The image A v of one start vector v, where it is known already, saves the first product.
+        """
+        basis, images, self.products = Basis(), [], 0
+        _, block, scale = basis.split(start)
+        known = None if image is None else image / float(scale)
+        while len(block) and len(basis) < size:
+            basis.append(block)
+            if known is None:
+                products = matvec(block.view(-1, *basis.shape))
+                self.products += len(block)
+            else:
+                products, known = known, None
+            images.append(products.flatten(1))
+            _, block, _ = basis.split(products)
+        super().__init__(basis, torch.cat(images))
 
     @property
     def asymmetry(self) -> float:

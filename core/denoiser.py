@@ -9,8 +9,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .errors import InputError, UnsupportedModelError
+from .errors import CachedModelError, InputError, UnsupportedModelError
+
+CACHED = (
+    "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on the MODEL. "
+    "Connect the model from before that node."
+)
 
 
 @dataclass
@@ -60,16 +66,27 @@ class Denoiser:
         counter: counts the evaluations that `predict` causes.
         derivative: reverse -> context entered around everything that is differentiated, and around nothing else;
             `reverse` says that a backward pass will follow.
+        layers: the layers that the first call at a noise level, prompt and guidance ran.
     """
 
     predict: Callable[[Tensor, float, str, float], Tensor]
     scale: Callable[[float], tuple[float, float]]
     counter: EvaluationCounter = field(default_factory=EvaluationCounter)
     derivative: Callable[[bool], AbstractContextManager] = nullcontext
+    layers: dict[tuple[float, str, float], set[torch.nn.Module]] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, sigma: float, prompt: str = "source", guidance: float = 1.0) -> Tensor:
-        """D(x, sigma, prompt), same shape as x."""
-        return self.predict(x, sigma, prompt, guidance)
+        """D(x, sigma, prompt), same shape as x.
+
+        Raises:
+            CachedModelError: the network did not run, or not the layers that it ran before.
+        """
+        before = self.counter.forwards
+        with _called_layers() as called:
+            value = self.predict(x, sigma, prompt, guidance)
+        if self.counter.forwards == before or called != self.layers.setdefault((sigma, prompt, guidance), called):
+            raise CachedModelError(CACHED)
+        return value
 
     def noised(self, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """x = a x0 + b n at noise level sigma."""
@@ -80,6 +97,17 @@ class Denoiser:
         """n = (x - a x0) / b, the noise that puts x0 at x."""
         a, b = self.scale(sigma)
         return (x - a * x0) / b
+
+
+@contextmanager
+def _called_layers() -> Iterator[set[torch.nn.Module]]:
+    """The torch modules that are called while the block runs."""
+    called = set()
+    hook = register_module_forward_pre_hook(lambda module, _inputs: called.add(module))
+    try:
+        yield called
+    finally:
+        hook.remove()
 
 
 def linear_scale(noise_scaling: Callable[..., Tensor], sigma: float) -> tuple[float, float]:

@@ -21,6 +21,10 @@ class DerivativeError(LatentDirectionsError):
     """A derivative through the model failed its self-check or could not be taken."""
 
 
+class CachedModelError(LatentDirectionsError):
+    """The model answers from a cache where it is asked to run."""
+
+
 class DirectionFileError(LatentDirectionsError):
     """A direction file cannot be read, or does not belong to the loaded model."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .errors import DerivativeError, InputError, ZeroOperatorError
 from .hessian_directions import delta_score, low_pass, move_by, newton, newton_forward, score_difference
 from .jacobian_directions import EMPTY, NOTHING_INSIDE, Move, loco, t_loco
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
-from .self_check import self_check
+from .self_check import SelfCheck, self_check
 
 LOCO, T_LOCO, HSDS, LOW_PASS, DDS, TEXT = "LOCO", "T-LOCO", "HSDS", "HSDS low-pass", "DDS", "text"
 METHODS = (HSDS, TEXT, T_LOCO, LOCO, DDS, LOW_PASS)
@@ -69,8 +69,8 @@ def find_moves(
                 f" {check.sentence} Use 'HSDS' or 'LOCO', which can do without."
             )
             raise DerivativeError(msg)
-        notes = {"self_check": asdict(check)}
-        moves = _moves(denoiser, source, mask, settings, check.reverse, notes)
+        notes = {"self_check": check.report()}
+        moves = _moves(denoiser, source, mask, settings, check, notes)
         if not all(torch.isfinite(move.vector).all() and 0 < move.step < float("inf") for move in moves):
             raise ZeroOperatorError
     except ZeroOperatorError as error:
@@ -81,19 +81,22 @@ def find_moves(
 
 
 def _moves(
-    denoiser: Denoiser, source: Jacobian, mask: Tensor | None, settings: Settings, reverse: bool, notes: dict
+    denoiser: Denoiser, source: Jacobian, mask: Tensor | None, settings: Settings, check: SelfCheck, notes: dict
 ) -> list[Move]:
+    null_rank = settings.null_rank
     if settings.method == LOCO:
-        return loco(source, mask, settings.count, settings.null_rank, settings.seed, forward_only=not reverse)
+        return loco(source, check.probe, mask, settings.count, null_rank, forward_only=not check.reverse)
     if settings.method == T_LOCO:
         target = source.under("target")
-        return [t_loco(denoiser, source, target, mask, settings.null_rank, settings.seed, guidance=settings.guidance)]
+        return [t_loco(denoiser, source, target, check.probe, mask, null_rank, guidance=settings.guidance)]
     q, score_notes = score_difference(denoiser, source, settings.keep, mask, settings.guidance)
     notes |= score_notes
     if settings.method == HSDS:
-        solve = newton if reverse else newton_forward
+        solve = newton if check.reverse else newton_forward
         d, solver_notes = solve(source, q, mask, settings.damping, settings.max_pairs)
         return [move_by(source, d, q, mask, solver_notes)]
     if settings.method == LOW_PASS:
-        return [move_by(source, low_pass(source.under("free"), q), q, mask, {})]
+        free = source.under("free")
+        notes["self_check_free"] = self_check(free, settings.seed, reverse=False).report()
+        return [move_by(source, low_pass(free, q), q, mask, {})]
     return [move_by(source, delta_score(q), q, mask, {})]

@@ -11,21 +11,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .anchor import project_off
 from .bank import Bank, ForwardBank, RememberedProducts
 from .denoiser import Denoiser
-from .errors import InputError, ZeroOperatorError
-from .operators import Jacobian, masked
+from .errors import DerivativeError, InputError, ZeroOperatorError
+from .operators import Jacobian, Probe, masked
 from .svd import SingularTriplets, partial_svd
 
 EMPTY = (
     "The direction came out empty: source and target say the same to this model at this level. Write prompts that"
     " differ more, or raise 'level' of Invert Image."
 )
+ONLY_AT_SOURCE = (
+    "The derivatives of this model passed their self-check under 'source', but forward and backward products under"
+    " 'target' do not agree. Use the method 'HSDS' or 'LOCO', which take none there."
+)
 NOTHING_INSIDE = (
     "LOCO found nothing that moves inside the mask: the model's prediction does not change there. Paint a larger mask,"
     " or raise 'level' of Invert Image."
 )
-# Products of the forward-only mode, two evaluations each: with the self-check and D(x) they make 40.
+# Vectors of the forward-only mode's bank, two evaluations each but the first: with the self-check they make 37.
 FORWARD_PRODUCTS = 16
 
 
@@ -40,107 +45,94 @@ class Move:
 
 def loco(
     jacobian: Jacobian,
+    probe: Probe,
     mask: Tensor | None,
     count: int,
     null_rank: int,
-    seed: int,
     *,
     max_pairs: int = 60,
     forward_only: bool = False,
 ) -> list[Move]:
-    """LOCO Edit: leading right singular vectors of J inside the mask, projected off those of J outside it.
+    """LOCO Edit: what moves the inside of the mask most among the moves that hold the outside still.
+
+    Held still are the `null_rank` leading right singular vectors of J outside the mask. The paper takes the singular
+    vectors inside and projects them off these; here they are those of J restricted to what is orthogonal to these, so
+    that each is the strongest of its kind (ours; without a mask, or with rank 0, the two are the same).
 
     The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
     (our convention, so that one number means about the same visible change on every model).
 
-    With `forward_only` both come from one bank of FORWARD_PRODUCTS products J v, or twice `count` if that is more,
-    with no backward pass.
+    With `forward_only` both come from one bank of FORWARD_PRODUCTS products J v, or as many as it takes to hold twice
+    `count` beside the null space, with no backward pass.
 
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
     """
-    if forward_only:
-        found = _forward_only(jacobian, mask, count, null_rank, seed)
-    else:
-        found = _both_ways(jacobian, mask, count, null_rank, seed, max_pairs)
-    deviation = float(jacobian.predict(jacobian.x).std())
+    null_rank = null_rank if _has_outside(mask) else 0
+    search = _forward_only if forward_only else _both_ways
+    found, bank, notes = search(jacobian, probe, mask, count, null_rank, max_pairs)
+    deviation = float(jacobian.value.std())
     moves = []
-    for i in range(len(found.inside.values)):
-        vector, kept, effect = found.off_null_space(i)
+    for i in range(len(found.values)):
+        vector = found.right[i : i + 1]
+        effect = bank.apply(vector)
         weight = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
         if (effect * weight).sum() < 0:
             vector, effect = -vector, -effect
         rms = float(((effect * weight).square().sum() / weight.sum()).sqrt())
         if not rms:
             raise ZeroOperatorError
+        residual = None if forward_only else float(found.residuals[i])
         moves.append(
             Move(
                 vector,
                 0.25 * deviation / rms,
-                {
-                    "singular_value": float(found.inside.values[i]),
-                    "residual": None if forward_only else float(found.inside.residuals[i]),
-                    "share_left_by_null_space": kept,
-                    **found.notes,
-                },
+                {"singular_value": float(found.values[i]), "residual": residual, **notes},
             )
         )
     return moves
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Singular directions inside the mask, and outside if they are to be held still, each with the bank it is from."""
-
-    inside: SingularTriplets
-    bank: Bank
-    null: SingularTriplets | None
-    null_bank: Bank | None
-    notes: dict
-
-    def off_null_space(self, i: int) -> tuple[Tensor, float, Tensor]:
-        """Direction i off the null space (1, ...), the share of its norm that was left, and J of it from the banks."""
-        right = self.inside.right[i : i + 1]
-        effect = self.bank.apply(right)
-        if self.null is None:
-            return right, 1.0, effect
-        vector, left = project_off_null_space(right, self.null)
-        return vector, left, (effect - self.null_bank.apply(right - left * vector)) / left
+Found = tuple[SingularTriplets, Bank, dict]
 
 
 def _both_ways(
-    jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int, max_pairs: int
-) -> _Search:
-    """By Golub-Kahan; the second search starts from the best guess that the bank of the first holds (ours)."""
+    jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, max_pairs: int
+) -> Found:
+    """By Golub-Kahan; the search inside starts from the best guess that the bank of the one outside holds (ours)."""
+    start, held, converged, pairs = probe.back, None, True, 0
+    if null_rank:
+        products = RememberedProducts(jacobian)
+        null = partial_svd(*masked(products, 1 - mask), start, null_rank, max_pairs=max_pairs)
+        held, converged, pairs = null.right.flatten(1).T[None], null.converged, null.pairs
+        bank = products.bank()
+        if len(bank) > len(null.right):
+            start = bank.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True)
+        else:
+            start = project_off(probe.vector, held)
     products = RememberedProducts(jacobian)
-    start = _random(jacobian, seed)
-    start = start if mask is None else mask * start
-    inside = partial_svd(*masked(products, mask), start, count, max_pairs=max_pairs)
-    bank, notes = products.bank(), {"converged": inside.converged, "pairs": inside.pairs}
-    if not _holds_outside(mask, null_rank):
-        return _Search(inside, bank, None, None, notes)
-    products = RememberedProducts(jacobian)
-    guess = bank.triplets(null_rank, 1 - mask).left.sum(dim=0, keepdim=True)
-    null = partial_svd(*masked(products, 1 - mask), guess, null_rank, max_pairs=max_pairs)
-    notes = {"converged": inside.converged and null.converged, "pairs": inside.pairs + null.pairs}
-    return _Search(inside, bank, null, products.bank(), notes)
+    inside = partial_svd(*masked(products, mask, held), start, count, max_pairs=max_pairs)
+    return inside, products.bank(), {"converged": converged and inside.converged, "pairs": pairs + inside.pairs}
 
 
-def _forward_only(jacobian: Jacobian, mask: Tensor | None, count: int, null_rank: int, seed: int) -> _Search:
-    """Masked directions, null space and asymmetry of J from one forward-only bank."""
-    bank = ForwardBank(jacobian.matvec, _random(jacobian, seed), max(FORWARD_PRODUCTS, 2 * count))
-    null = bank.triplets(null_rank, 1 - mask) if _holds_outside(mask, null_rank) else None
-    return _Search(
-        bank.triplets(count, mask), bank, null, bank, {"asymmetry": bank.asymmetry, "products": bank.products}
+def _forward_only(
+    jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, _max_pairs: int
+) -> Found:
+    """Null space, masked directions and asymmetry of J from one forward-only bank."""
+    bank = ForwardBank(
+        jacobian.matvec, probe.vector, max(FORWARD_PRODUCTS, 2 * count + null_rank), image=probe.image
     )
+    rank = max(0, min(null_rank, len(bank) - count))
+    rest = bank.off(bank.triplets(rank, 1 - mask).right) if rank else bank
+    return rest.triplets(count, mask), bank, {"asymmetry": bank.asymmetry, "products": bank.products}
 
 
 def t_loco(
     denoiser: Denoiser,
     source: Jacobian,
     target: Jacobian,
+    probe: Probe,
     mask: Tensor | None,
     null_rank: int,
-    seed: int,
     *,
     guidance: float = 1.0,
     max_pairs: int = 60,
@@ -153,50 +145,44 @@ def t_loco(
     """
     q = text_difference(denoiser, source, guidance)
     q = q if mask is None else mask * q
-    null = None
-    if _holds_outside(mask, null_rank):
-        null = partial_svd(
-            *masked(source, 1 - mask), (1 - mask) * _random(source, seed), null_rank, max_pairs=max_pairs
-        )
+    held, notes = None, {"pairs": 0}
+    if null_rank and _has_outside(mask):
+        null = partial_svd(*masked(source, 1 - mask), probe.back, null_rank, max_pairs=max_pairs)
+        held, notes = null.right.flatten(1).T[None], {"pairs": null.pairs}
     source.release()  # one kept graph at a time
-    vector, kept = project_off_null_space(target.rmatvec(q), null)
+    raw = target.rmatvec(q)
     target.release()
-    notes = {"share_left_by_null_space": kept, "pairs": 0 if null is None else null.pairs}
-    return text_move(target, vector, q, mask, notes)
+    vector = raw if held is None else project_off(raw, held)
+    kept = float(vector.norm() / raw.norm())
+    vector = vector / vector.norm()
+    image = target.matvec(vector)
+    if not abs(float((q * image).sum() - (raw * vector).sum())) <= probe.tolerance * float(raw.norm()):
+        raise DerivativeError(ONLY_AT_SOURCE)
+    return Move(vector, _matching_step(image, q, mask), {"share_left_by_null_space": kept, **notes})
 
 
 def text_move(jacobian: Jacobian, vector: Tensor, q: Tensor, mask: Tensor | None, notes: dict) -> Move:
     """The move along a unit-norm vector, with the step at which its linear effect is as large as q (one J v)."""
-    matvec, _ = masked(jacobian, mask)
-    return Move(vector, float(q.norm() / matvec(vector).norm()), notes)
+    return Move(vector, _matching_step(jacobian.matvec(vector), q, mask), notes)
+
+
+def _matching_step(image: Tensor, q: Tensor, mask: Tensor | None) -> float:
+    """The step at which an effect, inside the mask, is as large as q."""
+    return float(q.norm() / (image if mask is None else mask * image).norm())
 
 
 def text_difference(denoiser: Denoiser, source: Jacobian, guidance: float = 1.0) -> Tensor:
-    """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units (2 evaluations).
+    """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units.
 
     Raises:
         InputError: the words change nothing.
     """
-    q = denoiser(source.x, source.sigma, "target", guidance) - denoiser(source.x, source.sigma, "source", guidance)
+    before = source.value if guidance == source.guidance else denoiser(source.x, source.sigma, "source", guidance)
+    q = denoiser(source.x, source.sigma, "target", guidance) - before
     if not q.any():
         raise InputError(EMPTY)
     return q
 
 
-def project_off_null_space(vector: Tensor, null: SingularTriplets | None) -> tuple[Tensor, float]:
-    """v - V'V''v, normalised, and the share of the norm that was left."""
-    norm = vector.norm()
-    if null is not None:
-        basis = null.right.flatten(1)
-        vector = vector - (basis.T @ (basis @ vector.flatten())).view_as(vector)
-    left = vector.norm()
-    return vector / left, float(left / norm)
-
-
-def _holds_outside(mask: Tensor | None, rank: int) -> bool:
-    """Whether there is an outside of the mask, and it is to be held still."""
-    return mask is not None and rank > 0 and bool((mask < 1).any())
-
-
-def _random(jacobian: Jacobian, seed: int) -> Tensor:
-    return torch.randn(jacobian.x.shape, generator=torch.Generator().manual_seed(seed)).to(jacobian.x)
+def _has_outside(mask: Tensor | None) -> bool:
+    return mask is not None and bool((mask < 1).any())

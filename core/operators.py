@@ -7,11 +7,14 @@ order): one operator behind the Jacobian methods and the Hessian methods.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .anchor import project_off
 from .denoiser import Denoiser
 from .errors import DerivativeError
 
@@ -53,6 +56,11 @@ class Jacobian:
     def predict(self, x: Tensor) -> Tensor:
         """D at other points x (p, C, H, W), everything else as here."""
         return self.denoiser(x, self.sigma, self.prompt, self.guidance)
+
+    @cached_property
+    def value(self) -> Tensor:
+        """D(x), evaluated once."""
+        return self.predict(self.x)
 
     def matvec(self, v: Tensor) -> Tensor:
         """J v, same shape as v, in the way that `way` names."""
@@ -119,11 +127,41 @@ class Jacobian:
         return _nonzero((self.predict(self.x + h * v) - self.predict(self.x - h * v)) / (2 * h), v, "measured")
 
 
-def masked(operator, mask: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """(matvec, rmatvec) of P A, P the weighting of A's rows by `mask` (broadcast over channels); None leaves A."""
-    if mask is None:
-        return operator.matvec, operator.rmatvec
-    return lambda v: mask * operator.matvec(v), lambda u: operator.rmatvec(mask * u)
+@dataclass(frozen=True)
+class Probe:
+    """A random vector with its products, taken to check an operator, from which searches start at no cost.
+
+    Attributes:
+        vector: v (1, ...).
+        image: J v.
+        back: J'J v; None where no backward pass was taken that can be trusted.
+        tolerance: largest relative disagreement of two products that the model's precision explains.
+    """
+
+    vector: Tensor
+    image: Tensor
+    back: Tensor | None
+    tolerance: float
+
+
+def masked(
+    operator, mask: Tensor | None, held: Tensor | None = None
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """(matvec, rmatvec) of P A Q.
+
+    P is the weighting of A's rows by `mask` (broadcast over channels), None for all of them, and Q = I - N N' the
+    projection off the orthonormal columns N, `held` (1, N, r), None for none.
+    """
+
+    def matvec(v: Tensor) -> Tensor:
+        image = operator.matvec(v if held is None else project_off(v, held))
+        return image if mask is None else mask * image
+
+    def rmatvec(u: Tensor) -> Tensor:
+        product = operator.rmatvec(u if mask is None else mask * u)
+        return product if held is None else project_off(product, held)
+
+    return matvec, rmatvec
 
 
 def scaled_hessian(jacobian: Jacobian) -> Callable[[Tensor], Tensor]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .errors import DerivativeError
-from .operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
+from .denoiser import CACHED
+from .errors import CachedModelError, DerivativeError
+from .operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, Probe
 
 # Largest relative disagreement that still counts as the same product.
 AGREEMENT = 1e-2
@@ -23,11 +20,10 @@ ROUNDED_AGREEMENT = 0.08
 # prediction without rounded layers to the sampled one.
 ROUGH_AGREEMENT = 0.1
 DIFFERENCE_STEPS = (DIFFERENCE_STEP, 4 * DIFFERENCE_STEP, 16 * DIFFERENCE_STEP)
+ASKED_FOR = "this was asked for"
 PASSED = "Derivatives passed their self-check."
-CACHED = (
-    "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on the MODEL. "
-    "Connect the model from before that node."
-)
+# What code that cannot be differentiated raises; a cancel is none of these.
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -37,10 +33,11 @@ class SelfCheck:
     Attributes:
         repeat: relative difference of two equal calls.
         difference: of the forward product to central differences, relative; None where there is none but those.
-        adjoint: |<Jv, Jv> - <v, J'Jv>| / |Jv|^2; None where no backward pass was asked for, or it failed.
+        adjoint: |<Jv, Jv> - <v, J'Jv>| / |J'Jv|; None where no backward pass was asked for, or it failed.
         way: how forward products are taken from here on.
         reverse: whether backward products can be trusted.
         sentence: the outcome in words.
+        probe: the products that it took, for searches to start from.
     """
 
     repeat: float
@@ -49,47 +46,73 @@ class SelfCheck:
     way: str
     reverse: bool
     sentence: str
+    probe: Probe
+
+    def report(self) -> dict:
+        """What goes into a report."""
+        return {key: value for key, value in vars(self).items() if key != "probe"}
 
 
 def self_check(jacobian: Jacobian, seed: int = 0, reverse: bool = True) -> SelfCheck:
     """Test an operator before it is trusted; 10 evaluations where all is well.
 
     Calls that must be equal and run the whole network, forward products against central differences, and, with
-    `reverse`, the adjoint identity at u = Jv, where a wrong adjoint cannot hide behind a small inner product. Where
-    forward AD fails, `jacobian.way` is from here on the next that passes: double backward (only with `reverse`, for it
-    needs as much memory), or central differences. Where the backward pass fails, `reverse` of the result is False.
+    `reverse`, the adjoint identity at u = Jv, where a wrong adjoint cannot hide behind a small inner product. As v is
+    random with norm sqrt(N), <v, e> is about as large as an error e of J'u, so its share of |J'u| is a relative error.
+    Where forward AD fails, `jacobian.way` is from here on the next that passes: double backward (only with `reverse`,
+    for it needs as much memory), or central differences. Where the backward pass fails, `reverse` of the result is
+    False.
 
     Raises:
-        DerivativeError: the model is not repeatable, does not run its network when it is asked, or is too rough.
+        DerivativeError: the model is not repeatable, or too rough.
+        CachedModelError: it does not run its network when it is asked.
     """
-    v = torch.randn(jacobian.x.shape, generator=torch.Generator().manual_seed(seed)).to(jacobian.x)
-    repeat, layers = _check_repeat(jacobian)
+    v = at_every_scale(jacobian.x, seed)
+    repeat = _check_repeat(jacobian)
     product, difference, sentence = _check_forward(jacobian, v, reverse)
-    adjoint, failure = _check_adjoint(jacobian, v, product) if reverse else (None, "")
-    with _called_layers() as fresh:  # far from x, where a cache that goes by similarity runs the network
-        jacobian.predict(-jacobian.x)
-    if _skips_layers(fresh, layers):
-        raise DerivativeError(CACHED)
+    adjoint, back, failure = _check_adjoint(jacobian, v, product) if reverse else (None, None, "")
+    jacobian.predict(-jacobian.x)  # far from x, where a cache that goes by similarity runs the layers it left out
     rounded = jacobian.way != DIFFERENCES and PASSED not in sentence
-    works = adjoint is not None and adjoint <= (ROUNDED_AGREEMENT if rounded else AGREEMENT)
+    tolerance = ROUNDED_AGREEMENT if rounded else AGREEMENT
+    works = adjoint is not None and adjoint <= tolerance
     if reverse and not works:
         failure = failure or f"adjoint error {adjoint:.1e}"
         sentence += f" Backward products failed their self-check ({failure}) and are not used."
     if not works and jacobian.way != DOUBLE_BACKWARD:
         jacobian.release()
-    return SelfCheck(repeat, difference, adjoint, jacobian.way, works, sentence)
+    probe = Probe(v, product, back if works else None, tolerance)
+    return SelfCheck(repeat, difference, adjoint, jacobian.way, works, sentence, probe)
 
 
-def _check_repeat(jacobian: Jacobian) -> tuple[float, Counter]:
-    """Relative difference of two equal calls, and the layers that the second ran."""
-    counter = jacobian.denoiser.counter
-    forwards, answers = [counter.forwards], []
-    for _ in range(2):
-        with _called_layers() as called:
-            answers.append(jacobian.predict(jacobian.x))
-        forwards.append(counter.forwards)
-    if not forwards[0] < forwards[1] < forwards[2]:
-        raise DerivativeError(CACHED)
+def at_every_scale(like: Tensor, seed: int) -> Tensor:
+    """A seeded random tensor shaped as `like` (1, C, ..., H, W), of norm sqrt(N), to test products with.
+
+    The sum, with equal energy, of noise of one cell, of 2 a side, of 4 and so on up to single pixels: white noise has
+    next to nothing in the lowest frequencies of a large picture, where a fault would not be seen.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    *batch, height, width = like.shape
+    total, side = torch.zeros(like.shape), 1
+    while side < 2 * min(height, width):
+        size = min(side, height), min(side, width)
+        cells = torch.randn(1, math.prod(batch), *size, generator=generator)
+        layer = torch.nn.functional.interpolate(cells, size=(height, width)).view(like.shape)
+        total, side = total + layer / layer.norm(), 2 * side
+    return (total * (total.numel() ** 0.5 / total.norm())).to(like)
+
+
+def _check_repeat(jacobian: Jacobian) -> float:
+    """Relative difference of two equal calls."""
+    answers = [jacobian.predict(jacobian.x) for _ in range(2)]
+    if not torch.isfinite(answers[0]).all():
+        msg = (
+            "The model's prediction is not a finite number. Run the model in a higher precision (start ComfyUI with"
+            " --fp32-unet, say)."
+        )
+        raise DerivativeError(msg)
+    denoiser = jacobian.denoiser
+    if _runs_no_inner_layer(denoiser.layers[jacobian.sigma, jacobian.prompt, jacobian.guidance]):
+        raise CachedModelError(CACHED)
     repeat = _relative(*answers)
     if not repeat <= 1e-5:
         msg = (
@@ -97,7 +120,8 @@ def _check_repeat(jacobian: Jacobian) -> tuple[float, Counter]:
             "derivatives mean nothing. Remove nodes that add randomness to the MODEL."
         )
         raise DerivativeError(msg)
-    return repeat, called
+    jacobian.value = answers[0]
+    return repeat
 
 
 def _check_forward(jacobian: Jacobian, v: Tensor, reverse: bool) -> tuple[Tensor, float | None, str]:
@@ -108,7 +132,9 @@ def _check_forward(jacobian: Jacobian, v: Tensor, reverse: bool) -> tuple[Tensor
         jacobian.way = way
         try:
             product = jacobian.matvec(v)
-        except (RuntimeError, NotImplementedError, DerivativeError) as failure:
+        except CachedModelError:
+            raise
+        except FAILURES as failure:
             jacobian.release()
             reasons.append(f"{way} failed ({_in_words(failure)})")
             if isinstance(failure, torch.cuda.OutOfMemoryError):
@@ -121,7 +147,7 @@ def _check_forward(jacobian: Jacobian, v: Tensor, reverse: bool) -> tuple[Tensor
         jacobian.release()
         reasons.append(f"{way} disagreed with central differences by {error:.1e}")
     jacobian.way = DIFFERENCES
-    reason = " and ".join(reasons) or "this was asked for"
+    reason = " and ".join(reasons) or ASKED_FOR
     return differences.best(reason), error, f"Forward products are central differences, because {reason}."
 
 
@@ -184,9 +210,10 @@ class _Differences:
         changes = self._changes()
         number = min(range(len(changes)), key=changes.__getitem__)
         if not changes[number] <= ROUGH_AGREEMENT:
+            exact = "Set 'derivatives' to 'automatic', or use" if reason == ASKED_FOR else "Use"
             msg = (
                 f"No derivative of this model can be trusted: {reason}, and central differences disagree among"
-                f" themselves by {changes[number]:.1e}. Use the method 'text', which needs none."
+                f" themselves by {changes[number]:.1e}. {exact} the method 'text', which needs none."
             )
             raise DerivativeError(msg)
         number += self.rounded
@@ -218,23 +245,24 @@ def _judge(jacobian: Jacobian, product: Tensor, differences: _Differences) -> tu
 
 def _judge_unrounded(jacobian: Jacobian, product: Tensor, v: Tensor) -> tuple[float, float]:
     """Errors of a product and of the prediction where layers that round their inputs (fp8, int8) do not."""
-    value, differences = jacobian.predict(jacobian.x), _Differences(jacobian, v)
+    differences = _Differences(jacobian, v)
     with jacobian.denoiser.derivative(False):
-        distance = _relative(jacobian.predict(jacobian.x), value)
+        distance = _relative(jacobian.predict(jacobian.x), jacobian.value)
         error = differences.error_of(product)
     if error > AGREEMENT:
         error = min(error, differences.common_error(product)) if differences.rounded else math.inf
     return error, distance
 
 
-def _check_adjoint(jacobian: Jacobian, v: Tensor, product: Tensor) -> tuple[float | None, str]:
-    """|<Jv, Jv> - <v, J'Jv>| / |Jv|^2, or None and the reason why there is no J'."""
+def _check_adjoint(jacobian: Jacobian, v: Tensor, product: Tensor) -> tuple[float | None, Tensor | None, str]:
+    """|<Jv, Jv> - <v, J'Jv>| / |J'Jv| and J'Jv, or the reason why there is no J'."""
     try:
-        transposed = jacobian.rmatvec(product)
-    except (RuntimeError, NotImplementedError, DerivativeError) as failure:
-        return None, _in_words(failure)
-    norm = float(product.square().sum())
-    return abs(norm - float((v * transposed).sum())) / norm, ""
+        back = jacobian.rmatvec(product)
+    except CachedModelError:
+        raise
+    except FAILURES as failure:
+        return None, None, _in_words(failure)
+    return abs(float(product.square().sum() - (v * back).sum())) / float(back.norm()), back, ""
 
 
 def _in_words(failure: Exception) -> str:
@@ -246,23 +274,11 @@ def _relative(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm().clamp_min(1e-30))
 
 
-@contextmanager
-def _called_layers() -> Iterator[Counter]:
-    """Counts the calls of every torch module while the block runs."""
-    called = Counter()
-    hook = register_module_forward_pre_hook(lambda module, _inputs: called.update((module,)))
-    try:
-        yield called
-    finally:
-        hook.remove()
-
-
-def _skips_layers(fresh: Counter, again: Counter) -> bool:
-    """Whether a network left out parts of itself, all of them or some that it ran for a fresh input: a cache in it."""
-    inner = {part for network in again for part in list(network.modules())[1:]}
-    whole = any(
-        list(network.children()) and not any(part in again for part in list(network.modules())[1:])
-        for network in again
+def _runs_no_inner_layer(called: set[torch.nn.Module]) -> bool:
+    """Whether a network was called whose own layers were not: a cache sits inside it."""
+    inner = {part for network in called for part in list(network.modules())[1:]}
+    return any(
+        list(network.children()) and not any(part in called for part in list(network.modules())[1:])
+        for network in called
         if network not in inner
     )
-    return whole or any(part in inner for part in fresh - again)

@@ -94,24 +94,28 @@ class Basis:
 
 
 class Bidiagonalisation:
-    """A V = U B with orthonormal U and V, grown a block at a time from left start vectors (p, ...).
+    """A V = U B with orthonormal U and V, grown a block at a time from start vectors (p, ...).
 
-    With p = 1, B is lower bidiagonal; with larger blocks it is block lower bidiagonal, and each product runs p vectors
-    at once, which a GPU likes.
+    From right start vectors B is upper bidiagonal; from left ones it is lower bidiagonal, at the price of one more
+    product with A'. With p > 1 it is so in blocks, and each product runs p vectors at once, which a GPU likes.
     """
 
-    def __init__(self, matvec: Product, rmatvec: Product, start: Tensor):
+    def __init__(self, matvec: Product, rmatvec: Product, start: Tensor, *, left: bool = False):
         self._matvec, self._rmatvec = matvec, rmatvec
         self.left, self.right = Basis(), Basis()
-        _, first, self.start = self.left.split(start)  # start = left @ self.start
+        _, first, coefficients = (self.left if left else self.right).split(start)
         if not torch.isfinite(start).all() or not len(first):
             msg = "the start vector of a bidiagonalisation must be finite and not zero"
             raise ValueError(msg)
-        self.left.append(first)
-        self.matrix = torch.zeros(len(first), 0, dtype=torch.float64)
-        self.pairs = 0
-        self._last = len(first)
-        self._next, self._carry = self._transpose_of(first)
+        self.matrix = torch.zeros(0, 0, dtype=torch.float64)
+        self.pairs, self._last = 0, 0
+        self._next, self._carry = first, self.matrix
+        if left:
+            self.start = coefficients  # start = left @ self.start
+            self.left.append(first)
+            self.matrix = torch.zeros(len(first), 0, dtype=torch.float64)
+            self._last = len(first)
+            self._next, self._carry = self._transpose_of(first)
 
     @property
     def exhausted(self) -> bool:
@@ -162,7 +166,7 @@ class Bidiagonalisation:
         )
 
     def least_squares(self, damping: float) -> tuple[Tensor, float]:
-        """Solve min |A v - start|^2 + damping |v|^2 in this space; returns v (1, ...) and the relative gradient."""
+        """Solve min |A v - start|^2 + damping |v|^2 from a left start; returns v (1, ...) and the relative gradient."""
         b = self.matrix
         rhs = b.new_zeros(len(b))
         rhs[: len(self.start)] = self.start[:, 0]
@@ -181,8 +185,8 @@ def partial_svd(
     Args:
         matvec: V (p, ...) -> A V.
         rmatvec: U (p, ...) -> A' U.
-        start: left start vectors (p, ...) with a part in the range of A; seeded random ones make runs repeat. p is the
-            block size: 1 needs the fewest products, more runs them together.
+        start: right start vectors (p, ...), best in the range of A'; seeded ones make runs repeat. p is the block size:
+            1 needs the fewest products, more runs them together.
         k: how many triplets.
         tol: bound on |A'u - s v| / s_1 for every triplet.
         max_pairs: where to stop without convergence, which the result then says.
@@ -193,13 +197,13 @@ def partial_svd(
     space = Bidiagonalisation(matvec, rmatvec, start)
     while not space.exhausted and space.pairs < max_pairs:
         space.grow()
+        if not len(space.left):
+            msg = "the operator sent the start vector to zero, so it has no singular directions there"
+            raise ZeroOperatorError(msg)
         if space.pairs >= k:
             result = space.triplets(k, tol)
             if result.converged:
                 return result
-    if not len(space.right):
-        msg = "the operator sent the start vector to zero, so it has no singular directions there"
-        raise ZeroOperatorError(msg)
     return space.triplets(k, tol)
 
 
@@ -213,7 +217,7 @@ def least_squares(
 
     Source: LSQR (Paige and Saunders 1982), here with full reorthogonalisation and the small problem solved in float64.
     """
-    space = Bidiagonalisation(matvec, rmatvec, target)
+    space = Bidiagonalisation(matvec, rmatvec, target, left=True)
     if space.exhausted:
         msg = "the operator sends the wanted change to zero, so no move can make it"
         raise ZeroOperatorError(msg)

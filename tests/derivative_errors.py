@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from latent_directions.core.denoiser import Denoiser
-from latent_directions.core.errors import DerivativeError
+from latent_directions.core.errors import CachedModelError, DerivativeError
 from latent_directions.core.operators import DOUBLE_BACKWARD, Jacobian
 from latent_directions.core.self_check import SelfCheck, self_check
 from latent_directions.nodes.host import run
@@ -36,7 +36,7 @@ class Errors:
         distance: of the sampled prediction to the reference's, relative.
         forward: largest relative error of a block's J v by its size; empty where refused.
         double: the same by double backward; empty where backward products are refused.
-        adjoint: |<Jv, Jv> - <v, J'Jv>| / |Jv|^2 by block size; empty where backward products are refused.
+        adjoint: |<Jv, Jv> - <v, J'Jv>| / |J'Jv| by block size; empty where backward products are refused.
     """
 
     check: SelfCheck | None
@@ -103,7 +103,7 @@ def measure(test_model: TestModel, truth: Reference, guidance: float, blocks: tu
         jacobian = Jacobian(denoiser, x, test_model.sigma, guidance=guidance)
         try:
             check = self_check(jacobian)
-        except DerivativeError as error:
+        except (CachedModelError, DerivativeError) as error:
             return Errors(None, str(error), distance, {}, {}, {})
         forward, double, adjoint = {}, {}, {}
         for block in blocks:
@@ -111,9 +111,8 @@ def measure(test_model: TestModel, truth: Reference, guidance: float, blocks: tu
             forward[block] = worst(products, truth)
             if check.reverse:
                 transposed = jacobian.rmatvec(products)
-                norms = products.square().flatten(1).sum(1)
-                inner = (v[:block] * transposed).flatten(1).sum(1)
-                adjoint[block] = float(((norms - inner).abs() / norms).max())
+                gap = (products.square() - v[:block] * transposed).flatten(1).sum(1).abs()
+                adjoint[block] = float((gap / transposed.flatten(1).norm(dim=1)).max())
                 jacobian.way = DOUBLE_BACKWARD
                 double[block] = worst(jacobian.matvec(v[:block]), truth)
                 jacobian.way = check.way

@@ -16,6 +16,7 @@ from benchmarks.svd import (
 )
 from latent_directions.core.denoiser import EvaluationCounter
 from latent_directions.core.operators import Jacobian, masked
+from latent_directions.core.self_check import self_check
 from latent_directions.core.svd import partial_svd
 from latent_directions.nodes.host import run
 
@@ -32,9 +33,9 @@ def test_few_pairs_give_the_dense_singular_values_of_the_demo_model(inside):
         mask = problem.mask if inside else None
         exact = singular_values(dense(jacobian), mask, jacobian.x)
         matvec, rmatvec = masked(jacobian, mask)
+        probe = self_check(jacobian).probe
         for k, limit in LIMITS.items():
-            start = torch.randn(jacobian.x.shape, generator=generator)
-            found = partial_svd(matvec, rmatvec, start if mask is None else mask * start, k, tol=TOLERANCE)
+            found = partial_svd(matvec, rmatvec, probe.back, k, tol=TOLERANCE)
             assert found.converged
             assert found.pairs <= limit
             assert true_residual(matvec, rmatvec, found.right, jacobian.x.shape[1:]) <= 1.01 * TOLERANCE
@@ -48,7 +49,16 @@ def test_subspace_iteration_notes_where_each_test_holds():
     u, v = (torch.linalg.qr(torch.randn(30, 30, generator=generator, dtype=torch.float64))[0] for _ in range(2))
     matrix = (u * 0.5 ** torch.arange(30.0, dtype=torch.float64)) @ v.T
     start = torch.randn(3, 30, generator=generator, dtype=torch.float64)
-    noted = subspace_iteration(lambda x: x @ matrix.T, lambda y: y @ matrix, start, EvaluationCounter())
+    freed = []
+    noted = subspace_iteration(
+        lambda x: x @ matrix.T,
+        lambda y: y @ matrix,
+        start,
+        EvaluationCounter(),
+        TOLERANCE,
+        lambda: freed.append(1),
+    )
+    assert 3 * len(freed) == max(found.pairs for found in noted.values())
     assert noted["sign_safe"].pairs <= noted["published"].pairs
     assert all(noted[test].converged for test in ("sign_safe", "residual"))
     assert torch.allclose(noted["sign_safe"].values, 0.5 ** torch.arange(3.0, dtype=torch.float64), rtol=1e-3)

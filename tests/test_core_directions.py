@@ -3,8 +3,9 @@
 import pytest
 import torch
 from analytic import SCALES, SHAPE, SIZE, analytic, box, rows_of
+from planted import Identity
 
-from latent_directions.core.errors import InputError
+from latent_directions.core.errors import DerivativeError, InputError
 from latent_directions.core.find import METHODS, Settings, find_moves
 from latent_directions.core.hessian_directions import (
     delta_score,
@@ -14,8 +15,9 @@ from latent_directions.core.hessian_directions import (
     newton_forward,
     score_difference,
 )
-from latent_directions.core.jacobian_directions import loco, t_loco
+from latent_directions.core.jacobian_directions import FORWARD_PRODUCTS, loco, t_loco
 from latent_directions.core.operators import Jacobian
+from latent_directions.core.self_check import self_check
 
 EYE = torch.eye(SIZE, dtype=torch.float64)
 
@@ -34,6 +36,12 @@ def jacobian_of(model, prompt="source") -> Jacobian:
     return Jacobian(model.denoiser, model.x, model.sigma, prompt)
 
 
+def probed(model, seed=0) -> tuple:
+    """The Jacobian and the products of its self-check."""
+    jacobian = jacobian_of(model)
+    return jacobian, self_check(jacobian, seed).probe
+
+
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
@@ -48,55 +56,55 @@ def dense_null_space(model, mask, rank: int) -> torch.Tensor:
 
 
 class TestLoco:
-    def test_right_singular_vectors_off_the_null_space(self, model, mask):
-        null_rank = 0 if mask is None else 4
-        moves = loco(jacobian_of(model), mask, 3, null_rank, seed=0)
-        vectors = torch.linalg.svd(rows_of(mask) @ model.jacobian())[2][:3]
-        outside = dense_null_space(model, mask, null_rank)
-        for move, v in zip(moves, vectors, strict=True):
-            expected = v - outside @ (outside.T @ v)
-            assert abs(cosine(move.vector, expected)) > 1 - 1e-4
+    @pytest.mark.parametrize("null_rank", [0, 4])
+    def test_right_singular_vectors_off_the_null_space(self, model, mask, null_rank):
+        moves = loco(*probed(model), mask, 3, null_rank)
+        held = dense_null_space(model, mask, 0 if mask is None else null_rank)
+        values, vectors = torch.linalg.svd(rows_of(mask) @ model.jacobian() @ (EYE - held @ held.T))[1:]
+        for move, s, v in zip(moves, values, vectors, strict=False):
+            assert abs(cosine(move.vector, v)) > 1 - 1e-4
             assert float(move.vector.norm()) == pytest.approx(1)
-            assert move.notes["share_left_by_null_space"] == pytest.approx(float(expected.norm()), abs=5e-3)
+            assert float((held.T @ move.vector.flatten()).norm()) < 5e-3
+            assert move.notes["singular_value"] == pytest.approx(float(s), rel=1e-3)
             assert move.notes["converged"]
 
     def test_singular_values_are_reported(self, model, mask):
-        moves = loco(jacobian_of(model), mask, 3, 0, seed=0)
+        moves = loco(*probed(model), mask, 3, 0)
         expected = torch.linalg.svdvals(rows_of(mask) @ model.jacobian())[:3]
         assert [m.notes["singular_value"] for m in moves] == pytest.approx(expected.tolist(), rel=1e-4)
 
     def test_step_is_a_quarter_of_the_deviation_inside_the_mask(self, model, mask):
-        for move in loco(jacobian_of(model), mask, 2, 3, seed=0):
+        for move in loco(*probed(model), mask, 2, 3):
             effect = (model.jacobian() @ move.vector.flatten() * move.step).view(SHAPE)
             inside = effect if mask is None else effect[mask.expand(SHAPE).bool()]
             assert float(inside.square().mean().sqrt()) == pytest.approx(0.25 * float(model.exact().std()))
 
     def test_sign_the_mean_effect_inside_is_positive(self, model, mask):
         for seed in range(4):
-            for move in loco(jacobian_of(model), mask, 2, 3, seed=seed):
+            for move in loco(*probed(model, seed), mask, 2, 3):
                 effect = rows_of(mask) @ model.jacobian() @ move.vector.flatten()
                 assert float(effect.sum()) > 0
 
     def test_forward_only_finds_the_same(self, model, mask):
         """The exact J is symmetric, and the bank is nearly the whole space here."""
-        both = loco(jacobian_of(model), mask, 1, 2, seed=0)
-        forward = loco(jacobian_of(model), mask, 1, 2, seed=0, forward_only=True)
+        both = loco(*probed(model), mask, 1, 2)
+        forward = loco(*probed(model), mask, 1, 2, forward_only=True)
         assert cosine(both[0].vector, forward[0].vector) > 0.999
         assert forward[0].step == pytest.approx(both[0].step, rel=1e-2)
         assert forward[0].notes["asymmetry"] < 1e-8
         assert forward[0].notes["residual"] is None
 
     def test_costs_are_those_of_the_searches_alone(self, model, mask):
-        """2 evaluations a product, 1 for the backward graph, 1 for D(x): steps and signs cost no more products."""
-        jacobian, counter = jacobian_of(model), model.denoiser.counter
+        """2 evaluations a product, and none for starts, D(x), steps and signs: the self-check has had those."""
+        counter = model.denoiser.counter
+        jacobian, probe = probed(model)
         before = counter.evaluations
-        (move, *_) = loco(jacobian, mask, 2, 3, seed=0)
-        # a search ends with a product of A' that no pair counts
-        searches = 1 if mask is None else 2
-        assert counter.evaluations - before <= 4 * move.notes["pairs"] + 2 * searches + 1 + 1
+        (move, *_) = loco(jacobian, probe, mask, 2, 3)
+        assert counter.evaluations - before == 4 * move.notes["pairs"]
         before = counter.evaluations
-        (move, *_) = loco(jacobian, mask, 2, 3, seed=0, forward_only=True)
-        assert counter.evaluations - before == 2 * move.notes["products"] + 1
+        (move, *_) = loco(jacobian, probe, mask, 2, 3, forward_only=True)
+        assert move.notes["products"] == FORWARD_PRODUCTS - 1
+        assert counter.evaluations - before == 2 * move.notes["products"]
 
     def test_less_changes_outside_than_with_the_raw_direction(self, model):
         outside = EYE - rows_of(box())
@@ -104,7 +112,7 @@ class TestLoco:
         def leak(move):
             return float((outside @ model.jacobian() @ move.vector.flatten()).norm() * move.step)
 
-        (raw,), (held,), (all_held,) = (loco(jacobian_of(model), box(), 1, rank, seed=0) for rank in (0, 4, 12))
+        (raw,), (held,), (all_held,) = (loco(*probed(model), box(), 1, rank) for rank in (0, 4, 12))
         assert leak(held) < 0.6 * leak(raw)
         assert leak(all_held) < 1e-10  # there are 12 values outside the box
 
@@ -112,7 +120,8 @@ class TestLoco:
 class TestTLoco:
     @pytest.mark.parametrize("null_rank", [0, 4])
     def test_pulled_back_difference_off_the_null_space(self, model, mask, null_rank):
-        move = t_loco(model.denoiser, jacobian_of(model), jacobian_of(model, "target"), mask, null_rank, seed=0)
+        jacobian, probe = probed(model)
+        move = t_loco(model.denoiser, jacobian, jacobian_of(model, "target"), probe, mask, null_rank)
         p = rows_of(mask)
         q = p @ difference(model).flatten()
         v = model.jacobian("target").T @ q
@@ -124,9 +133,22 @@ class TestTLoco:
         effect = p @ model.jacobian("target") @ move.vector.flatten()
         assert move.step == pytest.approx(float(q.norm() / effect.norm()))
 
+    @pytest.mark.parametrize(("tangent", "gradient"), [(0.5, 1.0), (1.0, 0.5), (0.9, 1.0)])
+    def test_products_that_are_wrong_under_the_target_alone(self, model, tangent, gradient):
+        exact = model.denoiser.predict
+
+        def predict(x, sigma, prompt, guidance):
+            value = exact(x, sigma, prompt, guidance)
+            return Identity.apply(value, tangent, gradient) if prompt == "target" else value
+
+        model.denoiser.predict = predict
+        with pytest.raises(DerivativeError, match="under 'target' do not agree"):
+            find_moves(model.denoiser, model.x, model.sigma, None, Settings("T-LOCO"))
+
     def test_guidance(self, model):
+        probe = probed(model)[1]
         plain, guided = (
-            t_loco(model.denoiser, jacobian_of(model), jacobian_of(model, "target"), None, 0, 0, guidance=g)
+            t_loco(model.denoiser, jacobian_of(model), jacobian_of(model, "target"), probe, None, 0, guidance=g)
             for g in (1.0, 2.0)
         )
         # both prompts share the negative, so q is twice as long and points the same way

@@ -1,7 +1,6 @@
 """A self-check that planted faults cannot pass, and the way that is taken then."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,9 +8,9 @@ from analytic import SCALES, SHAPE, analytic, planted
 from planted import Identity
 
 from latent_directions.core.denoiser import Denoiser
-from latent_directions.core.errors import DerivativeError
+from latent_directions.core.errors import CachedModelError, DerivativeError
 from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
-from latent_directions.core.self_check import self_check
+from latent_directions.core.self_check import at_every_scale, self_check
 
 
 @pytest.fixture(params=SCALES)
@@ -67,7 +66,13 @@ def test_check_catches_a_tangent_and_a_gradient_that_are_both_wrong(model):
     assert product_error(model, jacobian) < 2e-2
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.9, -1.0, float("nan")])
+def mixed_signs(size: float) -> torch.Tensor:
+    """Factors 1 + size and 1 - size by turns: the errors of a gradient scaled so cancel in a sum."""
+    signs = 1 - 2 * (torch.arange(24) % 2).view(SHAPE).double()
+    return 1 + size * signs
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.9, -1.0, float("nan"), mixed_signs(0.3), mixed_signs(0.9)], ids=str)
 def test_check_catches_a_wrong_adjoint(model, factor):
     denoiser = planted(model, lambda x, d: Identity.apply(d, 1.0, factor))
     check = self_check(Jacobian(denoiser, model.x, model.sigma))
@@ -90,24 +95,97 @@ def test_check_refuses_a_model_that_is_not_repeatable(model):
     with pytest.raises(DerivativeError, match="different answers to the same question"):
         self_check(Jacobian(denoiser, model.x, model.sigma))
     nan = planted(model, lambda x, d: d * float("nan"))
-    with pytest.raises(DerivativeError):
+    with pytest.raises(DerivativeError, match="prediction is not a finite number"):
         self_check(Jacobian(nan, model.x, model.sigma))
 
 
-def test_check_refuses_a_model_that_answers_from_a_cache(model):
-    """Such a model is repeatable, and its products agree with its own differences."""
-    stored = {}
+@pytest.mark.parametrize("side", [16, 128])
+@pytest.mark.parametrize(
+    ("tangent", "gradient", "way", "reverse"),
+    [
+        (0.0, 0.0, DIFFERENCES, False),
+        (0.7, 1.0, DOUBLE_BACKWARD, True),
+        (1.0, 0.0, FORWARD_AD, False),
+        (1.0, 0.5, FORWARD_AD, False),
+    ],
+)
+def test_check_sees_the_lowest_frequencies(side, tangent, gradient, way, reverse):
+    """A fault in a picture's mean is one of a few among thousands of numbers, and where leading directions lie."""
 
     def predict(x, sigma, prompt, guidance):
-        if prompt not in stored:
+        denoiser.counter.forward(len(x))
+        mean = x.mean(dim=(-2, -1), keepdim=True)
+        return 0.5 * (x - mean) + Identity.apply(mean, tangent, gradient)
+
+    denoiser = Denoiser(predict, SCALES["flow"])
+    x = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
+    check = self_check(Jacobian(denoiser, x, 0.6))
+    assert (check.way, check.reverse) == (way, reverse)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 16, 1, 5, 12), (1, 3, 1, 7)])
+def test_a_tensor_at_every_scale(shape):
+    v = at_every_scale(torch.zeros(shape), 3)
+    assert v.shape == shape
+    assert float(v.norm()) == pytest.approx(v.numel() ** 0.5)
+    assert torch.equal(v, at_every_scale(torch.zeros(shape), 3))
+    white = torch.randn(shape).mean(dim=(-2, -1)).square().mean()
+    if min(shape[-2:]) > 1:
+        assert float(v.mean(dim=(-2, -1)).square().mean()) > 3 * float(white)
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError, TypeError, AttributeError, KeyError])
+def test_any_failure_of_code_that_has_no_derivative_is_a_reason_to_go_on(model, error):
+    class Bare(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            raise error
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise error
+
+    jacobian = Jacobian(planted(model, lambda x, d: Bare.apply(d)), model.x, model.sigma)
+    check = self_check(jacobian)
+    assert (check.way, check.reverse) == (DIFFERENCES, False)
+    assert "forward AD failed" in check.sentence
+    assert product_error(model, jacobian) < 2e-2
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(("first", "every"), [(1, 99), (0, 2), (2, 4), (7, 3), (10, 2)])
+def test_check_refuses_a_model_that_answers_from_a_cache(model, first, every, inside):
+    """It runs the first calls and every so many after them, and adds what the last run changed in between.
+
+    Such a model is repeatable, and its products agree with its own differences.
+    """
+    network = torch.nn.Sequential(torch.nn.Identity())
+    stored, calls = [], [0]
+
+    def predict(x, sigma, prompt, guidance):
+        calls[0] += 1
+        runs = calls[0] <= first or calls[0] % every == 0 or not stored
+        if runs or inside:
             denoiser.counter.forward(len(x))
-            stored[prompt] = model.denoiser(x, sigma, prompt, guidance).detach() - x.detach()
-        return x + stored[prompt]
+        if runs:
+            network(x)
+            stored[:] = [model.denoiser(x, sigma, prompt, guidance).detach() - x.detach()]
+        return x + stored[0]
 
     denoiser = Denoiser(predict, model.denoiser.scale)
     jacobian = Jacobian(denoiser, model.x, model.sigma)
-    with pytest.raises(DerivativeError, match="answered without running its network"):
+    with pytest.raises(CachedModelError, match="answered without running its network"):
         self_check(jacobian)
+        for _ in range(10):
+            jacobian.matvec(model.x)
 
 
 def test_no_derivative_to_be_had(model):
@@ -121,6 +199,9 @@ def test_asking_for_differences(model):
     check = self_check(jacobian_of(model, way=DIFFERENCES), reverse=False)
     assert check.way == DIFFERENCES
     assert "this was asked for" in check.sentence
+    rough = planted(model, lambda x, d: d + torch.sin(1e5 * x))
+    with pytest.raises(DerivativeError, match="Set 'derivatives' to 'automatic'"):
+        self_check(Jacobian(rough, model.x, model.sigma, way=DIFFERENCES), reverse=False)
 
 
 def test_asking_for_double_backward(model):
@@ -162,7 +243,7 @@ def test_a_rejected_graph_is_freed_and_its_failure_named(model):
     assert check.way == DIFFERENCES
     assert "forward AD failed (NotImplementedError)" in check.sentence
     assert jacobian._graph is None
-    json.dumps(asdict(check), allow_nan=False)
+    json.dumps(check.report(), allow_nan=False)
 
 
 def test_a_prediction_that_does_not_depend_on_the_latent(model):
@@ -173,4 +254,19 @@ def test_a_prediction_that_does_not_depend_on_the_latent(model):
 
 
 def test_asking_for_differences_is_reported_without_infinities(model):
-    json.dumps(asdict(self_check(jacobian_of(model, way=DIFFERENCES))), allow_nan=False)
+    json.dumps(self_check(jacobian_of(model, way=DIFFERENCES)).report(), allow_nan=False)
+
+
+def test_searches_are_given_the_products_of_the_check(model):
+    """A backward product that cannot be trusted is not among them."""
+    jacobian = jacobian_of(model)
+    probe, exact = self_check(jacobian).probe, model.jacobian()
+    v = probe.vector.flatten()
+    assert torch.allclose(probe.image.flatten(), exact @ v)
+    assert torch.allclose(probe.back.flatten(), exact.T @ exact @ v)
+    before = model.denoiser.counter.evaluations
+    assert torch.allclose(jacobian.value, model.exact())
+    assert model.denoiser.counter.evaluations == before
+    assert self_check(jacobian_of(model), reverse=False).probe.back is None
+    wrong = planted(model, lambda x, d: Identity.apply(d, 1.0, 0.9))
+    assert self_check(Jacobian(wrong, model.x, model.sigma)).probe.back is None

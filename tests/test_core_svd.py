@@ -42,7 +42,10 @@ class Matrix:
         return (u.flatten(1) @ self.dense).view(-1, *self.right)
 
     def start(self, block=1, seed=1):
-        return torch.randn(block, *self.left, generator=torch.Generator().manual_seed(seed)).to(self.dense)
+        return torch.randn(block, *self.right, generator=torch.Generator().manual_seed(seed)).to(self.dense)
+
+    def target(self):
+        return torch.randn(1, *self.left, generator=torch.Generator().manual_seed(1)).to(self.dense)
 
     def svd(self, k, block=1, **options):
         return partial_svd(self.matvec, self.rmatvec, self.start(block), k, **options)
@@ -105,7 +108,7 @@ def test_pairs_are_the_products_spent(block):
     matrix = Matrix(SPECTRA["slow"])
     result = matrix.svd(4, block, tol=1e-4)
     assert matrix.products[0] == result.pairs
-    assert result.pairs <= matrix.products[1] <= result.pairs + block
+    assert matrix.products[1] == result.pairs
 
 
 def test_same_start_same_result():
@@ -185,7 +188,7 @@ def test_zero_operator_and_bad_starts():
     with pytest.raises(ValueError, match="sent the start vector to zero"):
         zero.svd(2)
     with pytest.raises(ValueError, match="no move can make it"):
-        least_squares(*_products(zero), zero.start(), damping=0.1)
+        least_squares(*_products(zero), zero.target(), damping=0.1)
     matrix = Matrix(SPECTRA["slow"])
     for bad in (0.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite and not zero"):
@@ -197,7 +200,7 @@ def test_zero_operator_and_bad_starts():
 @pytest.mark.parametrize("spectrum", ["decaying", "slow", "rank 4"])
 def test_least_squares(spectrum, shape, damping):
     matrix = Matrix(SPECTRA[spectrum], shape)
-    target = matrix.start()
+    target = matrix.target()
     v, pairs, residual = least_squares(*_products(matrix), target, damping=damping, tol=1e-11, max_pairs=60)
     a, t = matrix.dense, target.flatten()
     normal = a.T @ a + damping * torch.eye(a.shape[1], dtype=a.dtype)
@@ -210,7 +213,7 @@ def test_least_squares(spectrum, shape, damping):
 @pytest.mark.parametrize("pairs", [1, 3, 6])
 def test_least_squares_residual_is_the_true_one(pairs):
     matrix, damping = Matrix(SPECTRA["slow"]), 1e-3
-    target = matrix.start()
+    target = matrix.target()
     v, spent, residual = least_squares(*_products(matrix), target, damping=damping, tol=0.0, max_pairs=pairs)
     a, t, v = matrix.dense, target.flatten(), v.flatten()
     true = (a.T @ (a @ v - t) + damping * v).norm() / (a.T @ t).norm()
@@ -218,9 +221,10 @@ def test_least_squares_residual_is_the_true_one(pairs):
     assert residual == pytest.approx(float(true), rel=1e-8)
 
 
-def test_growing_an_exhausted_space_changes_nothing():
+@pytest.mark.parametrize("left", [False, True])
+def test_growing_an_exhausted_space_changes_nothing(left):
     matrix = Matrix(SPECTRA["rank 4"])
-    space = Bidiagonalisation(*_products(matrix), matrix.start())
+    space = Bidiagonalisation(*_products(matrix), matrix.target() if left else matrix.start(), left=left)
     for _ in range(8):
         space.grow()
     assert space.exhausted
