@@ -64,16 +64,17 @@ class Denoiser:
         predict: (x BCHW, sigma, prompt name, guidance) -> denoised prediction BCHW, in the model's latent space.
         scale: sigma -> (a, b) of the noise process x = a x0 + b n.
         counter: counts the evaluations that `predict` causes.
-        derivative: reverse -> context entered around everything that is differentiated, and around nothing else;
-            `reverse` says that a backward pass will follow.
-        layers: the layers that the first call at a noise level, prompt and guidance ran.
+        differentiable: reverse -> context in which `predict` can be differentiated, backward too with `reverse`.
+        layers: what the first call of a kind ran: noise level, prompt, guidance, and whether it was differentiated, for
+            some models take other layers then.
     """
 
     predict: Callable[[Tensor, float, str, float], Tensor]
     scale: Callable[[float], tuple[float, float]]
     counter: EvaluationCounter = field(default_factory=EvaluationCounter)
-    derivative: Callable[[bool], AbstractContextManager] = nullcontext
-    layers: dict[tuple[float, str, float], set[torch.nn.Module]] = field(default_factory=dict)
+    differentiable: Callable[[bool], AbstractContextManager] = nullcontext
+    layers: dict[tuple[float, str, float, bool], set[torch.nn.Module]] = field(default_factory=dict)
+    _differentiated: bool = False
 
     def __call__(self, x: Tensor, sigma: float, prompt: str = "source", guidance: float = 1.0) -> Tensor:
         """D(x, sigma, prompt), same shape as x.
@@ -84,9 +85,20 @@ class Denoiser:
         before = self.counter.forwards
         with _called_layers() as called:
             value = self.predict(x, sigma, prompt, guidance)
-        if self.counter.forwards == before or called != self.layers.setdefault((sigma, prompt, guidance), called):
+        first = self.layers.setdefault((sigma, prompt, guidance, self._differentiated), called)
+        if self.counter.forwards == before or called != first or (called is first and _runs_no_inner_layer(called)):
             raise CachedModelError(CACHED)
         return value
+
+    @contextmanager
+    def derivative(self, reverse: bool) -> Iterator[None]:
+        """Entered around everything that is differentiated, and around nothing else."""
+        self._differentiated = True
+        try:
+            with self.differentiable(reverse):
+                yield
+        finally:
+            self._differentiated = False
 
     def noised(self, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """x = a x0 + b n at noise level sigma."""
@@ -108,6 +120,16 @@ def _called_layers() -> Iterator[set[torch.nn.Module]]:
         yield called
     finally:
         hook.remove()
+
+
+def _runs_no_inner_layer(called: set[torch.nn.Module]) -> bool:
+    """Whether a network was called whose own layers were not: a cache sits inside it."""
+    inner = {part for network in called for part in list(network.modules())[1:]}
+    return any(
+        list(network.children()) and not any(part in called for part in list(network.modules())[1:])
+        for network in called
+        if network not in inner
+    )
 
 
 def linear_scale(noise_scaling: Callable[..., Tensor], sigma: float) -> tuple[float, float]:
