@@ -99,9 +99,10 @@ def _both_ways(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, max_pairs: int
 ) -> Found:
     """By Golub-Kahan; the search inside starts from the best guess that the bank of the one outside holds (ours)."""
-    start, held, converged, pairs = probe.back, None, True, 0
+    held, converged, pairs = None, True, 0
     if null_rank:
         products = RememberedProducts(jacobian)
+        start = first_start(jacobian, probe, 1 - mask)
         null = partial_svd(*masked(products, 1 - mask), start, null_rank, max_pairs=max_pairs)
         held, converged, pairs = null.right.flatten(1).T[None], null.converged, null.pairs
         bank = products.bank()
@@ -109,9 +110,16 @@ def _both_ways(
             start = bank.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True)
         else:
             start = project_off(probe.vector, held)
+    else:
+        start = first_start(jacobian, probe, mask)
     products = RememberedProducts(jacobian)
     inside = partial_svd(*masked(products, mask, held), start, count, max_pairs=max_pairs)
     return inside, products.bank(), {"converged": converged and inside.converged, "pairs": pairs + inside.pairs}
+
+
+def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor:
+    """Where a search in P J starts: J'P J v (1, ...) of the probe v, which without a P costs nothing more."""
+    return probe.back if mask is None else jacobian.rmatvec(mask * probe.image)
 
 
 def _forward_only(
@@ -147,7 +155,8 @@ def t_loco(
     q = q if mask is None else mask * q
     held, notes = None, {"pairs": 0}
     if null_rank and _has_outside(mask):
-        null = partial_svd(*masked(source, 1 - mask), probe.back, null_rank, max_pairs=max_pairs)
+        start = first_start(source, probe, 1 - mask)
+        null = partial_svd(*masked(source, 1 - mask), start, null_rank, max_pairs=max_pairs)
         held, notes = null.right.flatten(1).T[None], {"pairs": null.pairs}
     source.release()  # one kept graph at a time
     raw = target.rmatvec(q)

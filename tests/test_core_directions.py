@@ -65,7 +65,7 @@ class TestLoco:
             assert abs(cosine(move.vector, v)) > 1 - 1e-4
             assert float(move.vector.norm()) == pytest.approx(1)
             assert float((held.T @ move.vector.flatten()).norm()) < 5e-3
-            assert move.notes["singular_value"] == pytest.approx(float(s), rel=1e-3)
+            assert move.notes["singular_value"] == pytest.approx(float(s), rel=2e-3)
             assert move.notes["converged"]
 
     def test_singular_values_are_reported(self, model, mask):
@@ -95,12 +95,12 @@ class TestLoco:
         assert forward[0].notes["residual"] is None
 
     def test_costs_are_those_of_the_searches_alone(self, model, mask):
-        """2 evaluations a product, and none for starts, D(x), steps and signs: the self-check has had those."""
+        """2 evaluations a product, and none for D(x), steps and signs; the check has had a start without a mask."""
         counter = model.denoiser.counter
         jacobian, probe = probed(model)
         before = counter.evaluations
         (move, *_) = loco(jacobian, probe, mask, 2, 3)
-        assert counter.evaluations - before == 4 * move.notes["pairs"]
+        assert counter.evaluations - before == 4 * move.notes["pairs"] + (0 if mask is None else 2)
         before = counter.evaluations
         (move, *_) = loco(jacobian, probe, mask, 2, 3, forward_only=True)
         assert move.notes["products"] == FORWARD_PRODUCTS - 1
