@@ -80,14 +80,20 @@ class ForwardBank(Bank):
     masked rows) inside the bank gives the singular directions of A (or of P A) without a backward pass (ours; compare
     posterior principal components, arXiv 2309.13598). One bank serves any number of masks.
 
+    For one mask it is better when grown by A P A in place of A A, every other product being of a masked image (ours):
+    the right singular vectors of P A are the eigenvectors of A'P A, which is nearly A P A.
+
     Attributes:
         products: products with A that the bank has cost.
     """
 
-    def __init__(self, matvec: Product, start: Tensor, size: int, image: Tensor | None = None):
+    def __init__(
+        self, matvec: Product, start: Tensor, size: int, *, image: Tensor | None = None, weight: Tensor | None = None
+    ):
         """Grow the bank to `size` vectors from start vectors (p, ...), p of them at a time.
 
-        The image A v of one start vector v, where it is known already, saves the first product.
+        The image A v of one start vector v, where it is known already, saves the first product. `weight` is the mask
+        that the bank is grown for.
         """
         basis, images, self.products = Basis(), [], 0
         _, block, scale = basis.split(start)
@@ -100,7 +106,9 @@ class ForwardBank(Bank):
             else:
                 products, known = known, None
             images.append(products.flatten(1))
-            _, block, _ = basis.split(products)
+            _, block, _ = basis.split(products if weight is None or len(images) % 2 == 0 else weight * products)
+            if not len(block):  # what the mask leaves is in the bank already
+                _, block, _ = basis.split(products)
         super().__init__(basis, torch.cat(images))
 
     @property

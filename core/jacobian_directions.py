@@ -31,7 +31,7 @@ NOTHING_INSIDE = (
     " or raise 'level' of Invert Image."
 )
 # Vectors of the forward-only mode's bank, two evaluations each but the first: with the self-check they make 37.
-FORWARD_PRODUCTS = 16
+FORWARD_VECTORS = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def loco(
     The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
     (our convention, so that one number means about the same visible change on every model).
 
-    With `forward_only` both come from one bank of FORWARD_PRODUCTS products J v, or as many as it takes to hold twice
+    With `forward_only` both come from one bank of FORWARD_VECTORS products J v, or as many as it takes to hold twice
     `count` beside the null space, with no backward pass.
 
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
@@ -105,11 +105,10 @@ def _both_ways(
         start = first_start(jacobian, probe, 1 - mask)
         null = partial_svd(*masked(products, 1 - mask), start, null_rank, max_pairs=max_pairs)
         held, converged, pairs = null.right.flatten(1).T[None], null.converged, null.pairs
-        bank = products.bank()
-        if len(bank) > len(null.right):
-            start = bank.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True)
-        else:
-            start = project_off(probe.vector, held)
+        bank, image = products.bank(), probe.image
+        if len(bank) > len(null.right):  # the best moves inside that it holds already
+            image = bank.apply(bank.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True))
+        start = masked(jacobian, mask, held)[1](image)
     else:
         start = first_start(jacobian, probe, mask)
     products = RememberedProducts(jacobian)
@@ -126,9 +125,8 @@ def _forward_only(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, _max_pairs: int
 ) -> Found:
     """Null space, masked directions and asymmetry of J from one forward-only bank."""
-    bank = ForwardBank(
-        jacobian.matvec, probe.vector, max(FORWARD_PRODUCTS, 2 * count + null_rank), image=probe.image
-    )
+    size = max(FORWARD_VECTORS, 2 * count + null_rank)
+    bank = ForwardBank(jacobian.matvec, probe.vector, size, image=probe.image, weight=mask)
     rank = max(0, min(null_rank, len(bank) - count))
     rest = bank.off(bank.triplets(rank, 1 - mask).right) if rank else bank
     return rest.triplets(count, mask), bank, {"asymmetry": bank.asymmetry, "products": bank.products}

@@ -106,7 +106,7 @@ class Bidiagonalisation:
         _, first, coefficients = (self.left if left else self.right).split(start)
         if not torch.isfinite(start).all() or not len(first):
             msg = "the start vector of a bidiagonalisation must be finite and not zero"
-            raise ValueError(msg)
+            raise ZeroOperatorError(msg)
         self.matrix = torch.zeros(0, 0, dtype=torch.float64)
         self.pairs, self._last = 0, 0
         self._next, self._carry = first, self.matrix

@@ -66,6 +66,37 @@ class TestForwardBank:
         bank = self.bank(nearly_symmetric(), products=8, block=block)
         assert bank.products == len(bank.basis) == 8
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_grown_for_a_mask_it_holds_more_of_what_moves_the_inside(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        q = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))[0]
+        dense = (q * torch.arange(20.0, 0, -1, dtype=torch.float64)) @ q.T  # slowly falling, so that 10 are few
+        weight = (torch.arange(20).view(1, 4, 5) < 3).double()
+        exact = torch.linalg.svdvals(weight.flatten()[:, None] * dense)[:1]
+        start = torch.randn(1, 4, 5, generator=generator, dtype=torch.float64)
+        plain, grown = (
+            ForwardBank(Dense(dense).matvec, start, 10, weight=mask).triplets(1, weight).values
+            for mask in (None, weight)
+        )
+        assert exact - grown < 0.5 * (exact - plain)
+
+    def test_a_known_image_saves_the_first_product(self):
+        dense = nearly_symmetric()
+        start = 3 * torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        known = ForwardBank(Dense(dense).matvec, start, 5, image=Dense(dense).matvec(start))
+        assert known.products == 4
+        assert torch.allclose(known.images, ForwardBank(Dense(dense).matvec, start, 5).images)
+
+    def test_the_part_off_some_vectors(self):
+        bank = self.bank(nearly_symmetric(asymmetry=0.05), products=9)
+        held = bank.triplets(3).right
+        rest = bank.off(held)
+        assert len(rest) == 6
+        vectors = rest.basis.rows
+        assert not ((vectors @ held.flatten(1).T).abs() > 1e-12).any()
+        assert torch.allclose(gram(vectors), torch.eye(6, dtype=torch.float64), atol=1e-12)
+        assert torch.allclose(rest.images, bank.apply(vectors.view(-1, 4, 5)).flatten(1))
+
     def test_small_invariant_space(self):
         dense = torch.diag(torch.tensor([2.0, 1.0] + [0] * 18, dtype=torch.float64))
         bank = self.bank(dense)
