@@ -20,7 +20,7 @@ from benchmarks.command import parser, write
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
 from latent_directions.core.bank import ForwardBank
-from latent_directions.core.jacobian_directions import FORWARD_VECTORS
+from latent_directions.core.jacobian_directions import forward_products
 from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, Jacobian
 from latent_directions.nodes.host import run
 from scripts.environment import ROOT
@@ -81,7 +81,7 @@ def measure(way: str) -> dict:
             "backward": lambda: jacobian.rmatvec(x),
             "double backward": lambda: Jacobian(denoiser, x, SIGMA, way=DOUBLE_BACKWARD).matvec(x),
             "bank of central differences": lambda: ForwardBank(
-                Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec, x, FORWARD_VECTORS
+                Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec, x, forward_products(9, 5, 5)
             ),
         }
         denoiser(x, SIGMA)  # what the first call of all allocates is not the way's

@@ -28,7 +28,7 @@ from benchmarks.tables import print_table
 from benchmarks.unet import trained_unet
 from latent_directions.core.bank import ForwardBank
 from latent_directions.core.denoiser import Denoiser, EvaluationCounter
-from latent_directions.core.jacobian_directions import FORWARD_VECTORS, first_start
+from latent_directions.core.jacobian_directions import first_start, forward_products
 from latent_directions.core.operators import Jacobian, masked
 from latent_directions.core.self_check import self_check
 from latent_directions.core.svd import SingularTriplets, partial_svd
@@ -201,7 +201,7 @@ def compare(problem, jacobian, probe, mask, k, exact, generator) -> list[dict]:
 
     ours, cost = timed(search)
     rows = [row("ours", ours, cost)]
-    size = max(FORWARD_VECTORS, 2 * k)
+    size = 1 + forward_products(7, k, 0)  # 7 evaluations of a self-check without a backward pass
     bank, bank_cost = timed(lambda: ForwardBank(jacobian.matvec, probe.vector, size, image=probe.image, weight=mask))
     inside, svd_cost = timed(lambda: bank.triplets(k, mask))
     rows.append(

@@ -10,7 +10,7 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .errors import DerivativeError, InputError, ZeroOperatorError
 from .hessian_directions import delta_score, low_pass, move_by, newton, newton_forward, score_difference
-from .jacobian_directions import EMPTY, NOTHING_INSIDE, Move, loco, t_loco
+from .jacobian_directions import EMPTY, NOTHING_INSIDE, Move, forward_products, loco, t_loco
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
 from .self_check import SelfCheck, self_check
 
@@ -83,9 +83,10 @@ def find_moves(
 def _moves(
     denoiser: Denoiser, source: Jacobian, mask: Tensor | None, settings: Settings, check: SelfCheck, notes: dict
 ) -> list[Move]:
-    null_rank = settings.null_rank
+    count, null_rank = settings.count, settings.null_rank
     if settings.method == LOCO:
-        return loco(source, check.probe, mask, settings.count, null_rank, forward_only=not check.reverse)
+        products = 0 if check.reverse else forward_products(check.evaluations, count, null_rank)
+        return loco(source, check.probe, mask, count, null_rank, products=products)
     if settings.method == T_LOCO:
         target = source.under("target")
         return [t_loco(denoiser, source, target, check.probe, mask, null_rank, guidance=settings.guidance)]

@@ -30,8 +30,7 @@ NOTHING_INSIDE = (
     "LOCO found nothing that moves inside the mask: the model's prediction does not change there. Paint a larger mask,"
     " or raise 'level' of Invert Image."
 )
-# Vectors of the forward-only mode's bank, two evaluations each but the first: with the self-check they make 37.
-FORWARD_VECTORS = 16
+FORWARD_EVALUATIONS = 40  # of a forward-only search with its self-check
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def loco(
     null_rank: int,
     *,
     max_pairs: int = 60,
-    forward_only: bool = False,
+    products: int = 0,
 ) -> list[Move]:
     """LOCO Edit: what moves the inside of the mask most among the moves that hold the outside still.
 
@@ -62,14 +61,13 @@ def loco(
     The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
     (our convention, so that one number means about the same visible change on every model).
 
-    With `forward_only` both come from one bank of FORWARD_VECTORS products J v, or as many as it takes to hold twice
-    `count` beside the null space, with no backward pass.
+    With `products` both come from one bank of so many products J v beside the probe's, with no backward pass.
 
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
     """
     null_rank = null_rank if _has_outside(mask) else 0
-    search = _forward_only if forward_only else _both_ways
-    found, bank, notes = search(jacobian, probe, mask, count, null_rank, max_pairs)
+    search, limit = (_forward_only, products) if products else (_both_ways, max_pairs)
+    found, bank, notes = search(jacobian, probe, mask, count, null_rank, limit)
     deviation = float(jacobian.value.std())
     moves = []
     for i in range(len(found.values)):
@@ -81,7 +79,7 @@ def loco(
         rms = float(((effect * weight).square().sum() / weight.sum()).sqrt())
         if not rms:
             raise ZeroOperatorError
-        residual = None if forward_only else float(found.residuals[i])
+        residual = None if products else float(found.residuals[i])
         moves.append(
             Move(
                 vector,
@@ -116,17 +114,24 @@ def _both_ways(
     return inside, products.bank(), {"converged": converged and inside.converged, "pairs": pairs + inside.pairs}
 
 
+def forward_products(checked: int, count: int, null_rank: int) -> int:
+    """Products of a forward-only search after a self-check of `checked` evaluations.
+
+    As many as FORWARD_EVALUATIONS leave, and enough to hold twice `count` beside the null space.
+    """
+    return max((FORWARD_EVALUATIONS - checked) // 2, 2 * count + null_rank - 1)
+
+
 def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor:
     """Where a search in P J starts: J'P J v (1, ...) of the probe v, which without a P costs nothing more."""
     return probe.back if mask is None else jacobian.rmatvec(mask * probe.image)
 
 
 def _forward_only(
-    jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, _max_pairs: int
+    jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, products: int
 ) -> Found:
     """Null space, masked directions and asymmetry of J from one forward-only bank."""
-    size = max(FORWARD_VECTORS, 2 * count + null_rank)
-    bank = ForwardBank(jacobian.matvec, probe.vector, size, image=probe.image, weight=mask)
+    bank = ForwardBank(jacobian.matvec, probe.vector, products + 1, image=probe.image, weight=mask)
     rank = max(0, min(null_rank, len(bank) - count))
     rest = bank.off(bank.triplets(rank, 1 - mask).right) if rank else bank
     return rest.triplets(count, mask), bank, {"asymmetry": bank.asymmetry, "products": bank.products}

@@ -36,6 +36,7 @@ class SelfCheck:
         way: how forward products are taken from here on.
         reverse: whether backward products can be trusted.
         sentence: the outcome in words.
+        evaluations: what it took.
         probe: the products that it took, for searches to start from.
     """
 
@@ -45,6 +46,7 @@ class SelfCheck:
     way: str
     reverse: bool
     sentence: str
+    evaluations: int
     probe: Probe
 
     def report(self) -> dict:
@@ -66,7 +68,7 @@ def self_check(jacobian: Jacobian, seed: int = 0, reverse: bool = True) -> SelfC
         DerivativeError: the model is not repeatable, or too rough.
         CachedModelError: it does not run its network when it is asked.
     """
-    v = at_every_scale(jacobian.x, seed)
+    v, before = at_every_scale(jacobian.x, seed), jacobian.denoiser.counter.evaluations
     repeat = _check_repeat(jacobian)
     product, difference, sentence = _check_forward(jacobian, v, reverse)
     adjoint, back, failure = _check_adjoint(jacobian, v, product) if reverse else (None, None, "")
@@ -80,7 +82,8 @@ def self_check(jacobian: Jacobian, seed: int = 0, reverse: bool = True) -> SelfC
     if not works and jacobian.way != DOUBLE_BACKWARD:
         jacobian.release()
     probe = Probe(v, product, back if works else None, tolerance)
-    return SelfCheck(repeat, difference, adjoint, jacobian.way, works, sentence, probe)
+    evaluations = jacobian.denoiser.counter.evaluations - before
+    return SelfCheck(repeat, difference, adjoint, jacobian.way, works, sentence, evaluations, probe)
 
 
 def at_every_scale(like: Tensor, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from latent_directions.core.hessian_directions import (
     newton_forward,
     score_difference,
 )
-from latent_directions.core.jacobian_directions import FORWARD_VECTORS, loco, t_loco
+from latent_directions.core.jacobian_directions import FORWARD_EVALUATIONS, loco, t_loco
 from latent_directions.core.operators import Jacobian
 from latent_directions.core.self_check import self_check
 
@@ -88,7 +88,7 @@ class TestLoco:
     def test_forward_only_finds_the_same(self, model, mask):
         """The exact J is symmetric, and the bank is nearly the whole space here."""
         both = loco(*probed(model), mask, 1, 2)
-        forward = loco(*probed(model), mask, 1, 2, forward_only=True)
+        forward = loco(*probed(model), mask, 1, 2, products=16)
         assert cosine(both[0].vector, forward[0].vector) > (0.999 if mask is None else 0.99)
         assert forward[0].step == pytest.approx(both[0].step, rel=2e-2)
         assert forward[0].notes["asymmetry"] < 1e-8
@@ -102,9 +102,8 @@ class TestLoco:
         (move, *_) = loco(jacobian, probe, mask, 2, 3)
         assert counter.evaluations - before == 4 * move.notes["pairs"] + (0 if mask is None else 4)
         before = counter.evaluations
-        (move, *_) = loco(jacobian, probe, mask, 2, 3, forward_only=True)
-        assert move.notes["products"] == FORWARD_VECTORS - 1
-        assert counter.evaluations - before == 2 * move.notes["products"]
+        (move, *_) = loco(jacobian, probe, mask, 2, 3, products=16)
+        assert counter.evaluations - before == 2 * move.notes["products"] == 32
 
     @pytest.mark.parametrize("derivatives", ["automatic", "forward only"])
     def test_a_mask_inside_which_nothing_changes(self, model, derivatives):
@@ -235,6 +234,16 @@ class TestHessian:
 
 
 class TestFindMoves:
+    @pytest.mark.parametrize("derivatives", ["forward only", "central differences"])
+    def test_five_directions_without_a_backward_pass_keep_to_their_evaluations(self, model, mask, derivatives):
+        before = model.denoiser.counter.evaluations
+        moves, notes = find_moves(
+            model.denoiser, model.x, model.sigma, mask, Settings("LOCO", count=5, derivatives=derivatives)
+        )
+        spent = model.denoiser.counter.evaluations - before
+        assert spent == notes["self_check"]["evaluations"] + 2 * moves[0].notes["products"]
+        assert FORWARD_EVALUATIONS - 2 < spent <= FORWARD_EVALUATIONS
+
     @pytest.mark.parametrize("method", [m for m in METHODS if m != "text"])
     @pytest.mark.parametrize("derivatives", ["automatic", "forward only", "central differences"])
     def test_all_methods(self, model, mask, method, derivatives):
