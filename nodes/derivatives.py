@@ -14,6 +14,7 @@ import contextlib
 import functools
 from collections.abc import Callable
 
+import comfy.hooks
 import comfy.model_management
 import comfy.ops
 import torch
@@ -22,6 +23,7 @@ from comfy.model_patcher import ModelPatcher
 from torch.overrides import TorchFunctionMode
 
 from ..core import attention
+from ..core.errors import DerivativeError
 
 # ComfyUI's step caches by the keys of their wrappers.
 STEP_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
@@ -29,6 +31,7 @@ OTHER_ATTENTION = (
     "Another node has put an attention of its own on the MODEL. Exact derivatives go through plain attention in its"
     " place; they are used only where the self-check finds that they agree with the model as it samples."
 )
+HOOKED = "A LoRA hook on a prompt changes the model's weights from call to call, which a backward pass cannot follow."
 
 
 def derivative_clone(model: ModelPatcher) -> tuple[ModelPatcher, list[str]]:
@@ -57,9 +60,23 @@ def drop_step_caches(wrappers: dict[str, dict[str, list]]) -> list[str]:
     return [f"{names} on the MODEL was left out: it reuses earlier answers, and here each must be the model's own."]
 
 
+def swaps_weights(conds: dict[str, list[dict]]) -> bool:
+    """Whether a prompt of a guider carries a hook that changes weights; hooks of other kinds change none."""
+    groups = [entry.get("hooks") for entries in conds.values() for entry in entries]
+    kinds = {hook.hook_type for group in groups if group is not None for hook in group.hooks}
+    return comfy.hooks.EnumHookType.Weight in kinds
+
+
 @contextlib.contextmanager
-def derivative_mode(diffusion_model: torch.nn.Module, reverse: bool):
-    """Inside it D can be differentiated by forward AD and, with `reverse`, backward; all is put back at the end."""
+def derivative_mode(diffusion_model: torch.nn.Module, hooked: bool, reverse: bool):
+    """Inside it D can be differentiated by forward AD and, with `reverse`, backward; all is put back at the end.
+
+    Raises:
+        DerivativeError: `reverse` where the weights are swapped (`hooked`): they are cast again when the backward pass
+            needs them, and may be another prompt's by then.
+    """
+    if reverse and hooked:
+        raise DerivativeError(HOOKED)
     training = comfy.model_management.in_training
     with contextlib.ExitStack() as stack:
         comfy.model_management.in_training = True
@@ -117,7 +134,11 @@ _PLAIN_KERNELS = _plain_kernels()
 
 
 def _weight_of(layer, x, product: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]) -> torch.Tensor:
-    """product(weight, bias) with both as ComfyUI would use them now: moved, cast, patched by LoRA, dequantized."""
+    """product(weight, bias) with both as ComfyUI would use them now: moved, cast, patched by LoRA, dequantized.
+
+    It asks for a cancel, as ComfyUI's own layers do, for no layer is called in a backward pass.
+    """
+    comfy.ops.run_every_op()
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
     try:
         return product(weight.dequantize() if isinstance(weight, comfy.ops.QuantizedTensor) else weight, bias)
@@ -183,7 +204,6 @@ class _LinearPart(torch.autograd.Function):
 
 
 def _forward_without_weights(layer, x):
-    comfy.ops.run_every_op()
     scale = getattr(layer, "pre_quant_scale", None)
     if scale is not None:
         x = x * comfy.model_management.cast_to_device(scale, x.device, x.dtype)

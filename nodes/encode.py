@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..core.inversion import INVERSIONS, controlled_inversion, invert_ode, seeded_noise
 from ..core.metrics import psnr
 from .anchored import Anchor, RunStatistics, detach
-from .host import family_of, first_noise, is_flow, run, scale_at
+from .host import family_of, finite, first_noise, is_flow, run, scale_at
 from .prompts import negative_prompt
 from .sampling import noise_level, sample_euler, schedule_from
 from .sizes import is_padded, refuse_size, size_report
@@ -185,11 +185,12 @@ class InvertImage(io.ComfyNode):
         sigma = noise_level(model_sampling, level, sigma)
         scale = scale_at(model, sigma)
         _check_method(model, method, noise)
-        prompts = {"source": positive, **negative_prompt(guidance, negative)}
+        prompts = {"source": positive, **negative_prompt(model, guidance, negative)}
         sigmas = schedule_from(model_sampling, scheduler, steps, sigma)
         ascending = [float(s) for s in sigmas.flip(0) if s > 0]
         drift: list[float] = []
-        show = latent_preview.prepare_callback(model, len(ascending))
+        expected = evaluations_of(method, len(ascending)) * len(latent["samples"]) * len(prompts)
+        show = latent_preview.prepare_callback(model, expected)
 
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
             if method in INSTANT:
@@ -198,22 +199,22 @@ class InvertImage(io.ComfyNode):
                 return noise.generate_noise(latent).to(x0) if method == GENERATED else seeded_noise(x0, seed)
 
             def on_step(step: int, total: int, prediction: Tensor) -> None:
-                drift.append(round(float((prediction - x0).square().mean().sqrt()), 5))
-                show(step - 1, prediction, prediction, total)
+                drift.append(round(float((finite(prediction) - x0).square().mean().sqrt()), 5))
+                show(min(denoiser.counter.evaluations, expected) - 1, prediction, prediction, expected)
 
             if method == CONTROLLED:
                 x = controlled_inversion(denoiser, x0, ascending, seeded_noise(x0, seed), on_step=on_step)
             else:
                 x = invert_ode(denoiser, x0, ascending, method=method, guidance=guidance, on_step=on_step)
-            return denoiser.noise_of(x, x0, sigma)
+            return denoiser.noise_of(finite(x), x0, sigma)
 
         try:
-            found, cost = run(model, prompts, latent, sigma, body)
+            found, cost = run(model, prompts, latent, sigma, body, expected=expected)
         except RuntimeError as error:
             refuse_size(model, latent["samples"], error)
             raise
         paths = NoisePaths(found.cpu(), *_more_paths(method, seed, seeds))
-        inversion = make_inversion(model, positive, latent, paths, sigma, scale)
+        inversion = make_inversion(model, prompts, latent, paths, sigma, scale)
         report = {
             "stage": "encode",
             "method": method,
@@ -236,21 +237,34 @@ class InvertImage(io.ComfyNode):
 
 
 def make_inversion(
-    model: ModelPatcher, positive: list, latent: dict, paths: NoisePaths, sigma: float, scale: tuple[float, float]
+    model: ModelPatcher,
+    prompts: dict[str, list],
+    latent: dict,
+    paths: NoisePaths,
+    sigma: float,
+    scale: tuple[float, float],
 ) -> Inversion:
     """Bundle an encoded picture with the anchored model that returns to it."""
-    anchor = Anchor(latent["samples"], paths, paths.base, sigma, positive, ReferenceCache(), RunStatistics())
+    anchor = Anchor(latent["samples"], paths, paths.base, sigma, prompts["source"], ReferenceCache(), RunStatistics())
     return Inversion(
         source_model=model,
         model=anchor.attach(model),
         anchor=anchor,
-        positive=positive,
+        positive=prompts["source"],
+        negative=prompts.get("negative", []),
         latent=latent,
         noise=EncodedNoise(paths.base),
         sigma=sigma,
         scale=scale,
         family=family_of(model),
     )
+
+
+def evaluations_of(method: str, steps: int) -> int:
+    """Predictions that an inversion asks for on its way up."""
+    if method in INSTANT:
+        return 0
+    return 2 + (steps - 1) * (1 if method == CONTROLLED else INVERSIONS[method].evaluations)
 
 
 def _check_method(model: ModelPatcher, method: str, noise) -> None:
@@ -281,10 +295,10 @@ def _check_return(inversion: Inversion, sigmas: Tensor, vae) -> tuple[dict, Tens
     plain = first_noise(noise, model.get_model_object("model_sampling"), sigmas[0])
     latents = (
         inversion.latent["samples"],
-        sample_euler(model, plain, sigmas, inversion.positive, inversion.latent),
-        sample_euler(inversion.model, noise, sigmas, inversion.positive, inversion.latent),
+        sample_euler(model, plain, sigmas, inversion.positive, inversion.latent, inversion.negative),
+        sample_euler(inversion.model, noise, sigmas, inversion.positive, inversion.latent, inversion.negative),
     )
-    expected, without, anchored = (vae.decode(samples).clamp(0, 1) for samples in latents)
+    expected, without, anchored = (vae.decode(finite(samples)).clamp(0, 1) for samples in latents)
     report = {
         "psnr_db_without_anchor": psnr(without, expected),
         "psnr_db_with_anchor": psnr(anchored, expected),

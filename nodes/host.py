@@ -19,8 +19,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..core.denoiser import Denoiser, EvaluationCounter, linear_scale
-from ..core.errors import InputError
-from .derivatives import derivative_clone, derivative_mode
+from ..core.errors import InputError, UnsupportedModelError
+from .derivatives import derivative_clone, derivative_mode, swaps_weights
 from .progress import SearchProgress, peak_megabytes, reset_peak
 
 Result = TypeVar("Result")
@@ -82,6 +82,17 @@ def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
     return samples
 
 
+def finite(prediction: Tensor) -> Tensor:
+    """What a model has predicted or sampled, or a sentence where it holds values that are not numbers."""
+    if not torch.isfinite(prediction).all():
+        msg = (
+            "'model' predicts values that are not numbers (NaN or infinity) for this picture, so sliders would have"
+            " nothing to start from. Run the model in a higher precision (start ComfyUI with --fp32-unet, say)."
+        )
+        raise UnsupportedModelError(msg)
+    return prediction
+
+
 @contextmanager
 def counted(model: ModelPatcher, counter: EvaluationCounter) -> Iterator[None]:
     """Count the forwards of the diffusion model by a hook on it, removed at the end whatever happens."""
@@ -99,12 +110,11 @@ class _PromptGuider(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         """Denoised prediction under the chosen prompt and guidance."""
-        negative = None if self.guidance == 1.0 else self.conds["negative"]
         return comfy.samplers.sampling_function(
             self.inner_model,
             x,
             timestep,
-            negative,
+            self.conds.get("negative"),
             self.conds[self.prompt],
             self.guidance,
             model_options=model_options or {},
@@ -137,7 +147,9 @@ class _CoreSampler(comfy.samplers.Sampler):
                 predict,
                 lambda sigma: linear_scale(_on(model_sampling.noise_scaling, noise.device), sigma),
                 self.counter,
-                functools.partial(derivative_mode, model_wrap.inner_model.diffusion_model),
+                functools.partial(
+                    derivative_mode, model_wrap.inner_model.diffusion_model, swaps_weights(model_wrap.conds)
+                ),
             )
             with counted(model_wrap.model_patcher, self.counter):
                 self.result = self.body(denoiser, latent_image)

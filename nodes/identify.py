@@ -20,7 +20,6 @@ from ..core.find import (
     LOW_PASS,
     METHODS,
     NEEDS_TEXT,
-    T_LOCO,
     TEXT,
     Settings,
     find_moves,
@@ -28,11 +27,9 @@ from ..core.find import (
 from .anchored import detach
 from .host import family_of, run
 from .masks import mask_on_latent
+from .progress import search_evaluations
 from .prompts import encode_text, keep_pairs, negative_prompt, require_text, shifted, with_prompt
 from .sockets import DirectionsSocket, InversionSocket
-
-# Evaluations that a progress bar runs to, by measurement on the demo model; only the bar depends on them.
-EXPECTED = {HSDS: 50, LOCO: 105, T_LOCO: 75, LOW_PASS: 13, "DDS": 11}
 
 
 class FindDirections(io.ComfyNode):
@@ -202,7 +199,8 @@ class FindDirections(io.ComfyNode):
                 f"keep {k} present": with_prompt(inversion.positive, pair.present),
                 f"keep {k} absent": with_prompt(inversion.positive, pair.absent),
             }
-        prompts |= negative_prompt(guidance, negative)
+        if method != TEXT:
+            prompts |= negative_prompt(model, guidance, negative)
         cells = None if mask is None else mask_on_latent(mask, inversion.latent["samples"], inversion.family)
         settings = Settings(
             method=method,
@@ -216,18 +214,23 @@ class FindDirections(io.ComfyNode):
         common = {"method": method, "family": inversion.family, "sigma": inversion.sigma, "keep": pairs}
 
         if method == TEXT:
-            found, notes = [Direction(name=target.strip(), text=change, **common)], {
-                "model_evaluations": 0,
-                "seconds": 0.0,
-            }
+            found, notes = (
+                [Direction(name=target.strip(), text=change, **common)],
+                {
+                    "model_evaluations": 0,
+                    "seconds": 0.0,
+                    "peak_megabytes": None,
+                },
+            )
         else:
 
             def body(denoiser: Denoiser, x0: Tensor):
                 x = denoiser.noised(x0, inversion.noise.noise.to(x0), inversion.sigma)
                 return find_moves(denoiser, x, inversion.sigma, None if cells is None else cells.to(x0), settings)
 
+            expected = search_evaluations(settings, cells is not None)
             (moves, notes), cost = run(
-                detach(model), prompts, inversion.latent, inversion.sigma, body, expected=EXPECTED[method]
+                detach(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
             )
             notes = {**notes, **cost}
             shared = method in HAS_TEXT_PART

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 
-import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image, ImageDraw
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from .anchored import RunStatistics
 from .manipulate import choose, move
+from .progress import SearchProgress
 from .sampling import sample_euler, schedule_from
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
@@ -50,7 +50,7 @@ class PreviewDirections(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=8, min=1, max=200, tooltip="Sampling steps for each picture."),
             ],
-            outputs=[io.Image.Output(display_name="sheet")],
+            outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="report")],
             is_output_node=True,
         )
 
@@ -58,7 +58,9 @@ class PreviewDirections(io.ComfyNode):
     def execute(cls, inversion, directions, vae, strength, columns, steps) -> io.NodeOutput:
         """Sample every direction at every strength, decode, and lay the pictures out."""
         strengths = _strengths(strength, columns)
-        bar = comfy.utils.ProgressBar(len(directions) * len(strengths))
+        show = SearchProgress(len(directions) * len(strengths), "pictures")
+        statistics = inversion.anchor.statistics
+        evaluations, seconds, peaks = statistics.evaluations, statistics.seconds, []
         rows = []
         for index in range(len(directions)):
             direction = choose(inversion, directions, index)
@@ -66,14 +68,22 @@ class PreviewDirections(io.ComfyNode):
             for value in strengths:
                 picture = _picture(vae.decode(_sample(inversion, direction, value, steps)))
                 row.append((f"{value:+.2g}", picture))
-                bar.update_absolute(index * len(strengths) + len(row), preview=("JPEG", picture, 256))
+                peaks.append(statistics.last_peak_megabytes)
+                show(index * len(strengths) + len(row), ("JPEG", picture, 256))
             rows.append((direction.name, row))
         sheet = _contact_sheet(rows)
         image = (
             torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(1, sheet.height, sheet.width, 3)
             / 255.0
         )
-        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+        report = {
+            "stage": "preview",
+            "pictures": len(peaks),
+            "model_evaluations": statistics.evaluations - evaluations,
+            "seconds": round(statistics.seconds - seconds, 3),
+            "peak_megabytes": None if None in peaks else max(peaks),
+        }
+        return io.NodeOutput(image, json.dumps(report, indent=1), ui=ui.PreviewImage(image, cls=cls))
 
 
 class EditReport(io.ComfyNode):
@@ -161,7 +171,7 @@ def _sample(inversion: Inversion, direction, strength: float, steps: int) -> Ten
     """The edited latent, by euler under guidance 1."""
     model, positive, noise = move(inversion, direction, strength)
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", steps, inversion.sigma)
-    return sample_euler(model, noise.noise, sigmas, positive, inversion.latent)
+    return sample_euler(model, noise.noise, sigmas, positive, inversion.latent, inversion.negative)
 
 
 def _picture(image: Tensor) -> Image.Image:

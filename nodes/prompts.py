@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from comfy.model_patcher import ModelPatcher
+
 from ..core.direction import KeepPair, Prompt
 from ..core.errors import InputError
 
@@ -71,15 +73,21 @@ def keep_pairs(clip, text: str) -> tuple[KeepPair, ...]:
     )
 
 
-def negative_prompt(guidance: float, negative: list | None) -> dict[str, list]:
-    """The negative prompt by its name where guidance needs it, or a sentence where there is none."""
-    if guidance <= 1:
+def negative_prompt(model: ModelPatcher, guidance: float, negative: list | None) -> dict[str, list]:
+    """The negative prompt by its name where guidance or a patch of the MODEL needs it, or a sentence without one."""
+    always = model.model_options.get("disable_cfg1_optimization", False)
+    if guidance <= 1 and not always:
         return {}
     if negative is None:
         msg = (
             "'guidance' is above 1, which needs a 'negative' prompt to guide away from. Connect one (it may be empty"
             " text), or set it to 1."
         )
+        if guidance <= 1:
+            msg = (
+                "A node on the MODEL (such as Self-Attention Guidance) asks for a 'negative' prompt at any guidance."
+                " Connect one (it may be empty text), or connect the model from before that node."
+            )
         raise InputError(msg)
     return {"negative": negative}
 

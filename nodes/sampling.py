@@ -29,11 +29,16 @@ def schedule_from(model_sampling, scheduler: str, steps: int, sigma: float) -> T
     return torch.cat([torch.tensor([sigma]), points[-steps:]])
 
 
-def sample_euler(model: ModelPatcher, noise: Tensor, sigmas: Tensor, positive: list, latent: dict) -> Tensor:
-    """ComfyUI's own euler sampling at guidance 1, from a given noise; the samples in ComfyUI's latent space."""
+def sample_euler(
+    model: ModelPatcher, noise: Tensor, sigmas: Tensor, positive: list, latent: dict, negative: list | None = None
+) -> Tensor:
+    """ComfyUI's own euler sampling at guidance 1, from a given noise; the samples in ComfyUI's latent space.
+
+    At guidance 1 only patches of the MODEL look at the negative prompt.
+    """
     euler = comfy.samplers.sampler_object("euler")
     return comfy.sample.sample_custom(
-        model, noise, 1.0, euler, sigmas, positive, [], latent["samples"], disable_pbar=True
+        model, noise, 1.0, euler, sigmas, positive, negative or [], latent["samples"], disable_pbar=True
     )
 
 

@@ -30,13 +30,15 @@ class EncodedNoise:
 class Inversion:
     """An encoded picture: all that the sliders need to move it and to come back exactly.
 
-    `model`, `noise` and `positive` are what a slider at 0 hands on: the very objects.
+    `model`, `noise` and `positive` are what a slider at 0 hands on: the very objects. `negative` is empty where neither
+    guidance nor the MODEL asked for one.
     """
 
     source_model: ModelPatcher
     model: ModelPatcher
     anchor: Anchor
     positive: list
+    negative: list
     latent: dict
     noise: EncodedNoise
     sigma: float

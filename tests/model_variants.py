@@ -6,6 +6,7 @@ import json
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -109,6 +110,24 @@ def with_lora(test_model: TestModel, rank: int = 4) -> TestModel:
     return dataclasses.replace(test_model, model=patcher)
 
 
+def lora_file(test_model: TestModel, rank: int = 4) -> dict:
+    """The contents of a LoRA file of visible strength on every linear layer."""
+    generator, weights = torch.Generator().manual_seed(11), {}
+    for name, module in test_model.model.model.diffusion_model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            out, into = module.weight.shape
+            up, down = torch.randn(out, rank, generator=generator), torch.randn(rank, into, generator=generator)
+            weights[f"diffusion_model.{name}.lora_up.weight"] = 0.5 * up / rank**0.5
+            weights[f"diffusion_model.{name}.lora_down.weight"] = down / into**0.5
+    return weights
+
+
+def with_hooks(test_model: TestModel, hooks: comfy.hooks.HookGroup) -> TestModel:
+    """The test model with hooks on its positive prompt alone."""
+    positive = comfy.hooks.set_hooks_for_conditioning(test_model.positive, hooks)
+    return dataclasses.replace(test_model, positive=positive)
+
+
 def with_merged_patches(test_model: TestModel) -> TestModel:
     """The same with its patches added to the weights of a copy."""
     model = copied(test_model.model.model)
@@ -210,6 +229,11 @@ def with_guidance_number(test_model: TestModel, number: float) -> TestModel:
 def with_wrong_tangent(test_model: TestModel) -> TestModel:
     """A MODEL whose forward AD is a tenth too small."""
     return with_output(test_model, lambda d: Identity.apply(d, 0.9, 1.0))
+
+
+def with_nan(test_model: TestModel) -> TestModel:
+    """A MODEL with one value in its predictions that is not a number, as after an overflow."""
+    return with_output(test_model, lambda d: d.index_fill(-1, torch.tensor([0]), float("nan")))
 
 
 def with_lost_tangent(test_model: TestModel) -> TestModel:

@@ -6,6 +6,7 @@ import comfy.sample
 import pytest
 import torch
 from families import CORE, Family, sd1, sd3
+from model_variants import with_nan
 from node_runs import DETERMINISTIC, deviation, invert, ksample, loaded, picture, sample
 
 from latent_directions.core.errors import InputError, UnsupportedModelError, UnsupportedSamplerError
@@ -168,6 +169,13 @@ def test_latents_that_cannot_be_inverted(family):
         invert(test_model, {"samples": samples.unsqueeze(2).repeat(1, 1, 3, 1, 1)})
     with pytest.raises(InputError, match="channels, but the model works with"):
         invert(test_model, {"samples": samples[:, :3]})
+
+
+@pytest.mark.parametrize("method", ["backward euler", "heun", "controlled flow"])
+def test_predictions_that_are_not_numbers(method):
+    test_model = with_nan(loaded(Family("sd3", sd3)))
+    with pytest.raises(UnsupportedModelError, match="'model' predicts values that are not numbers .* higher precision"):
+        invert(test_model, method=method)
 
 
 def test_an_empty_latent(family):

@@ -13,6 +13,7 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from families import CORE, Family, sd3
 from node_runs import deviation, find, invert, ksample, loaded, picture, sample, state_of
 
+from latent_directions.core.denoiser import EvaluationCounter
 from latent_directions.nodes.manipulate import DirectionSlider
 
 
@@ -200,6 +201,26 @@ def test_unchanged_after_a_cancel(family):
         encoded = invert(test_model)  # the next queued prompt works
         assert torch.equal(encoded.noise.noise, clean), name
         assert deviation(sample(test_model, encoded), encoded.latent["samples"]) <= 1e-5, name
+
+
+@pytest.mark.parametrize(("method", "way"), [("LOCO", "double backward"), ("T-LOCO", "automatic")])
+def test_a_cancel_ends_backward_passes_too(monkeypatch, method, way):
+    """On a kept graph no layer is called, so nothing of ComfyUI's own would ask for it."""
+    test_model = loaded(Family("sd3", sd3))
+    encoded, counted, passes = invert(test_model), EvaluationCounter.backward, []
+
+    def backward(counter, evaluations):
+        passes.append(evaluations)
+        if len(passes) == 5:
+            comfy.model_management.interrupt_current_processing()
+        counted(counter, evaluations)
+
+    monkeypatch.setattr(EvaluationCounter, "backward", backward)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 16:48, 8:32] = 1
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        find(test_model, encoded.inversion, method, mask=mask, derivatives=way)
+    assert len(passes) == 5
 
 
 @pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode], ids=["EasyCache", "LazyCache"])

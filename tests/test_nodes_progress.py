@@ -1,8 +1,77 @@
 """What a search says of itself while it runs."""
 
+import json
 from types import SimpleNamespace
 
+import pytest
+import torch
+from families import Family, sd3
+from node_runs import find, invert, loaded
+
+from latent_directions.nodes import host
+from latent_directions.nodes.encode import INSTANT, METHODS
 from latent_directions.nodes.progress import SearchProgress
+
+LEFT = torch.zeros(1, 64, 64)
+LEFT[:, 16:48, 8:32] = 1
+# method, directions, directions held outside, whether there is a mask
+SEARCHES = [
+    ("LOCO", 1, 0, False),
+    ("LOCO", 3, 5, False),
+    ("LOCO", 1, 5, True),
+    ("LOCO", 3, 5, True),
+    ("LOCO", 8, 12, True),
+    ("T-LOCO", 1, 0, True),
+    ("T-LOCO", 1, 5, True),
+    ("HSDS", 1, 5, True),
+    ("HSDS", 1, 5, False),
+    ("HSDS low-pass", 1, 5, True),
+    ("DDS", 1, 5, False),
+]
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """What every progress bar was told to expect."""
+    expected = []
+
+    class Noted(SearchProgress):
+        def __init__(self, number):
+            expected.append(number)
+            super().__init__(number)
+
+    monkeypatch.setattr(host, "SearchProgress", Noted)
+    return expected
+
+
+@pytest.fixture(scope="module")
+def small():
+    test_model = loaded(Family("sd3", sd3))
+    return test_model, invert(test_model).inversion
+
+
+@pytest.mark.parametrize("derivatives", ["automatic", "forward only", "central differences", "double backward"])
+def test_searches_take_about_what_their_bars_expect(bars, small, derivatives):
+    test_model, inversion = small
+    for method, count, held, masked in SEARCHES:
+        options = {"count": count, "hold_outside": held, "derivatives": derivatives}
+        _, report = find(test_model, inversion, method, mask=LEFT if masked else None, **options)
+        share = json.loads(report)["model_evaluations"] / bars[-1]
+        assert 0.6 <= share <= 1.65, (method, options, masked, share)
+
+
+@pytest.mark.parametrize("keep", ["", "hat | cap"])
+def test_guidance_and_keep_prompts_count(bars, small, keep):
+    test_model, inversion = small
+    options = {"keep": keep, "guidance": 3.0, "negative": test_model.negative}
+    _, report = find(test_model, inversion, "DDS", **options)
+    assert json.loads(report)["model_evaluations"] == bars[-1]
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in INSTANT])
+def test_inversions_take_exactly_what_their_bars_expect(bars, method):
+    encoded = invert(loaded(Family("sd3", sd3)), method=method)
+    assert json.loads(encoded.report)["model_evaluations"] == bars[-1]
 
 
 def test_time_left():
@@ -14,7 +83,12 @@ def test_time_left():
     progress(11)  # too soon after the first
     progress.started, progress.shown = progress.started - 6, 0.0
     progress(50)
+    pictures = SearchProgress(4, "pictures")
+    pictures.node, pictures.server = progress.node, progress.server
+    pictures.started -= 3
+    pictures(1)
     assert said == [
         ("10 of about 40 model evaluations, 6 s left", "7"),
         ("50 of about 40 model evaluations, 0 s left", "7"),
+        ("1 of about 4 pictures, 9 s left", "7"),
     ]

@@ -98,8 +98,13 @@ def test_the_middle_of_a_contact_sheet_is_the_picture(strength):
         inversion = InvertImage.execute(model, positive, latent, steps=3).args[4]
         words = {"source": "a person, sad", "target": "a person, smiling", "clip": clip}
         directions, _ = FindDirections.execute(model, inversion, "text", **words).args
-        (sheet,) = PreviewDirections.execute(inversion, directions, vae, strength, 7, 3).args  # B H W C
+        sheet, report = PreviewDirections.execute(inversion, directions, vae, strength, 7, 3).args  # B H W C
         picture = vae.decode(latent["samples"])[0].clamp(0, 1)  # H W C
+    report = json.loads(report)
+    assert report["pictures"] == 7
+    assert report["model_evaluations"] == 7 * 3 + 3  # and the way back, once for all
+    assert report["seconds"] > 0
+    assert report["peak_megabytes"] is None  # no graphics card
     cells = (sheet[0, LABEL:] * 255).round().split(sheet.shape[1] - LABEL, dim=1)
     side = cells[0].shape[0]
     drawn = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
