@@ -29,6 +29,7 @@ from latent_directions.core.errors import DerivativeError
 from latent_directions.core.find import AUTOMATIC, FORWARD_ONLY, LOCO, Settings, find_moves
 from latent_directions.core.operators import DIFFERENCES
 from latent_directions.nodes.host import run
+from latent_directions.nodes.progress import peak_megabytes, reset_peak
 from latent_directions.nodes.sampling import noise_level, sample_euler
 from scripts.environment import ROOT, ensure
 
@@ -154,7 +155,7 @@ def measured(subject: Subject, action: Callable) -> dict:
     action()
     if device.type == "cuda":
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak(device)
     started = time.perf_counter()
     action()
     if device.type == "cuda":
@@ -162,12 +163,9 @@ def measured(subject: Subject, action: Callable) -> dict:
     seconds = time.perf_counter() - started
     check_in_force(subject)
     figures = {"seconds": seconds, "weights in VRAM": model.loaded_size() / 1e6}
-    if device.type == "cuda":
-        # Torch knows the exact peak of its own memory, but not what dynamic VRAM maps beside it: buffers, and weights
-        # that only ever give way within a run as torch takes more. What is left at the end was there at torch's peak.
-        beside = sum(vbar.loaded_size() for vbar in getattr(model.model, "dynamic_vbars", {}).values())
-        beside += sum(buffer.size() for buffer in comfy.model_management.STREAM_AIMDO_CAST_BUFFERS.values())
-        figures["megabytes"] = (torch.cuda.max_memory_allocated() + beside) / 1e6
+    peak = peak_megabytes(model)
+    if peak is not None:
+        figures["megabytes"] = peak
     return figures
 
 

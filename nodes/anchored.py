@@ -44,7 +44,7 @@ class RunStatistics:
     """What the sampling runs on one inversion have cost so far, and of the latest run alone what a report says.
 
     Attributes:
-        last_peak_megabytes: peak memory of torch on a CUDA device; None elsewhere.
+        last_peak_megabytes: peak memory on a CUDA device; None elsewhere.
         last_return_error: how far the sampler strays when it returns to the picture, relative, by the proof before the
             run; None where the run did not get as far.
         last_remarks: sentences on what was done to the MODEL for the run.
@@ -156,8 +156,7 @@ class Anchor:
             logging.info("Latent Directions: %s", remark)
         guider.conds |= converted(self.source, self.keep)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        device = guider.model_patcher.load_device
-        reset_peak(device)
+        reset_peak(guider.model_patcher.load_device)
         counter, started = EvaluationCounter(), time.perf_counter()
         try:
             with counted(guider.model_patcher, counter):
@@ -178,7 +177,7 @@ class Anchor:
             run, self._run = self._run, None
             proved = None if run is None or run.proving else run.deviation
             seconds = round(time.perf_counter() - started, 3)
-            self.statistics.add(counter.evaluations, seconds, peak_megabytes(device), proved, remarks)
+            self.statistics.add(counter.evaluations, seconds, peak_megabytes(guider.model_patcher), proved, remarks)
 
     def _start(self, denoise_mask: Tensor | None) -> Tensor:
         """The noise to start from; outside a noise mask, where nothing may change, it is not moved."""

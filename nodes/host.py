@@ -194,7 +194,7 @@ def run(
     cost = {
         "model_evaluations": counter.evaluations,
         "seconds": round(time.perf_counter() - started, 3),
-        "peak_megabytes": peak_megabytes(model.load_device),
+        "peak_megabytes": peak_megabytes(model),
     }
     return sampler.result, cost | ({"remarks": remarks} if remarks else {})
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
+import comfy.model_management
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
@@ -20,8 +22,8 @@ def search_evaluations(settings: Settings, masked: bool) -> int:
     """Evaluations that a search is expected to take; only a progress bar depends on them.
 
     Sums of what each part takes by construction, but for the pairs of products with J and J' that a search needs, of
-    four evaluations each. They depend on the model, and lie between those of the demo model and of a small SD3 with
-    random weights, which takes two to three times as many.
+    four evaluations each: these depend on the model, and are those of the demo model. Random weights take two to three
+    times as many.
     """
     backward = settings.derivatives in (AUTOMATIC, DOUBLE_BACKWARD)
     reverse = settings.method == T_LOCO or (settings.method in (LOCO, HSDS) and backward)
@@ -30,8 +32,7 @@ def search_evaluations(settings: Settings, masked: bool) -> int:
     if settings.method == LOCO:
         if not reverse:
             return check + 2 * forward_products(check, settings.count, null_rank)
-        inside = _pairs(settings.count) * (0.7 if null_rank else 1)  # with a null space it starts from a guess
-        return round(check + 4 * (_pairs(null_rank) + inside))
+        return round(check + 4 * (_pairs(null_rank) + _pairs(settings.count)))
     # the difference of the prompts; without guidance that of the source is known
     words = (1 if settings.guidance == 1 else 4) + settings.keep * (2 if settings.guidance == 1 else 4)
     if settings.method == T_LOCO:
@@ -42,7 +43,7 @@ def search_evaluations(settings: Settings, masked: bool) -> int:
 
 def _pairs(count: int) -> float:
     """Pairs of products for so many singular vectors."""
-    return min(60.0, 10 * count**0.6)
+    return min(60.0, 5 * count**0.6)
 
 
 class SearchProgress:
@@ -74,6 +75,16 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_megabytes(device: torch.device) -> float | None:
-    """Peak memory of torch on a CUDA device since `reset_peak`, in MB; None elsewhere, where torch does not know it."""
-    return round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else None
+def peak_megabytes(model: ModelPatcher) -> float | None:
+    """Peak memory on a model's CUDA device since `reset_peak`, in MB; None elsewhere, where torch does not know it.
+
+    Torch knows the exact peak of its own memory, but not what dynamic VRAM maps beside it: buffers, and weights that
+    within a run only give way as torch takes more, so that what is left at the end was there at torch's peak.
+    """
+    device = model.load_device
+    if device.type != "cuda":
+        return None
+    beside = sum(weights.loaded_size() for weights in getattr(model.model, "dynamic_vbars", {}).values())
+    buffers = getattr(comfy.model_management, "STREAM_AIMDO_CAST_BUFFERS", {})  # older ComfyUI has none
+    beside += sum(buffer.size() for buffer in buffers.values())
+    return round((torch.cuda.max_memory_allocated(device) + beside) / 1e6, 1)
