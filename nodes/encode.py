@@ -139,7 +139,10 @@ class InvertImage(io.ComfyNode):
                     tooltip="Guidance while inverting. 1 is best for returning; above 1 it needs 'negative'.",
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, advanced=True, tooltip="Negative prompt for guidance above 1."
+                    "negative",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Negative prompt, for guidance above 1 and for nodes on the MODEL that ask for one.",
                 ),
                 io.Noise.Input(
                     "noise",

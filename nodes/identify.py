@@ -107,7 +107,10 @@ class FindDirections(io.ComfyNode):
                     tooltip="Guidance for comparing source and target. Above 1 it needs 'negative'.",
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, advanced=True, tooltip="Negative prompt for guidance above 1."
+                    "negative",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Negative prompt, for guidance above 1 and for nodes on the MODEL that ask for one.",
                 ),
                 io.Float.Input(
                     "image_share",
