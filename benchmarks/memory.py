@@ -81,7 +81,7 @@ def measure(way: str) -> dict:
             "backward": lambda: jacobian.rmatvec(x),
             "double backward": lambda: Jacobian(denoiser, x, SIGMA, way=DOUBLE_BACKWARD).matvec(x),
             "bank of central differences": lambda: ForwardBank(
-                Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec, x, forward_products(9, 5, 5)
+                Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec, x, forward_products(9, 2, 5, 5)
             ),
         }
         denoiser(x, SIGMA)  # what the first call of all allocates is not the way's

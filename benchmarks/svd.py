@@ -201,8 +201,9 @@ def compare(problem, jacobian, probe, mask, k, exact, generator) -> list[dict]:
 
     ours, cost = timed(search)
     rows = [row("ours", ours, cost)]
-    size = 1 + forward_products(7, k, 0)  # 7 evaluations of a self-check without a backward pass
-    bank, bank_cost = timed(lambda: ForwardBank(jacobian.matvec, probe.vector, size, image=probe.image, weight=mask))
+    size = 1 + forward_products(7, jacobian.rough_cost, k, 0)  # 7 evaluations of a self-check without a backward pass
+    known = {"image": probe.image, "weight": mask}
+    bank, bank_cost = timed(lambda: ForwardBank(jacobian.rough_matvec, probe.vector, size, **known))
     inside, svd_cost = timed(lambda: bank.triplets(k, mask))
     rows.append(
         row("forward_only", inside, {key: bank_cost[key] + svd_cost[key] for key in bank_cost})

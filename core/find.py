@@ -85,7 +85,7 @@ def _moves(
 ) -> list[Move]:
     count, null_rank = settings.count, settings.null_rank
     if settings.method == LOCO:
-        products = 0 if check.reverse else forward_products(check.evaluations, count, null_rank)
+        products = 0 if check.reverse else forward_products(check.evaluations, source.rough_cost, count, null_rank)
         return loco(source, check.probe, mask, count, null_rank, products=products)
     if settings.method == T_LOCO:
         target = source.under("target")

@@ -114,12 +114,12 @@ def _both_ways(
     return inside, products.bank(), {"converged": converged and inside.converged, "pairs": pairs + inside.pairs}
 
 
-def forward_products(checked: int, count: int, null_rank: int) -> int:
-    """Products of a forward-only search after a self-check of `checked` evaluations.
+def forward_products(checked: int, cost: int, count: int, null_rank: int) -> int:
+    """Products, of `cost` evaluations each, of a forward-only search after a self-check of `checked` evaluations.
 
     As many as FORWARD_EVALUATIONS leave, and enough to hold twice `count` beside the null space.
     """
-    return max((FORWARD_EVALUATIONS - checked) // 2, 2 * count + null_rank - 1)
+    return max((FORWARD_EVALUATIONS - checked) // cost, 2 * count + null_rank - 1)
 
 
 def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor:
@@ -130,8 +130,8 @@ def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor
 def _forward_only(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, products: int
 ) -> Found:
-    """Null space, masked directions and asymmetry of J from one forward-only bank."""
-    bank = ForwardBank(jacobian.matvec, probe.vector, products + 1, image=probe.image, weight=mask)
+    """Null space, masked directions and asymmetry of J from one forward-only bank, which rough products suffice for."""
+    bank = ForwardBank(jacobian.rough_matvec, probe.vector, products + 1, image=probe.image, weight=mask)
     rank = max(0, min(null_rank, len(bank) - count))
     rest = bank.off(bank.triplets(rank, 1 - mask).right) if rank else bank
     return rest.triplets(count, mask), bank, {"asymmetry": bank.asymmetry, "products": bank.products}

@@ -34,6 +34,7 @@ class Jacobian:
     Attributes:
         way: how `matvec` is taken: FORWARD_AD, DOUBLE_BACKWARD or DIFFERENCES.
         difference_step: of central differences, relative to the norm of x.
+        one_sided_step: the same of one-sided ones; None where they are too rough.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Jacobian:
         self.prompt, self.guidance = prompt, guidance
         self.way = way
         self.difference_step = DIFFERENCE_STEP
+        self.one_sided_step: float | None = None
         self._graph: tuple[Tensor, Tensor] | None = None  # x, D(x)
         self._graph_cost = 0  # evaluations: guidance and prompts of several parts take more than one a vector
         self._transposed: tuple[Tensor, Tensor] | None = None  # w, J'w
@@ -121,10 +123,30 @@ class Jacobian:
 
     def central_difference(self, v: Tensor) -> Tensor:
         """J v as (D(x + h v) - D(x - h v)) / 2h, h from `difference_step`: one evaluation at a time."""
+        return self.differences(v, self.difference_step)[0]
+
+    def differences(self, v: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """J v (p, ...) by the central and by the one-sided difference of a step relative to the norm of x."""
+        v, h = self._scaled(v, step)
+        ahead, behind = self.predict(self.x + h * v), self.predict(self.x - h * v)
+        return _nonzero((ahead - behind) / (2 * h), v, "measured"), (ahead - self.value) / h
+
+    def rough_matvec(self, v: Tensor) -> Tensor:
+        """J v (p, ...) as (D(x + h v) - D(x)) / h, h from `one_sided_step`, or `matvec` where that is too rough."""
+        if self.one_sided_step is None:
+            return self.matvec(v)
+        v, h = self._scaled(v, self.one_sided_step)
+        return _nonzero((self.predict(self.x + h * v) - self.value) / h, v, "measured")
+
+    @property
+    def rough_cost(self) -> int:
+        """Evaluations of `rough_matvec` a vector."""
+        return 2 if self.one_sided_step is None else 1
+
+    def _scaled(self, v: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """v, and for each of its vectors the h with |h v| = step |x|."""
         v = v.to(self.x)
-        norms = v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
-        h = self.difference_step * self.x.norm() / norms
-        return _nonzero((self.predict(self.x + h * v) - self.predict(self.x - h * v)) / (2 * h), v, "measured")
+        return v, step * self.x.norm() / v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
 
 
 @dataclass(frozen=True)

@@ -191,19 +191,21 @@ def partial_svd(
         tol: bound on |A'u - s v| / s_1 for every triplet.
         max_pairs: where to stop without convergence, which the result then says.
 
+    A space grown from few vectors finds the second of two close values late, and no residual tells. So as guards k/10
+    more triplets have to converge, which are not returned.
+
     Source: Golub-Kahan-Lanczos with full reorthogonalisation; the stop test is the exact residual, which the
     bidiagonal matrix gives without a product.
     """
+    guarded = k + k // 10
     space = Bidiagonalisation(matvec, rmatvec, start)
     while not space.exhausted and space.pairs < max_pairs:
         space.grow()
         if not len(space.left):
             msg = "the operator sent the start vector to zero, so it has no singular directions there"
             raise ZeroOperatorError(msg)
-        if space.pairs >= k:
-            result = space.triplets(k, tol)
-            if result.converged:
-                return result
+        if space.pairs >= guarded and space.triplets(guarded, tol).converged:
+            break
     return space.triplets(k, tol)
 
 

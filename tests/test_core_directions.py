@@ -15,7 +15,7 @@ from latent_directions.core.hessian_directions import (
     newton_forward,
     score_difference,
 )
-from latent_directions.core.jacobian_directions import FORWARD_EVALUATIONS, loco, t_loco
+from latent_directions.core.jacobian_directions import loco, t_loco
 from latent_directions.core.operators import Jacobian
 from latent_directions.core.self_check import self_check
 
@@ -91,7 +91,7 @@ class TestLoco:
         forward = loco(*probed(model), mask, 1, 2, products=16)
         assert cosine(both[0].vector, forward[0].vector) > (0.999 if mask is None else 0.99)
         assert forward[0].step == pytest.approx(both[0].step, rel=2e-2)
-        assert forward[0].notes["asymmetry"] < 1e-8
+        assert forward[0].notes["asymmetry"] < 1e-3  # of one-sided differences
         assert forward[0].notes["residual"] is None
 
     def test_costs_are_those_of_the_searches_alone(self, model, mask):
@@ -101,6 +101,10 @@ class TestLoco:
         before = counter.evaluations
         (move, *_) = loco(jacobian, probe, mask, 2, 3)
         assert counter.evaluations - before == 4 * move.notes["pairs"] + (0 if mask is None else 4)
+        before = counter.evaluations
+        (move, *_) = loco(jacobian, probe, mask, 2, 3, products=16)
+        assert counter.evaluations - before == move.notes["products"] == 16
+        jacobian.one_sided_step = None  # as where they are too rough
         before = counter.evaluations
         (move, *_) = loco(jacobian, probe, mask, 2, 3, products=16)
         assert counter.evaluations - before == 2 * move.notes["products"] == 32
@@ -234,16 +238,6 @@ class TestHessian:
 
 
 class TestFindMoves:
-    @pytest.mark.parametrize("derivatives", ["forward only", "central differences"])
-    def test_five_directions_without_a_backward_pass_keep_to_their_evaluations(self, model, mask, derivatives):
-        before = model.denoiser.counter.evaluations
-        moves, notes = find_moves(
-            model.denoiser, model.x, model.sigma, mask, Settings("LOCO", count=5, derivatives=derivatives)
-        )
-        spent = model.denoiser.counter.evaluations - before
-        assert spent == notes["self_check"]["evaluations"] + 2 * moves[0].notes["products"]
-        assert FORWARD_EVALUATIONS - 2 < spent <= FORWARD_EVALUATIONS
-
     @pytest.mark.parametrize("method", [m for m in METHODS if m != "text"])
     @pytest.mark.parametrize("derivatives", ["automatic", "forward only", "central differences"])
     def test_all_methods(self, model, mask, method, derivatives):

@@ -270,3 +270,21 @@ def test_searches_are_given_the_products_of_the_check(model):
     assert self_check(jacobian_of(model), reverse=False).probe.back is None
     wrong = planted(model, lambda x, d: Identity.apply(d, 1.0, 0.9))
     assert self_check(Jacobian(wrong, model.x, model.sigma)).probe.back is None
+
+
+def test_one_sided_differences_are_taken_where_they_are_near_enough(model):
+    """Where the model bends too much, rough products are exact ones."""
+    jacobian = jacobian_of(model)
+    self_check(jacobian, reverse=False)
+    v = torch.randn(2, *SHAPE[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    exact = (v.flatten(1) @ model.jacobian().T).view_as(v)
+    before = model.denoiser.counter.evaluations
+    error = (jacobian.rough_matvec(v) - exact).norm() / exact.norm()
+    assert model.denoiser.counter.evaluations - before == 2 * jacobian.rough_cost == 2
+    assert 1e-9 < error < 0.1
+    bent = planted(model, lambda x, d: d + 30 * (x - model.x) ** 2)  # which central differences do not see
+    jacobian = Jacobian(bent, model.x, model.sigma)
+    assert self_check(jacobian, reverse=False).way == FORWARD_AD
+    before = bent.counter.evaluations
+    assert torch.allclose(jacobian.rough_matvec(v), exact)
+    assert bent.counter.evaluations - before == 2 * jacobian.rough_cost == 4
