@@ -21,12 +21,12 @@ from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
 from latent_directions.core.bank import ForwardBank
 from latent_directions.core.jacobian_directions import forward_products
-from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, Jacobian
+from latent_directions.core.operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, Jacobian
 from latent_directions.nodes.host import run
 from scripts.environment import ROOT
 
 STEP = "one sampling step"
-WAYS = (STEP, "central difference", "forward AD", "backward", "double backward", "bank of central differences")
+WAYS = (STEP, "central difference", "forward AD", "backward", "double backward", "bank of one-sided differences")
 SIGMA = 0.7
 
 
@@ -74,14 +74,15 @@ def measure(way: str) -> dict:
     def body(denoiser, x0):
         x = denoiser.noised(x0, torch.randn_like(x0), SIGMA)
         jacobian = Jacobian(denoiser, x, SIGMA)
+        jacobian.one_sided_step = DIFFERENCE_STEP
         actions = {
             STEP: lambda: denoiser(x, SIGMA),
             "central difference": lambda: Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec(x),
             "forward AD": lambda: jacobian.matvec(x),
             "backward": lambda: jacobian.rmatvec(x),
             "double backward": lambda: Jacobian(denoiser, x, SIGMA, way=DOUBLE_BACKWARD).matvec(x),
-            "bank of central differences": lambda: ForwardBank(
-                Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec, x, forward_products(9, 2, 5, 5)
+            "bank of one-sided differences": lambda: ForwardBank(
+                jacobian.rough_matvec, x, forward_products(7, jacobian.rough_cost, 5, 5)
             ),
         }
         denoiser(x, SIGMA)  # what the first call of all allocates is not the way's

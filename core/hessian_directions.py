@@ -77,7 +77,7 @@ def newton_forward(
     jacobian: Jacobian, q: Tensor, mask: Tensor | None, damping: float, max_products: int
 ) -> tuple[Tensor, dict]:
     """H5 without a backward pass: the same least squares inside the Krylov space of K and q, as damped GMRES (ours)."""
-    bank = ForwardBank(scaled_hessian(jacobian), q, max_products)
+    bank = ForwardBank(scaled_hessian(jacobian, rough=True), q, max_products)
     d, residual = bank.least_squares(q, damping, mask)
     return d, {"products": bank.products, "relative_misfit": residual, "asymmetry": bank.asymmetry}
 

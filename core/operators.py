@@ -186,10 +186,11 @@ def masked(
     return matvec, rmatvec
 
 
-def scaled_hessian(jacobian: Jacobian) -> Callable[[Tensor], Tensor]:
-    """v -> K v = a J v, the scaled Hessian I + b^2 Hess log p (Tweedie, second order)."""
+def scaled_hessian(jacobian: Jacobian, *, rough: bool = False) -> Callable[[Tensor], Tensor]:
+    """v -> K v = a J v, the scaled Hessian I + b^2 Hess log p (Tweedie, second order); by rough products or exact."""
     a, _ = jacobian.denoiser.scale(jacobian.sigma)
-    return lambda v: a * jacobian.matvec(v)
+    matvec = jacobian.rough_matvec if rough else jacobian.matvec
+    return lambda v: a * matvec(v)
 
 
 def _nonzero(product: Tensor, vector: Tensor, kind: str) -> Tensor:

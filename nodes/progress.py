@@ -37,7 +37,7 @@ def search_evaluations(settings: Settings, masked: bool) -> int:
     words = (1 if settings.guidance == 1 else 4) + settings.keep * (2 if settings.guidance == 1 else 4)
     if settings.method == T_LOCO:
         return round(check + words + 4 * _pairs(null_rank) + 5)
-    filters = {HSDS: 32, LOW_PASS: check + 2}
+    filters = {HSDS: 32 if reverse else 16, LOW_PASS: check + 2}
     return check + words + filters.get(settings.method, 0) + 2  # and a product for the step of strength 1
 
 
