@@ -79,7 +79,8 @@ def newton_forward(
     """H5 without a backward pass: the same least squares inside the Krylov space of K and q, as damped GMRES (ours)."""
     bank = ForwardBank(scaled_hessian(jacobian, rough=True), q, max_products)
     d, residual = bank.least_squares(q, damping, mask)
-    return d, {"products": bank.products, "relative_misfit": residual, "asymmetry": bank.asymmetry}
+    notes = {"products": bank.products, "products_by": jacobian.rough_way}
+    return d, {**notes, "relative_misfit": residual, "asymmetry": bank.asymmetry}
 
 
 def move_by(jacobian: Jacobian, d: Tensor, q: Tensor, mask: Tensor | None, notes: dict) -> Move:

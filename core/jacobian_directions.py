@@ -134,7 +134,8 @@ def _forward_only(
     bank = ForwardBank(jacobian.rough_matvec, probe.vector, products + 1, image=probe.image, weight=mask)
     rank = max(0, min(null_rank, len(bank) - count))
     rest = bank.off(bank.triplets(rank, 1 - mask).right) if rank else bank
-    return rest.triplets(count, mask), bank, {"asymmetry": bank.asymmetry, "products": bank.products}
+    notes = {"asymmetry": bank.asymmetry, "products": bank.products, "products_by": jacobian.rough_way}
+    return rest.triplets(count, mask), bank, notes
 
 
 def t_loco(

@@ -22,6 +22,7 @@ from .errors import DerivativeError
 # is 5e-3 in float32; the self-check chooses a longer one where the model rounds more.
 DIFFERENCE_STEP = 5e-3
 FORWARD_AD, DOUBLE_BACKWARD, DIFFERENCES = "forward AD", "double backward", "central differences"
+ONE_SIDED = "one-sided differences"
 
 
 class Jacobian:
@@ -139,9 +140,14 @@ class Jacobian:
         return _nonzero((self.predict(self.x + h * v) - self.value) / h, v, "measured")
 
     @property
+    def rough_way(self) -> str:
+        """How `rough_matvec` is taken."""
+        return self.way if self.one_sided_step is None else ONE_SIDED
+
+    @property
     def rough_cost(self) -> int:
         """Evaluations of `rough_matvec` a vector."""
-        return 2 if self.one_sided_step is None else 1
+        return 1 if self.rough_way == ONE_SIDED else 2
 
     def _scaled(self, v: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """v, and for each of its vectors the h with |h v| = step |x|."""

@@ -104,10 +104,12 @@ class TestLoco:
         before = counter.evaluations
         (move, *_) = loco(jacobian, probe, mask, 2, 3, products=16)
         assert counter.evaluations - before == move.notes["products"] == 16
+        assert move.notes["products_by"] == "one-sided differences"
         jacobian.one_sided_step = None  # as where they are too rough
         before = counter.evaluations
         (move, *_) = loco(jacobian, probe, mask, 2, 3, products=16)
         assert counter.evaluations - before == 2 * move.notes["products"] == 32
+        assert move.notes["products_by"] == "forward AD"
 
     @pytest.mark.parametrize("derivatives", ["automatic", "forward only"])
     def test_a_mask_inside_which_nothing_changes(self, model, derivatives):
