@@ -124,13 +124,13 @@ class Jacobian:
 
     def central_difference(self, v: Tensor) -> Tensor:
         """J v as (D(x + h v) - D(x - h v)) / 2h, h from `difference_step`: one evaluation at a time."""
-        return self.differences(v, self.difference_step)[0]
+        return self.difference(v, self.difference_step)[0]
 
-    def differences(self, v: Tensor, step: float) -> tuple[Tensor, Tensor]:
-        """J v (p, ...) by the central and by the one-sided difference of a step relative to the norm of x."""
+    def difference(self, v: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
+        """J v (p, ...) by a central difference with |h v| = step |x|, and D(x + h v) and h that it took."""
         v, h = self._scaled(v, step)
         ahead, behind = self.predict(self.x + h * v), self.predict(self.x - h * v)
-        return _nonzero((ahead - behind) / (2 * h), v, "measured"), (ahead - self.value) / h
+        return _nonzero((ahead - behind) / (2 * h), v, "measured"), ahead, h
 
     def rough_matvec(self, v: Tensor) -> Tensor:
         """J v (p, ...) as (D(x + h v) - D(x)) / h, h from `one_sided_step`, or `matvec` where that is too rough."""

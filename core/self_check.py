@@ -174,9 +174,9 @@ class _Differences:
     def _at(self, number: int) -> Tensor:
         while len(self.estimates) <= number:
             self.jacobian.difference_step = DIFFERENCE_STEPS[len(self.estimates)]
-            central, one_sided = self.jacobian.differences(self.v, self.jacobian.difference_step)
-            self.estimates.append(central)
-            self.one_sided.append(one_sided)
+            product, ahead, h = self.jacobian.difference(self.v, self.jacobian.difference_step)
+            self.estimates.append(product)
+            self.one_sided.append((ahead - self.jacobian.value) / h)
         return self.estimates[number]
 
     def best_one_sided(self, product: Tensor) -> float | None:
