@@ -31,7 +31,7 @@ def search_evaluations(settings: Settings, masked: bool) -> int:
     null_rank = settings.null_rank if masked else 0
     if settings.method == LOCO:
         if not reverse:
-            return check + 2 * forward_products(check, 1, settings.count, null_rank)
+            return check + forward_products(check, 1, settings.count, null_rank)
         return round(check + 4 * (_pairs(null_rank) + _pairs(settings.count)))
     # the difference of the prompts; without guidance that of the source is known
     words = (1 if settings.guidance == 1 else 4) + settings.keep * (2 if settings.guidance == 1 else 4)
