@@ -191,21 +191,22 @@ def partial_svd(
         tol: bound on |A'u - s v| / s_1 for every triplet.
         max_pairs: where to stop without convergence, which the result then says.
 
-    A space grown from few vectors finds the second of two close values late, and no residual tells. So as guards k/10
-    more triplets have to converge, which are not returned.
+    A space grown from few vectors finds the second of two close values late, and until then no residual tells. So it
+    grows by k // 3 more pairs once all residuals are within the tolerance, in which it would show.
 
     Source: Golub-Kahan-Lanczos with full reorthogonalisation; the stop test is the exact residual, which the
     bidiagonal matrix gives without a product.
     """
-    guarded = k + k // 10
-    space = Bidiagonalisation(matvec, rmatvec, start)
+    space, enough = Bidiagonalisation(matvec, rmatvec, start), None
     while not space.exhausted and space.pairs < max_pairs:
         space.grow()
         if not len(space.left):
             msg = "the operator sent the start vector to zero, so it has no singular directions there"
             raise ZeroOperatorError(msg)
-        if space.pairs >= guarded and space.triplets(guarded, tol).converged:
-            break
+        if space.pairs >= k and space.triplets(k, tol).converged:
+            enough = enough or space.pairs + k // 3
+            if space.pairs >= enough:
+                break
     return space.triplets(k, tol)
 
 

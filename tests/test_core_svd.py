@@ -111,6 +111,19 @@ def test_pairs_are_the_products_spent(block):
     assert matrix.products[1] == result.pairs
 
 
+def test_a_value_close_to_another_is_found_though_it_comes_late():
+    """Residuals are within the tolerance a few pairs before the second of the two shows."""
+    spectrum = torch.cat([0.8 ** torch.arange(10.0, dtype=torch.float64), torch.full((10,), 0.01, dtype=torch.float64)])
+    spectrum[7] = spectrum[6] - 1e-4
+    matrix = Matrix(spectrum)
+    u, _, vh = torch.linalg.svd(matrix.dense)
+    start = matrix.start().flatten() @ vh.T
+    start[7] *= 1e-3  # next to nothing of the second
+    result = partial_svd(*_products(matrix), (start @ vh).view(1, *matrix.right), 9, tol=1e-3)
+    assert result.converged
+    assert torch.allclose(result.values, spectrum.sort(descending=True).values[:9], atol=1e-3)
+
+
 def test_same_start_same_result():
     first, again = (Matrix(SPECTRA["slow"]).svd(3) for _ in range(2))
     assert torch.equal(first.right, again.right)
