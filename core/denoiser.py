@@ -65,6 +65,7 @@ class Denoiser:
         scale: sigma -> (a, b) of the noise process x = a x0 + b n.
         counter: counts the evaluations that `predict` causes.
         differentiable: reverse -> context in which `predict` can be differentiated, backward too with `reverse`.
+        network: what must run at every call, layer for layer; None stands for whatever runs.
         layers: what the first call of a kind ran: noise level, prompt, guidance, and whether it was differentiated, for
             some models take other layers then.
     """
@@ -73,6 +74,7 @@ class Denoiser:
     scale: Callable[[float], tuple[float, float]]
     counter: EvaluationCounter = field(default_factory=EvaluationCounter)
     differentiable: Callable[[bool], AbstractContextManager] = nullcontext
+    network: torch.nn.Module | None = None
     layers: dict[tuple[float, str, float, bool], set[torch.nn.Module]] = field(default_factory=dict)
     _differentiated: bool = False
 
@@ -83,7 +85,7 @@ class Denoiser:
             CachedModelError: the network did not run, or not the layers that it ran before.
         """
         before = self.counter.forwards
-        with _called_layers() as called:
+        with _called_layers(self.network) as called:
             value = self.predict(x, sigma, prompt, guidance)
         first = self.layers.setdefault((sigma, prompt, guidance, self._differentiated), called)
         if self.counter.forwards == before or called != first or (called is first and _runs_no_inner_layer(called)):
@@ -112,14 +114,19 @@ class Denoiser:
 
 
 @contextmanager
-def _called_layers() -> Iterator[set[torch.nn.Module]]:
-    """The torch modules that are called while the block runs."""
+def _called_layers(network: torch.nn.Module | None) -> Iterator[set[torch.nn.Module]]:
+    """The torch modules, of one network or any, that are called while the block runs.
+
+    What runs beside it may run once and be kept: a ControlNet encodes its hint with a VAE at the first call alone.
+    """
     called = set()
     hook = register_module_forward_pre_hook(lambda module, _inputs: called.add(module))
     try:
         yield called
     finally:
         hook.remove()
+        if network is not None:
+            called.intersection_update(network.modules())
 
 
 def _runs_no_inner_layer(called: set[torch.nn.Module]) -> bool:

@@ -15,7 +15,7 @@ from .anchor import orthonormal_span, project_off
 from .bank import ForwardBank
 from .denoiser import Denoiser
 from .errors import InputError
-from .jacobian_directions import Move, text_difference, text_move
+from .jacobian_directions import Move, inside, text_difference, text_move
 from .operators import Jacobian, masked, scaled_hessian
 from .svd import least_squares
 
@@ -47,7 +47,7 @@ def score_difference(
                 " stay as it is beside the wanted change."
             )
             raise InputError(msg)
-    return (q if mask is None else mask * q), notes
+    return inside(q, mask), notes
 
 
 def delta_score(q: Tensor) -> Tensor:

@@ -68,17 +68,17 @@ def loco(
     null_rank = null_rank if _has_outside(mask) else 0
     search, limit = (_forward_only, products) if products else (_both_ways, max_pairs)
     found, bank, notes = search(jacobian, probe, mask, count, null_rank, limit)
+    # below this a singular value is rounding: there are no more directions
+    least = 1e-6 * float(bank.images.norm(dim=1).max())
     deviation = float(jacobian.value.std())
     moves = []
-    for i in range(len(found.values)):
+    for i in range(int((found.values > least).sum())):
         vector = found.right[i : i + 1]
         effect = bank.apply(vector)
         weight = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
         if (effect * weight).sum() < 0:
             vector, effect = -vector, -effect
         rms = float(((effect * weight).square().sum() / weight.sum()).sqrt())
-        if not rms:
-            raise ZeroOperatorError
         residual = None if products else float(found.residuals[i])
         moves.append(
             Move(
@@ -87,6 +87,8 @@ def loco(
                 {"singular_value": float(found.values[i]), "residual": residual, **notes},
             )
         )
+    if not moves:
+        raise ZeroOperatorError
     return moves
 
 
@@ -101,7 +103,7 @@ def _both_ways(
     if null_rank:
         products = RememberedProducts(jacobian)
         start = first_start(jacobian, probe, 1 - mask)
-        null = partial_svd(*masked(products, 1 - mask), start, null_rank, max_pairs=max_pairs)
+        null = partial_svd(*masked(products, 1 - mask), start, null_rank, max_pairs=max(max_pairs, null_rank + 20))
         held, converged, pairs = null.right.flatten(1).T[None], null.converged, null.pairs
         bank, image = products.bank(), probe.image
         if len(bank) > len(null.right):  # the best moves inside that it holds already
@@ -156,16 +158,18 @@ def t_loco(
     Source: arXiv 2409.02374, section 3.3 and algorithm 2.
     """
     q = text_difference(denoiser, source, guidance)
-    q = q if mask is None else mask * q
+    q = inside(q, mask)
     held, notes = None, {"pairs": 0}
     if null_rank and _has_outside(mask):
         start = first_start(source, probe, 1 - mask)
-        null = partial_svd(*masked(source, 1 - mask), start, null_rank, max_pairs=max_pairs)
+        null = partial_svd(*masked(source, 1 - mask), start, null_rank, max_pairs=max(max_pairs, null_rank + 20))
         held, notes = null.right.flatten(1).T[None], {"pairs": null.pairs}
     source.release()  # one kept graph at a time
     raw = target.rmatvec(q)
     target.release()
     vector = raw if held is None else project_off(raw, held)
+    if not vector.any():
+        raise ZeroOperatorError
     kept = float(vector.norm() / raw.norm())
     vector = vector / vector.norm()
     image = target.matvec(vector)
@@ -188,10 +192,15 @@ def text_difference(denoiser: Denoiser, source: Jacobian, guidance: float = 1.0)
     """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units.
 
     Raises:
-        InputError: the words change nothing.
+        InputError: nothing.
     """
     before = source.value if guidance == source.guidance else denoiser(source.x, source.sigma, "source", guidance)
-    q = denoiser(source.x, source.sigma, "target", guidance) - before
+    return inside(denoiser(source.x, source.sigma, "target", guidance) - before, None)
+
+
+def inside(q: Tensor, mask: Tensor | None) -> Tensor:
+    """What the words change inside the mask; an InputError where that is nothing."""
+    q = q if mask is None else mask * q
     if not q.any():
         raise InputError(EMPTY)
     return q

@@ -84,6 +84,7 @@ def self_check(jacobian: Jacobian, seed: int = 0, reverse: bool = True) -> SelfC
         sentence += f" Backward products failed their self-check ({failure}) and are not used."
     if not works and jacobian.way != DOUBLE_BACKWARD:
         jacobian.release()
+    tolerance = ROUGH_AGREEMENT if jacobian.way == DIFFERENCES else tolerance
     probe = Probe(v, product, back if works else None, tolerance)
     evaluations = jacobian.denoiser.counter.evaluations - before
     return SelfCheck(repeat, difference, adjoint, jacobian.way, works, sentence, evaluations, probe)
@@ -98,7 +99,7 @@ def at_every_scale(like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     *batch, height, width = like.shape
     total, side = torch.zeros(like.shape), 1
-    while side < 2 * min(height, width):
+    while side < 2 * max(height, width):
         size = min(side, height), min(side, width)
         cells = torch.randn(1, math.prod(batch), *size, generator=generator)
         layer = torch.nn.functional.interpolate(cells, size=(height, width)).view(like.shape)

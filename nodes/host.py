@@ -143,13 +143,13 @@ class _CoreSampler(comfy.samplers.Sampler):
                 return model_wrap(x, level, **extra_args)
 
             model_sampling = model_wrap.inner_model.model_sampling
+            network = model_wrap.inner_model.diffusion_model
             denoiser = Denoiser(
                 predict,
                 lambda sigma: linear_scale(_on(model_sampling.noise_scaling, noise.device), sigma),
                 self.counter,
-                functools.partial(
-                    derivative_mode, model_wrap.inner_model.diffusion_model, swaps_weights(model_wrap.conds)
-                ),
+                functools.partial(derivative_mode, network, swaps_weights(model_wrap.conds)),
+                network,
             )
             with counted(model_wrap.model_patcher, self.counter):
                 self.result = self.body(denoiser, latent_image)
@@ -170,7 +170,8 @@ def run(
 
     Args:
         model: the artist's MODEL; a clone is used, and it is left as it was after success, error or cancel.
-        prompts: conditionings by the names that the denoiser is asked with; "negative" is used above guidance 1.
+        prompts: conditionings by the names that the denoiser is asked with; "negative" is used
+            above guidance 1, and where a patch of the MODEL asks for it.
         latent: the LATENT of the picture.
         sigma: the noise level the work happens at.
         body: the computation in `core`.

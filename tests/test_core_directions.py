@@ -119,6 +119,14 @@ class TestLoco:
         with pytest.raises(InputError, match="nothing that moves inside the mask"):
             find_moves(flat, model.x, model.sigma, mask, Settings("LOCO", derivatives=derivatives))
 
+    @pytest.mark.parametrize("products", [0, 23])
+    def test_no_more_directions_than_the_mask_has_numbers(self, model, products):
+        mask = torch.zeros(1, 1, *SHAPE[2:], dtype=torch.float64)
+        mask[..., 0, 0] = 1  # of two channels
+        moves = loco(*probed(model), mask, 8, 0, products=products)
+        assert len(moves) == 2
+        assert all(move.step < 1e3 for move in moves)
+
     def test_less_changes_outside_than_with_the_raw_direction(self, model):
         outside = EYE - rows_of(box())
 
@@ -240,6 +248,16 @@ class TestHessian:
 
 
 class TestFindMoves:
+    @pytest.mark.parametrize("method", ["HSDS", "T-LOCO", "DDS", "HSDS low-pass"])
+    @pytest.mark.parametrize("derivatives", ["automatic", "forward only"])
+    def test_words_that_change_nothing_inside_the_mask(self, model, method, derivatives):
+        mask, predict = box(), model.denoiser.predict
+        model.denoiser.predict = lambda x, sigma, prompt, guidance: torch.where(
+            mask > 0, predict(x, sigma, "source", guidance), predict(x, sigma, prompt, guidance)
+        )
+        with pytest.raises(InputError, match="say the same to this model"):
+            find_moves(model.denoiser, model.x, model.sigma, mask, Settings(method, derivatives=derivatives))
+
     @pytest.mark.parametrize("method", [m for m in METHODS if m != "text"])
     @pytest.mark.parametrize("derivatives", ["automatic", "forward only", "central differences"])
     def test_all_methods(self, model, mask, method, derivatives):

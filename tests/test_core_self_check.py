@@ -129,6 +129,7 @@ def test_a_tensor_at_every_scale(shape):
     assert v.shape == shape
     assert float(v.norm()) == pytest.approx(v.numel() ** 0.5)
     assert torch.equal(v, at_every_scale(torch.zeros(shape), 3))
+    assert (v.diff(dim=-1) != 0).all()  # down to single pixels
     if min(shape[-2:]) > 1:  # of white noise it is 1 / H W in the mean
         assert float(v.mean(dim=(-2, -1)).square().mean()) * shape[-2] * shape[-1] > 3
 

@@ -21,6 +21,7 @@ from model_variants import (
     with_step_cache,
 )
 from more_families import MORE
+from node_runs import find, invert
 
 from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD
 
@@ -110,6 +111,25 @@ def test_lora(weights):
         merged = with_merged_patches(with_lora(base))
         model = with_lora(offloaded(base) if weights == "offloaded" else base)
     assert_exact(errors(model, merged))
+
+
+def test_a_controlnet_that_encodes_its_hint_at_the_first_call_alone():
+    """Layers that run once beside the diffusion model are no sign of a cache on it."""
+
+    class Encoder(torch.nn.Conv2d):
+        def spacial_compression_encode(self):
+            return 1
+
+        def encode(self, pixels):
+            return self(pixels.movedim(-1, 1)).detach()
+
+    with torch.inference_mode():
+        test_model = with_controlnet(sdxl())
+        for entry in (*test_model.positive, *test_model.negative):
+            entry[1]["control"].vae = Encoder(3, 3, 1)
+    encoded = invert(test_model, method="backward euler")
+    directions, _ = find(test_model, encoded.inversion, "LOCO", count=1)
+    assert len(directions) == 1
 
 
 def test_controlnet():
