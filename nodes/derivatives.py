@@ -27,21 +27,25 @@ from ..core.errors import DerivativeError
 
 # ComfyUI's step caches by the keys of their wrappers.
 STEP_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+COMPILE_KEY = "torch.compile"  # of the wrapper that Torch Compile Model adds
 OTHER_ATTENTION = (
     "Another node has put an attention of its own on the MODEL. Exact derivatives go through plain attention in its"
     " place; they are used only where the self-check finds that they agree with the model as it samples."
 )
+COMPILED = "torch.compile on the MODEL was left out: derivatives and the checks around them go through its plain code."
 HOOKED = "A LoRA hook on a prompt changes the model's weights from call to call, which a backward pass cannot follow."
 
 
 def derivative_clone(model: ModelPatcher) -> tuple[ModelPatcher, list[str]]:
-    """A clone of a MODEL whose attention can be differentiated and whose step caches are off, and remarks on that.
+    """A clone of a MODEL that can be differentiated, its step caches and torch.compile off, and remarks on that.
 
     The remarks are sentences for a report; taking derivatives may add one.
     """
     clone = model.clone()
     options = clone.model_options["transformer_options"]
     remarks = drop_step_caches(clone.wrappers)
+    if any([of_kind.pop(COMPILE_KEY, None) for of_kind in clone.wrappers.values()]):
+        remarks.append(COMPILED)
     override = options.get("optimized_attention_override")
     options["optimized_attention_override"] = functools.partial(_attention, override, remarks)
     return clone, remarks

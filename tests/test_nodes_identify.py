@@ -1,14 +1,18 @@
 """Find Directions and the Direction Slider on every family: all methods run, repeat, and refuse in sentences."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, set_torch_compile_wrapper
 from families import CORE, Family, flux, sd1, sd3
 from node_runs import HashingClip, deviation, find, invert, loaded, picture, sample
 
 from latent_directions.core.errors import InputError
 from latent_directions.core.find import METHODS
+from latent_directions.nodes.derivatives import COMPILED
 from latent_directions.nodes.manipulate import DirectionSlider
 
 LEFT = torch.zeros(1, 64, 64)
@@ -242,3 +246,14 @@ class TestSentences:
 
 def _inversion(small):
     return small[0], small[1].inversion
+
+
+def test_a_compiled_model_is_taken_plain(small):
+    test_model, _ = small
+    compiled = test_model.model.clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    encoded = invert(dataclasses.replace(test_model, model=compiled))
+    _, report = find(test_model, encoded.inversion, "LOCO", model=compiled, count=1)
+    for said in (json.loads(encoded.report), json.loads(report)):
+        assert said["remarks"] == [COMPILED]
+    assert compiled.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY)
