@@ -102,9 +102,8 @@ def _both_ways(
     held, converged, pairs = None, True, 0
     if null_rank:
         products = RememberedProducts(jacobian)
-        start = first_start(jacobian, probe, 1 - mask)
-        null = partial_svd(*masked(products, 1 - mask), start, null_rank, max_pairs=max(max_pairs, null_rank + 20))
-        held, converged, pairs = null.right.flatten(1).T[None], null.converged, null.pairs
+        null, held = _null_space(products, probe, mask, null_rank, max_pairs)
+        converged, pairs = null.converged, null.pairs
         bank, image = products.bank(), probe.image
         if len(bank) > len(null.right):  # the best moves inside that it holds already
             image = bank.apply(bank.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True))
@@ -124,9 +123,16 @@ def forward_products(checked: int, cost: int, count: int, null_rank: int) -> int
     return max((FORWARD_EVALUATIONS - checked) // cost, 2 * count + null_rank - 1)
 
 
-def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor:
+def _null_space(operator, probe: Probe, mask: Tensor, rank: int, max_pairs: int) -> tuple[SingularTriplets, Tensor]:
+    """What changes the outside of the mask most, as triplets and as orthonormal columns (1, N, rank)."""
+    start = first_start(operator, probe, 1 - mask)
+    null = partial_svd(*masked(operator, 1 - mask), start, rank, max_pairs=max(max_pairs, rank + 20))
+    return null, null.right.flatten(1).T[None]
+
+
+def first_start(operator, probe: Probe, mask: Tensor | None) -> Tensor:
     """Where a search in P J starts: J'P J v (1, ...) of the probe v, which without a P costs nothing more."""
-    return probe.back if mask is None else jacobian.rmatvec(mask * probe.image)
+    return probe.back if mask is None else operator.rmatvec(mask * probe.image)
 
 
 def _forward_only(
@@ -161,9 +167,8 @@ def t_loco(
     q = inside(q, mask)
     held, notes = None, {"pairs": 0}
     if null_rank and _has_outside(mask):
-        start = first_start(source, probe, 1 - mask)
-        null = partial_svd(*masked(source, 1 - mask), start, null_rank, max_pairs=max(max_pairs, null_rank + 20))
-        held, notes = null.right.flatten(1).T[None], {"pairs": null.pairs}
+        null, held = _null_space(source, probe, mask, null_rank, max_pairs)
+        notes = {"pairs": null.pairs}
     source.release()  # one kept graph at a time
     raw = target.rmatvec(q)
     target.release()
