@@ -27,13 +27,13 @@ from benchmarks.first import LEVEL, SEED
 from benchmarks.portraits import Bench
 from benchmarks.small_models import MANY, MORE, randomise
 from benchmarks.tables import print_table
-from latent_directions.core.errors import UnsupportedSamplerError
 from latent_directions.core.inversion import INVERSIONS
 from latent_directions.core.metrics import psnr
 from latent_directions.demo.world import caption, sample_portrait
 from latent_directions.nodes.encode import CONTROLLED, METHODS, SEEDED, InvertImage
-from latent_directions.nodes.host import first_noise, is_flow
-from latent_directions.nodes.sampling import sample_euler
+from latent_directions.nodes.errors import UnsupportedSamplerError
+from latent_directions.nodes.host import first_noise
+from latent_directions.nodes.sampling import is_flow, sample_euler
 from latent_directions.nodes.sockets import EncodedNoise
 
 SAMPLERS = ("euler", "heun", "dpm_2", "dpmpp_2m", "lms", "deis", "res_multistep", "ddim")

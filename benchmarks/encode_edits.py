@@ -60,7 +60,7 @@ def measured(bench: Bench, case, setting: tuple, inversion, sigmas, direction) -
         **result,
         "direction": name,
         "weight": weight,
-        "evaluations_of_a_run": inversion.anchor.statistics.last_evaluations,
+        "evaluations_of_a_run": inversion.statistics.last_evaluations,
     }
 
 

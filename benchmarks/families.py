@@ -105,22 +105,26 @@ def rows_of(case: Case, quick: bool) -> Iterator[dict]:
         check = found.check
         row = {"family": case.family, "variant": case.variant, "guidance": guidance, "way": "none"}
         if check is None:
-            yield row | dict.fromkeys(ERRORS) | {
-                "distance": found.distance,
-                "status": "refused",
-                "reason": found.refusal,
-            }
+            yield (
+                row
+                | dict.fromkeys(ERRORS)
+                | {
+                    "distance": found.distance,
+                    "status": "refused",
+                    "reason": found.refusal,
+                }
+            )
             continue
         error = max(found.forward.values())
         worst = max([error, *found.double.values(), *found.adjoint.values()])
-        status = "ok" if check.way == "forward AD" and check.reverse else "fallback"
+        status = "ok" if check.way == "forward AD" and check.backward else "fallback"
         if not worst <= LIMIT or case.variant.removeprefix("fault: ") in variants.STEP_CACHES:
             status = "fallback"
         passed = check.sentence == "Derivatives passed their self-check."
         reasons = ["" if passed else check.sentence, case.note if status == "fallback" else ""]
         yield {
             **row,
-            "way": f"{check.way}{', reverse' if check.reverse else ''}",
+            "way": f"{check.way}{', reverse' if check.backward else ''}",
             "error": error,
             "double": max(found.double.values()) if found.double else None,
             "adjoint": max(found.adjoint.values()) if found.adjoint else None,

@@ -18,7 +18,6 @@ from benchmarks.command import parser, write
 from benchmarks.portraits import Bench, Case, held_out
 from benchmarks.tables import print_table
 from latent_directions.core.direction import Direction
-from latent_directions.core.find import DDS, HSDS, T_LOCO, TEXT
 from latent_directions.demo.world import ATTRIBUTES, caption, sample_portrait
 
 SEED = 70001
@@ -26,11 +25,11 @@ ATTRIBUTES_MOVED = ("smile", "mouth_opening", "eye_size", "brow_angle", "hair_le
 LEVEL = 0.5
 STRENGTHS = np.array([-3, -2, -1, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3])
 METHODS = {
-    "text": (TEXT, {}),
-    "HSDS": (HSDS, {}),
-    "HSDS image only": (HSDS, {"image_share": 1.0, "text_share": 0.0}),
-    "DDS image only": (DDS, {"image_share": 1.0, "text_share": 0.0}),
-    "T-LOCO": (T_LOCO, {"masked": True}),
+    "text": ("text", {}),
+    "HSDS": ("HSDS", {}),
+    "HSDS image only": ("HSDS", {"image_share": 1.0, "text_share": 0.0}),
+    "DDS image only": ("DDS", {"image_share": 1.0, "text_share": 0.0}),
+    "T-LOCO": ("T-LOCO", {"masked": True}),
 }
 
 
@@ -101,9 +100,7 @@ def sliders(bench: Bench, count: int) -> list[dict]:
     rows = []
     for number, case in cases(count):
         inversion, sigmas = bench.encode(case, LEVEL)
-        found = {
-            name: bench.find(case, inversion, method, **options)[0] for name, (method, options) in METHODS.items()
-        }
+        found = {name: bench.find(case, inversion, method, **options)[0] for name, (method, options) in METHODS.items()}
         found["random"] = random_like(found["HSDS image only"], number)
         rows += [row(bench, case, name, inversion, sigmas, direction) for name, direction in found.items()]
     return rows
@@ -141,9 +138,9 @@ def pairs(bench: Bench, count: int) -> list[dict]:
             case = pair_case(attribute, along, without, present, number)
             inversion, sigmas = bench.encode(case, LEVEL)
             for name, method, keep in (
-                ("text", TEXT, ""),
-                ("text + keep", TEXT, case.keep),
-                ("HSDS + keep", HSDS, case.keep),
+                ("text", "text", ""),
+                ("text + keep", "text", case.keep),
+                ("HSDS + keep", "HSDS", case.keep),
             ):
                 direction, _ = bench.find(case, inversion, method, keep=keep)
                 result = row(bench, case, name, inversion, sigmas, direction)

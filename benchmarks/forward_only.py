@@ -19,7 +19,7 @@ from benchmarks.first import LEVEL, at_change, by_method, cases, change_towards,
 from benchmarks.portraits import REGION, Bench, Case
 from benchmarks.tables import print_table
 from latent_directions.core.direction import Direction
-from latent_directions.core.find import AUTOMATIC, FORWARD_ONLY, HSDS, LOCO
+from latent_directions.core.search import AUTOMATIC, FORWARD_ONLY
 
 COUNT = 5
 COARSE, FINE = np.array([-3, -1.5, 1.5, 3]), np.linspace(0, 3, 7)
@@ -48,7 +48,7 @@ def curve(bench: Bench, case: Case, encoded: tuple, direction: Direction, streng
 def loco_slider(bench: Bench, case: Case, encoded: tuple, derivatives: str) -> Slider:
     """The direction and sign of LOCO's five that move the attribute furthest."""
     directions, report = bench.find_all(
-        case, encoded[0], LOCO, region=MASKS[case.attribute], count=COUNT, derivatives=derivatives
+        case, encoded[0], "LOCO", region=MASKS[case.attribute], count=COUNT, derivatives=derivatives
     )
     changes = [curve(bench, case, encoded, direction, COARSE)[0] for direction in directions]
     number, strength = np.unravel_index(np.argmax(changes), (len(directions), len(COARSE)))
@@ -59,7 +59,7 @@ def loco_slider(bench: Bench, case: Case, encoded: tuple, derivatives: str) -> S
 
 def hsds_slider(bench: Bench, case: Case, encoded: tuple, derivatives: str) -> Slider:
     """The slider of HSDS towards the case's word."""
-    direction, report = bench.find(case, encoded[0], HSDS, derivatives=derivatives)
+    direction, report = bench.find(case, encoded[0], "HSDS", derivatives=derivatives)
     change, leakage = curve(bench, case, encoded, direction, FINE)
     return Slider(change, leakage, 0, 1, report["model_evaluations"], report["seconds"])
 
@@ -91,7 +91,7 @@ def rows(bench: Bench, count: int) -> list[dict]:
     for _, case in cases(count):
         inversion, sigmas = bench.encode(case, LEVEL)
         encoded = inversion, sigmas, bench.unmoved(inversion, sigmas)
-        for method, slider in ((LOCO, loco_slider), (HSDS, hsds_slider)):
+        for method, slider in (("LOCO", loco_slider), ("HSDS", hsds_slider)):
             searches = {way: slider(bench, case, encoded, way) for way in (AUTOMATIC, FORWARD_ONLY)}
             found += compare(case, method, searches)
     return found

@@ -26,8 +26,9 @@ from benchmarks.command import parser, write
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
 from latent_directions.core.errors import DerivativeError
-from latent_directions.core.find import AUTOMATIC, FORWARD_ONLY, LOCO, Settings, find_moves
+from latent_directions.core.jacobian_directions import loco
 from latent_directions.core.operators import DIFFERENCES
+from latent_directions.core.search import AUTOMATIC, FORWARD_ONLY, Search, Settings
 from latent_directions.nodes.host import run
 from latent_directions.nodes.progress import peak_megabytes, reset_peak
 from latent_directions.nodes.sampling import noise_level, sample_euler
@@ -170,7 +171,7 @@ def measured(subject: Subject, action: Callable) -> dict:
 
 
 def compare(subject: Subject, steps: int, directions: int) -> list[dict]:
-    """A sampling run, then the search by each way of derivatives."""
+    """A sampling run, then the search with each choice of derivatives."""
     model, samples = subject.model, subject.latent["samples"]
     noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(4))
     model_sampling = model.get_model_object("model_sampling")
@@ -182,20 +183,20 @@ def compare(subject: Subject, steps: int, directions: int) -> list[dict]:
         full = torch.linspace(1, 0, steps + 1) * float(model_sampling.sigma_max)
         sample_euler(model, noise, full, subject.positive, subject.latent)
 
-    def search(way):
+    def search(derivatives):
         def body(denoiser, x0):
             x = denoiser.noised(x0, noise.to(x0), sigma)
-            settings = Settings(method=LOCO, count=directions, derivatives=way)
-            return find_moves(denoiser, x, sigma, mask.to(x0), settings)
+            settings = Settings(count=directions, derivatives=derivatives)
+            return loco(Search(denoiser, x, sigma, mask.to(x0), settings))
 
         run(model, {"source": subject.positive}, subject.latent, sigma, body)
 
     base = measured(subject, sample)
     rows = [in_words(f"{steps} sampling steps") | relative(base, base)]
-    for way in (AUTOMATIC, FORWARD_ONLY, DIFFERENCES):
-        what = f"{directions} directions, {way}"
+    for derivatives in (AUTOMATIC, FORWARD_ONLY, DIFFERENCES):
+        what = f"{directions} directions, {derivatives}"
         try:
-            rows.append(in_words(what) | relative(measured(subject, functools.partial(search, way)), base))
+            rows.append(in_words(what) | relative(measured(subject, functools.partial(search, derivatives)), base))
         except (DerivativeError, torch.OutOfMemoryError) as refusal:
             rows.append(in_words(f"{what}: refused. {refusal}"))
     return rows

@@ -1,4 +1,4 @@
-"""Peak memory of each way to a derivative, relative to one sampling step, each in a fresh process (Linux).
+"""Peak memory of each mode of derivatives, relative to one sampling step, each in a fresh process (Linux).
 
     python -m benchmarks.memory [--json FILE]
 
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,14 +20,28 @@ import torch
 from benchmarks.command import parser, write
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
-from latent_directions.core.bank import ForwardBank
 from latent_directions.core.jacobian_directions import forward_products
-from latent_directions.core.operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, Jacobian
+from latent_directions.core.krylov import ForwardKrylovSpace
+from latent_directions.core.operators import (
+    DIFFERENCE_STEP,
+    DIFFERENCES,
+    DOUBLE_BACKWARD,
+    FORWARD_AD,
+    Jacobian,
+    prediction_jacobian,
+)
 from latent_directions.nodes.host import run
 from scripts.environment import ROOT
 
 STEP = "one sampling step"
-WAYS = (STEP, "central difference", "forward AD", "backward", "double backward", "bank of one-sided differences")
+MODES = (
+    STEP,
+    "central difference",
+    "forward AD",
+    "backward",
+    "double backward",
+    "Krylov space of one-sided differences",
+)
 SIGMA = 0.7
 
 
@@ -68,30 +83,33 @@ def resident(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure(way: str) -> dict:
-    """Peak memory of one way, in this process."""
+def measure(mode: str) -> dict:
+    """Peak memory of one mode of products, in this process."""
 
     def body(denoiser, x0):
         x = denoiser.noised(x0, torch.randn_like(x0), SIGMA)
-        jacobian = Jacobian(denoiser, x, SIGMA)
-        jacobian.one_sided_step = DIFFERENCE_STEP
+
+        def jacobian(mode: str = FORWARD_AD) -> Jacobian:
+            return prediction_jacobian(denoiser, x, SIGMA, mode=mode)
+
+        one_sided = replace(jacobian(), one_sided_step=DIFFERENCE_STEP)
         actions = {
             STEP: lambda: denoiser(x, SIGMA),
-            "central difference": lambda: Jacobian(denoiser, x, SIGMA, way=DIFFERENCES).matvec(x),
-            "forward AD": lambda: jacobian.matvec(x),
-            "backward": lambda: jacobian.rmatvec(x),
-            "double backward": lambda: Jacobian(denoiser, x, SIGMA, way=DOUBLE_BACKWARD).matvec(x),
-            "bank of one-sided differences": lambda: ForwardBank(
-                jacobian.rough_matvec, x, forward_products(7, jacobian.rough_cost, 5, 5)
+            "central difference": lambda: jacobian(DIFFERENCES).matvec(x),
+            "forward AD": lambda: jacobian().matvec(x),
+            "backward": lambda: jacobian().rmatvec(x),
+            "double backward": lambda: jacobian(DOUBLE_BACKWARD).matvec(x),
+            "Krylov space of one-sided differences": lambda: ForwardKrylovSpace(
+                one_sided.approximate_matvec, x, forward_products(7, one_sided.approximate_cost, 5, 5)
             ),
         }
-        denoiser(x, SIGMA)  # what the first call of all allocates is not the way's
+        denoiser(x, SIGMA)  # what the first call of all allocates is not the mode's
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
         started = denoiser.counter.evaluations
-        actions[way]()
+        actions[mode]()
         return {
-            "way": way,
+            "mode": mode,
             "evaluations": denoiser.counter.evaluations - started,
             "peak_megabytes": resident("VmHWM") - before,
             "process_megabytes": resident("VmHWM"),
@@ -103,18 +121,18 @@ def measure(way: str) -> dict:
 
 
 def main() -> None:
-    """Measure every way in a process of its own and print the table."""
+    """Measure every mode in a process of its own and print the table."""
     arguments = parser(__doc__)
-    arguments.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    arguments.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     options = arguments.parse_args()
-    if options.way:
-        print(json.dumps(measure(options.way)))
+    if options.mode:
+        print(json.dumps(measure(options.mode)))
         return
     rows = []
     # tensors go back to the system when they are freed, so that the peak is the code's and not the allocator's
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    for way in WAYS:
-        command = [sys.executable, "-m", "benchmarks.memory", "--way", way]
+    for mode in MODES:
+        command = [sys.executable, "-m", "benchmarks.memory", "--mode", mode]
         output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=environment).stdout
         rows.append(json.loads(output.splitlines()[-1]))
     for row in rows:

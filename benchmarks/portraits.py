@@ -8,12 +8,14 @@ import torch
 
 from latent_directions.core.direction import Direction
 from latent_directions.demo.architecture import load_demo_model
+from latent_directions.demo.measures import Reader, leakage, target_values
 from latent_directions.demo.world import ATTRIBUTES, Portrait, caption, draw, masks, sample_portrait
+from latent_directions.nodes.anchored import Anchor
 from latent_directions.nodes.encode import DEFAULT, InvertImage
 from latent_directions.nodes.identify import FindDirections
 from latent_directions.nodes.manipulate import move
 from latent_directions.nodes.sampling import sample_euler
-from scripts.measures import Reader, leakage, target_values
+from latent_directions.nodes.sockets import EncodedNoise
 
 STEPS = 10
 REGION = {
@@ -99,7 +101,9 @@ class Bench:
 
     def unmoved(self, inversion, sigmas) -> np.ndarray:
         """The 8-bit picture at strength 0, whatever the direction."""
-        return self._sampled(inversion, sigmas, inversion.model, inversion.positive, inversion.noise)
+        return self._sampled(
+            inversion, sigmas, Anchor(inversion).model(), inversion.positive, EncodedNoise(inversion.paths.base)
+        )
 
     def _sampled(self, inversion, sigmas, model, positive, noise) -> np.ndarray:
         samples = sample_euler(model, noise.noise, sigmas, positive, inversion.latent)

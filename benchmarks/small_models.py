@@ -4,7 +4,7 @@ import sys
 
 from scripts.environment import ROOT
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
 from families import MANY, conditioning, randomise, sd3  # noqa: E402
 from more_families import MORE  # noqa: E402
 

@@ -26,10 +26,10 @@ from benchmarks.portraits import Bench
 from benchmarks.small_models import sd3
 from benchmarks.tables import print_table
 from benchmarks.unet import trained_unet
-from latent_directions.core.bank import ForwardBank
 from latent_directions.core.denoiser import Denoiser, EvaluationCounter
 from latent_directions.core.jacobian_directions import first_start, forward_products
-from latent_directions.core.operators import Jacobian, masked
+from latent_directions.core.krylov import ForwardKrylovSpace
+from latent_directions.core.operators import Jacobian, RestrictedOperator, prediction_jacobian
 from latent_directions.core.self_check import self_check
 from latent_directions.core.svd import SingularTriplets, partial_svd
 from latent_directions.demo.world import caption, draw, masks, sample_portrait
@@ -58,7 +58,7 @@ def demo_problems(bench: Bench, model: object, name: str, sigmas: tuple[float, .
     """A model of the demo's latents at a portrait of the demo world, its mouth as the mask."""
     portrait = sample_portrait(np.random.default_rng(SEED))
     latent = {"samples": bench.vae.encode(torch.from_numpy(draw(portrait).copy())[None].float() / 255)}
-    mouth = mask_on_latent(torch.from_numpy(masks(portrait)["mouth"])[None], latent["samples"], "")
+    mouth = mask_on_latent(torch.from_numpy(masks(portrait)["mouth"])[None], latent["samples"].shape)
     positive = bench.prompt(caption(portrait, attributes=[]))
     return [Problem(f"{name}, sigma {sigma}", True, model, positive, latent, sigma, mouth) for sigma in sigmas]
 
@@ -149,26 +149,27 @@ def solve(problem: Problem, ranks: list[int], with_dense: bool) -> list[dict]:
     def body(denoiser: Denoiser, x0: Tensor) -> list[dict]:
         generator = torch.Generator().manual_seed(SEED)
         x = denoiser.noised(x0, torch.randn(x0.shape, generator=generator), problem.sigma)
-        jacobian = Jacobian(denoiser, x, problem.sigma)
-        rows, transposed = [], dense(jacobian) if with_dense else None
+        candidate = prediction_jacobian(denoiser, x, problem.sigma)
+        rows, transposed = [], dense(candidate) if with_dense else None
         for start in range(max(STARTS.get(k, 1) for k in ranks)):
             before = denoiser.counter.evaluations
-            probe = self_check(jacobian, SEED + 1 + start).probe  # of SEED is the noise in x
+            check = self_check(candidate, SEED + 1 + start)  # of SEED is the noise in x
             labels = {"start": start, "self_check_evaluations": denoiser.counter.evaluations - before}
             for mask in (None, problem.mask):
                 exact = singular_values(transposed, mask, x) if with_dense else None
                 for k in (k for k in ranks if start < STARTS.get(k, 1)):
-                    rows += [r | labels for r in compare(problem, jacobian, probe, mask, k, exact, generator)]
+                    rows += [r | labels for r in compare(problem, check, mask, k, exact, generator)]
         return rows
 
     rows, _ = run(problem.model, {"source": problem.positive}, problem.latent, problem.sigma, body)
     return rows
 
 
-def compare(problem, jacobian, probe, mask, k, exact, generator) -> list[dict]:
+def compare(problem, check, mask, k, exact, generator) -> list[dict]:
     """One rank, every method: pairs, evaluations, seconds, true residual, error to dense."""
-    matvec, rmatvec = masked(jacobian, mask)
-    counter = jacobian.denoiser.counter
+    jacobian, probe = check.jacobian, check.probe
+    operator, counter = RestrictedOperator(jacobian, mask), jacobian.counter
+    matvec, rmatvec = operator.matvec, operator.rmatvec
 
     def timed(method: Callable) -> tuple[object, dict]:
         before, begun = counter.evaluations, time.perf_counter()
@@ -201,13 +202,15 @@ def compare(problem, jacobian, probe, mask, k, exact, generator) -> list[dict]:
 
     ours, cost = timed(search)
     rows = [row("ours", ours, cost)]
-    size = 1 + forward_products(7, jacobian.rough_cost, k, 0)  # 7 evaluations of a self-check without a backward pass
-    known = {"image": probe.image, "weight": mask}
-    bank, bank_cost = timed(lambda: ForwardBank(jacobian.rough_matvec, probe.vector, size, **known))
-    inside, svd_cost = timed(lambda: bank.triplets(k, mask))
+    size = 1 + forward_products(
+        7, jacobian.approximate_cost, k, 0
+    )  # 7 evaluations of a self-check without a backward pass
+    known = {"image": probe.image, "mask": mask}
+    space, space_cost = timed(lambda: ForwardKrylovSpace(jacobian.approximate_matvec, probe.vector, size, **known))
+    inside, svd_cost = timed(lambda: space.triplets(k, mask))
     rows.append(
-        row("forward_only", inside, {key: bank_cost[key] + svd_cost[key] for key in bank_cost})
-        | {"asymmetry": bank.asymmetry, "angle_degrees": largest_angle(ours.right, inside.right)}
+        row("forward_only", inside, {key: space_cost[key] + svd_cost[key] for key in space_cost})
+        | {"asymmetry": space.asymmetry, "angle_degrees": largest_angle(ours.right, inside.right)}
     )
     start = torch.randn(k, *jacobian.x.shape[1:], generator=generator)
     iterated = subspace_iteration(matvec, rmatvec, start, counter, rows[0]["residual"], jacobian.release)
@@ -267,7 +270,7 @@ def mean(rows: list[dict], key: str) -> float:
 
 
 def forward_only(rows: list[dict]) -> list[dict]:
-    """One line a problem, rank and mask, the first start: what the bank without a backward pass finds."""
+    """One line a problem, rank and mask, the first start: what the Krylov space without a backward pass contains."""
     keys = ("problem", "k", "masked", "pairs", "evaluations", "residual", "asymmetry", "angle_degrees")
     return [{key: r[key] for key in keys} for r in rows if r["method"] == "forward_only" and not r["start"]]
 

@@ -1,1 +1,33 @@
-"""The mathematics of the pack: torch only, no ComfyUI import, works on any denoiser given as a function."""
+"""Directions in the latent of a diffusion model, and the exact way back: torch only, any denoiser given as a function.
+
+`Denoiser` wraps a model, `invert` encodes a picture, the `METHODS` look for moves of a `Search`, and an
+`AnchoredPrediction` moves the picture and leads a sampler back to it. `Jacobian`, `self_check` and `partial_svd` serve
+any differentiable function. ARCHITECTURE.md shows how the modules belong together, examples/ how they are used.
+"""
+
+from .anchor import AnchoredPrediction, NoiseMove, NoisePaths, PredictionMove, moved_noise
+from .denoiser import Denoiser
+from .errors import LatentDirectionsError
+from .inversion import invert
+from .methods import METHODS
+from .operators import Jacobian
+from .search import Search, Settings
+from .self_check import self_check
+from .svd import partial_svd
+
+__all__ = [
+    "METHODS",
+    "AnchoredPrediction",
+    "Denoiser",
+    "Jacobian",
+    "LatentDirectionsError",
+    "NoiseMove",
+    "NoisePaths",
+    "PredictionMove",
+    "Search",
+    "Settings",
+    "invert",
+    "moved_noise",
+    "partial_svd",
+    "self_check",
+]

@@ -1,27 +1,80 @@
-"""The exact return: a prediction that leads every deterministic sampler back to the encoded picture at strength 0.
+"""The anchored prediction: it leads every deterministic sampler back to the encoded picture where nothing is moved.
 
-With x_ref(sigma) = a x0 + b n the sampler sees
-    D'(x) = x0 + w (D(x, edited prompt) - D(x_ref, source prompt)).
-On the reference path with the source prompt D' = x0, and a sampler that is exact for a constant prediction ends at x0.
-Our construction; compare direct inversion (arXiv 2310.01506). The difference may be averaged over several noises n, or
+With the reference path x_ref(sigma) = a x0 + b n the sampler sees
+    D'(x) = x0 + w { M P [D(x, edited) - D(x_ref, source)] + sum_j s_j M_j P_j [D(x, towards_j) - D(x, away_j)] }.
+The first bracket is what moves of the noise and of the sampler's own prompt bring about, the sum what moves of the
+prediction add. P projects off what is to be kept, M is a mask, w the weight. On the reference path with the source
+prompt D' = x0, and a sampler that is exact for a constant prediction ends at x0.
+
+Our construction; compare direct inversion (arXiv 2310.01506). The brackets may be averaged over several noises n, or
 taken with noise drawn anew at every level, which makes Euler's method the one of FlowEdit (arXiv 2412.08629) and of
-edit-friendly DDPM inversion without its own noise (arXiv 2304.06140).
+edit-friendly DDPM inversion without its own noise (arXiv 2304.06140). A move of the prediction at strength 1 is
+FlowEdit's difference; signed strengths, keeps and masks are ours.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .denoiser import SOURCE
+from .errors import ShapeError
 from .inversion import seeded_noise
+from .linalg import orthonormal_span, project_off
 
-# Rounding differs between two ways to the same point; below this relative distance they are the same point.
+# Rounding differs between two computations of the same point; below this relative distance they are the same point.
 SNAP = 1e-5
+EDITED = "edited"  # the prompt that the sampler itself asks with
+Predictions = Callable[[Tensor, float, Sequence[str]], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """One thing that an edit moves.
+
+    Attributes:
+        strength: how far; 0 moves nothing, negative strengths move the other way.
+        keep: pairs of prompts (with, without) whose difference in prediction the edit must not follow.
+        mask: where the edit acts, broadcastable to the latent, values 0 to 1; None for everywhere.
+    """
+
+    strength: float
+    keep: tuple[tuple[str, str], ...] = ()
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseMove(Move):
+    """A move of the noise that sampling starts from.
+
+    Attributes:
+        displacement: what strength 1 adds to the noisy latent at sigma*, (C, H, W).
+    """
+
+    displacement: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsMove(Move):
+    """A change of the prompt that the sampler itself asks with; whoever asks has made it already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionMove(Move):
+    """A move of the prediction itself, by the difference of two prompts at the sampled point.
+
+    Attributes:
+        towards: name of the prompt that strength 1 should show.
+        away: name of the prompt that describes the picture as it is.
+    """
+
+    towards: str
+    away: str = SOURCE
 
 
 @dataclass(frozen=True)
@@ -29,7 +82,7 @@ class NoisePaths:
     """The noises n of the reference paths a x0 + b n over which the model's change is averaged.
 
     Attributes:
-        base: the noise (B, C, H, W) that sampling starts from at strength 0.
+        base: the noise (B, C, H, W) that sampling starts from when nothing is moved.
         seeds: of further noises; with `fresh` of all of them.
         fresh: whether noise is drawn anew at every noise level, in place of `base` too.
     """
@@ -48,7 +101,7 @@ class NoisePaths:
 
 @dataclass
 class ReferenceCache:
-    """Predictions on the reference path, shared by all slider positions; oldest entries leave first."""
+    """Predictions on the reference path, shared by all strengths; the entry unused longest leaves first."""
 
     max_bytes: int = 512 * 2**20
     _entries: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
@@ -68,6 +121,118 @@ class ReferenceCache:
         return value
 
 
+@dataclass
+class AnchoredPrediction:
+    """D' of one sampling run.
+
+    Attributes:
+        x0: the encoded picture (B, C, H, W) in the model's space.
+        paths: the noises of the reference paths; they are moved to x0's device and kept there.
+        noised: (x0, noise, sigma) -> a x0 + b n, such as `Denoiser.noised`.
+        moves: what is moved, how far, what stays and where; none at all gives the picture back.
+        weight: w, how much of the model's change is let through.
+        cache: predictions on the reference paths, for runs on the same picture.
+        key: what these depend on beside picture, noise, level and prompt.
+        snap: points nearer than this to the reference path, relative to its largest value, are on it.
+    """
+
+    x0: Tensor
+    paths: NoisePaths
+    noised: Callable[[Tensor, Tensor, float], Tensor]
+    moves: Sequence[Move] = ()
+    weight: float = 1.0
+    cache: ReferenceCache = field(default_factory=ReferenceCache)
+    key: Hashable = ()
+    snap: float = SNAP
+
+    def __post_init__(self):
+        self.noise = self.paths.base.to(self.x0)
+        self._noises = [] if self.paths.fresh else [noise.to(self.x0) for noise in self.paths.at(0.0)]
+        self._carried = [move for move in self.moves if not isinstance(move, PredictionMove)]
+        self._added = [move for move in self.moves if isinstance(move, PredictionMove) and move.strength]
+
+    def reference(self, sigma: float) -> Tensor:
+        """x_ref = a x0 + b n of the path that sampling starts on when nothing is moved."""
+        return self.noised(self.x0, self.noise, sigma)
+
+    def __call__(self, x: Tensor, sigma: float, predictions: Predictions) -> Tensor:
+        """D'(x) (B, C, H, W).
+
+        Args:
+            x: the point (B, C, H, W) that the sampler asks at.
+            sigma: its noise level.
+            predictions: (x, sigma, prompt names) -> D(x, sigma, prompt) for each of them. It answers to SOURCE, EDITED
+                and the names in the moves; all prompts of a point are asked for in one call.
+        """
+        x_ref = self.reference(sigma)
+        displacement = snap_to_reference(x, x_ref, self.snap) - x_ref
+        noises = self._noises or [noise.to(x) for noise in self.paths.at(sigma)]
+        points = [self.noised(self.x0, noise, sigma) for noise in noises]
+
+        def mean(prompts: Sequence[str], moved: Tensor | None) -> dict[str, Tensor]:
+            """Mean predictions over the reference paths by prompt, on the paths or beside them."""
+            names = list(dict.fromkeys(prompts))
+            asked = [predictions(point if moved is None else point + moved, sigma, names) for point in points]
+            return {name: _mean(of_name) for name, of_name in zip(names, zip(*asked, strict=True), strict=True)}
+
+        def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+            return self.cache.get((name, self.paths.seeds, float(sigma), self.key), compute)
+
+        def kept_off(change: Tensor, moves: Sequence[Move]) -> Tensor:
+            """The part of a change that the moves' keeps and masks let through."""
+            pairs = tuple(dict.fromkeys(pair for move in moves for pair in move.keep))
+            if pairs:
+
+                def span() -> Tensor:
+                    on_path = mean([name for pair in pairs for name in pair], None)
+                    return orthonormal_span([on_path[present] - on_path[absent] for present, absent in pairs])
+
+                change = project_off(change, cached(pairs, span))
+            mask = union_of_masks(moves)
+            return change if mask is None else mask.to(change) * change
+
+        beside = mean([EDITED, *(name for move in self._added for name in (move.towards, move.away))], displacement)
+        source = cached(SOURCE, lambda: mean([SOURCE], None)[SOURCE])
+        change = kept_off(beside[EDITED] - source, self._carried)
+        for move in self._added:
+            change = change + move.strength * kept_off(beside[move.towards] - beside[move.away], [move])
+        return self.x0 + self.weight * change
+
+
+def moved_noise(noise: Tensor, moves: Sequence[Move], b: float) -> Tensor:
+    """n + sum_j s_j d_j / b: the noise (B, C, H, W) that puts the noisy latent at x* + sum_j s_j d_j.
+
+    Args:
+        noise: n, on any device.
+        moves: those of the noise count.
+        b: of the noise process x = a x0 + b n at sigma*.
+
+    Raises:
+        ShapeError: a move was found on a latent of another size.
+    """
+    for move in moves:
+        if isinstance(move, NoiseMove):
+            if noise.shape[1:] != move.displacement.shape:
+                msg = (
+                    f"The direction was found on a latent of {size_in_words(move.displacement)}, but this picture's is"
+                    f" {size_in_words(noise[0])}."
+                )
+                raise ShapeError(msg)
+            noise = noise + (move.strength / b) * move.displacement.to(noise)
+    return noise
+
+
+def union_of_masks(moves: Sequence[Move]) -> Tensor | None:
+    """Where any of several moves acts; None for everywhere, also for no moves at all."""
+    masks = [move.mask for move in moves]
+    if not masks or any(mask is None for mask in masks):
+        return None
+    largest, *others = masks
+    for mask in others:
+        largest = torch.maximum(largest, mask)
+    return largest
+
+
 def snap_to_reference(x: Tensor, x_ref: Tensor, radius: float = SNAP) -> Tensor:
     """x_ref for every sample of the batch that is within the relative distance `radius` of it, x elsewhere.
 
@@ -78,23 +243,10 @@ def snap_to_reference(x: Tensor, x_ref: Tensor, radius: float = SNAP) -> Tensor:
     return torch.where(distance <= radius * x_ref.abs().amax(dims, keepdim=True), x_ref, x)
 
 
-def orthonormal_span(differences: list[Tensor]) -> Tensor:
-    """Orthonormal basis (B, N, k) per sample of the span of k differences (B, ...); a zero difference adds nothing."""
-    stacked = torch.stack([d.flatten(1) for d in differences], dim=-1)  # B N k
-    stacked = stacked if stacked.dtype == torch.float64 else stacked.float()
-    u, s, _ = torch.linalg.svd(stacked, full_matrices=False)
-    return u * (s > 1e-4 * s.amax(dim=-1, keepdim=True).clamp_min(1e-30)).unsqueeze(1)
+def size_in_words(tensor: Tensor) -> str:
+    """A tensor's shape as "4 x 64 x 64"."""
+    return " x ".join(str(n) for n in tensor.shape)
 
 
-def project_off(change: Tensor, basis: Tensor) -> Tensor:
-    """The part of `change` (B, ...) orthogonal to `basis` (B, N, k): what is kept does not move, to first order."""
-    flat = change.flatten(1).unsqueeze(-1)  # B N 1
-    return (flat - basis @ (basis.transpose(1, 2) @ flat)).view_as(change)
-
-
-def anchored_prediction(x0: Tensor, edited: Tensor, reference: Tensor, weight: float, basis: Tensor | None) -> Tensor:
-    """D' = x0 + w P (D(x, c') - D(x_ref, c)), P the projection off what is to be kept."""
-    change = edited - reference
-    if basis is not None:
-        change = project_off(change, basis)
-    return x0 + weight * change
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(tuple(tensors)).mean(0)

@@ -5,10 +5,13 @@ torch's fused attention has no forward AD and no double backward; where no deriv
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 
-SCORES_PER_CHUNK = 2**24  # entries of the score matrix held at once, over batch and heads
+SCORES_PER_CHUNK = 2**24  # entries of the score matrix that are in memory at once, over batch and heads
 
 
 def _query_chunks(q, k):
@@ -129,3 +132,31 @@ def scaled_dot_product_attention(
         attn_mask = attn_mask.reshape((1,) * (4 - attn_mask.ndim) + attn_mask.shape)
     out = _Attention.apply(q, k, v, attn_mask, q.shape[-1] ** -0.5 if scale is None else scale)
     return out.reshape(*query.shape[:-1], v.shape[-1])
+
+
+class DifferentiableFunctions(TorchFunctionMode):
+    """Inside it torch's fused attention is the one of this module wherever it is called.
+
+    `operators` gives further functions with derivatives, by the names of the custom operators that they replace.
+    Functions that write into a given tensor have no derivative (attention in chunks takes its exponential so); writing
+    afterwards has one.
+    """
+
+    def __init__(self, operators: Mapping[str, Callable] | None = None):
+        super().__init__()
+        self._operators = operators or {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            func = scaled_dot_product_attention
+        elif isinstance(func, torch._ops.OpOverloadPacket):
+            func = self._operators.get(str(func), func)
+        elif isinstance(kwargs.get("out"), torch.Tensor):
+            return kwargs.pop("out").copy_(func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def differentiable_attention(reverse: bool) -> DifferentiableFunctions:
+    """The context in which a model of plain torch code can be differentiated, whether `reverse` or not."""
+    return DifferentiableFunctions()

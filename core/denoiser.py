@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .errors import CachedModelError, InputError, UnsupportedModelError
+from .attention import differentiable_attention
+from .errors import UnknownPromptError
 
-CACHED = (
-    "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on the MODEL. "
-    "Connect the model from before that node."
-)
+SOURCE = "source"  # the prompt that describes the picture as it is
 
 
 @dataclass
 class EvaluationCounter:
     """Model evaluations: one forward of the diffusion model for one latent and one prompt.
 
-    `forward` is called by a hook on the diffusion model with the batch size it ran. `weight` is what one forward
-    costs at the moment: 1, or 2 inside a forward-AD product (the tangent runs along). A backward pass adds 2.
+    `weight` is what one forward costs at the moment: 1, or 2 inside a forward-AD product, which computes the tangent
+    along with the value. A backward pass costs 2.
     """
 
     evaluations: int = 0
@@ -38,8 +35,18 @@ class EvaluationCounter:
         self._add(batch * self.weight)
 
     def backward(self, evaluations: int) -> None:
-        """Add one backward pass through a forward of that many evaluations, which costs about two of it."""
+        """Add one backward pass through a forward of that many evaluations."""
         self._add(2 * evaluations)
+
+    def counting(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`function`, whose every call counts the batch of its first argument."""
+
+        @functools.wraps(function)
+        def counted(x: Tensor, *args):
+            self.forward(len(x))
+            return function(x, *args)
+
+        return counted
 
     def _add(self, evaluations: int) -> None:
         self.evaluations += evaluations
@@ -61,46 +68,49 @@ class Denoiser:
     """A model as `core` sees it.
 
     Attributes:
-        predict: (x BCHW, sigma, prompt name, guidance) -> denoised prediction BCHW, in the model's latent space.
-        scale: sigma -> (a, b) of the noise process x = a x0 + b n.
-        counter: counts the evaluations that `predict` causes.
-        differentiable: reverse -> context in which `predict` can be differentiated, backward too with `reverse`.
-        network: what must run at every call, layer for layer; None stands for whatever runs.
-        layers: what the first call of a kind ran: noise level, prompt, guidance, and whether it was differentiated, for
-            some models take other layers then.
+        predict: (x BCHW, sigma) -> denoised prediction BCHW under the source prompt without guidance; a model with
+            prompts also takes (x, sigma, prompt name, guidance).
+        scale: noise level sigma -> (a, b) of the noise process x = a x0 + b n. Any number that grows with the noise can
+            stand for the level: a sigma, or the timestep of a discrete schedule.
+        counter: counts the evaluations that `predict` causes. Without one, every call counts its batch.
+        differentiable: reverse -> context in which `predict` can be differentiated, backward too with `reverse`. The
+            default suits plain torch code with torch's fused attention.
     """
 
-    predict: Callable[[Tensor, float, str, float], Tensor]
+    predict: Callable[..., Tensor]
     scale: Callable[[float], tuple[float, float]]
-    counter: EvaluationCounter = field(default_factory=EvaluationCounter)
-    differentiable: Callable[[bool], AbstractContextManager] = nullcontext
-    network: torch.nn.Module | None = None
-    layers: dict[tuple[float, str, float, bool], set[torch.nn.Module]] = field(default_factory=dict)
-    _differentiated: bool = False
+    counter: EvaluationCounter | None = None
+    differentiable: Callable[[bool], AbstractContextManager] = differentiable_attention
 
-    def __call__(self, x: Tensor, sigma: float, prompt: str = "source", guidance: float = 1.0) -> Tensor:
+    def __post_init__(self):
+        if self.counter is None:
+            self.counter = EvaluationCounter()
+            self.predict = self.counter.counting(self.predict)
+
+    def __call__(self, x: Tensor, sigma: float, prompt: str = SOURCE, guidance: float = 1.0) -> Tensor:
         """D(x, sigma, prompt), same shape as x.
 
         Raises:
-            CachedModelError: the network did not run, or not the layers that it ran before.
+            UnknownPromptError: `predict` knows no prompts, and this is not the source prompt without guidance.
         """
-        before = self.counter.forwards
-        with _called_layers(self.network) as called:
-            value = self.predict(x, sigma, prompt, guidance)
-        first = self.layers.setdefault((sigma, prompt, guidance, self._differentiated), called)
-        if self.counter.forwards == before or called != first or (called is first and _runs_no_inner_layer(called)):
-            raise CachedModelError(CACHED)
-        return value
+        if prompt == SOURCE and guidance == 1.0:
+            return self.predict(x, sigma)
+        if not self._has_prompts:
+            msg = f"This model has no prompts, but it was asked for '{prompt}' at guidance {guidance}."
+            raise UnknownPromptError(msg)
+        return self.predict(x, sigma, prompt, guidance)
 
-    @contextmanager
-    def derivative(self, reverse: bool) -> Iterator[None]:
-        """Entered around everything that is differentiated, and around nothing else."""
-        self._differentiated = True
+    @functools.cached_property
+    def _has_prompts(self) -> bool:
         try:
-            with self.differentiable(reverse):
-                yield
-        finally:
-            self._differentiated = False
+            inspect.signature(self.predict).bind(None, None, None, None)
+        except TypeError:
+            return False
+        return True
+
+    def predictions(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> list[Tensor]:
+        """D(x, sigma, prompt) for each of several prompts."""
+        return [self(x, sigma, prompt) for prompt in prompts]
 
     def noised(self, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """x = a x0 + b n at noise level sigma."""
@@ -111,75 +121,3 @@ class Denoiser:
         """n = (x - a x0) / b, the noise that puts x0 at x."""
         a, b = self.scale(sigma)
         return (x - a * x0) / b
-
-
-@contextmanager
-def _called_layers(network: torch.nn.Module | None) -> Iterator[set[torch.nn.Module]]:
-    """The torch modules, of one network or any, that are called while the block runs.
-
-    What runs beside it may run once and be kept: a ControlNet encodes its hint with a VAE at the first call alone.
-    """
-    called = set()
-    hook = register_module_forward_pre_hook(lambda module, _inputs: called.add(module))
-    try:
-        yield called
-    finally:
-        hook.remove()
-        if network is not None:
-            called.intersection_update(network.modules())
-
-
-def _runs_no_inner_layer(called: set[torch.nn.Module]) -> bool:
-    """Whether a network was called whose own layers were not: a cache sits inside it."""
-    inner = {part for network in called for part in list(network.modules())[1:]}
-    return any(
-        list(network.children()) and not any(part in called for part in list(network.modules())[1:])
-        for network in called
-        if network not in inner
-    )
-
-
-def linear_scale(noise_scaling: Callable[..., Tensor], sigma: float) -> tuple[float, float]:
-    """Read (a, b) of x = a x0 + b n from a model's own `noise_scaling(sigma, noise, latent)`.
-
-    Raises:
-        UnsupportedModelError: x is not of this form (an offset, or a or b is 0), so Tweedie's formula does not hold.
-    """
-    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
-    level = torch.tensor([sigma])
-
-    def at(noise: Tensor, latent: Tensor) -> float:
-        # some families scale in place, so every call gets its own tensors
-        return float(noise_scaling(level, noise.clone(), latent.clone()))
-
-    a, b, offset, both = at(zero, one), at(one, zero), at(zero, zero), at(one, one)
-    if abs(offset) > 1e-6 or abs(both - a - b) > 1e-4 * (abs(a) + abs(b)):
-        msg = (
-            "This model does not noise a picture as 'picture + noise', which the slider's formulas need. "
-            "Use an image model of the eps, v or flow kind."
-        )
-        raise UnsupportedModelError(msg)
-    if a <= 1e-6 or b <= 1e-6:
-        msg = (
-            f"Noise level sigma {sigma:.4g} leaves {'nothing of the picture' if a <= 1e-6 else 'no noise'} in the "
-            "latent, so there is nothing to edit at it. Set 'level' to a value between 0.05 and 0.95."
-        )
-        raise UnsupportedModelError(msg)
-    return a, b
-
-
-def sigma_at_level(
-    percent_to_sigma: Callable[[float], float], level: float, sigma_min: float, sigma_max: float
-) -> float:
-    """Sigma of noise level f in (0, 1]: `percent_to_sigma(1 - f)`, clamped to the model's range.
-
-    Raises:
-        InputError: f is outside (0, 1] or not a number.
-    """
-    if not (math.isfinite(level) and 0.0 < level <= 1.0):
-        msg = (
-            f"'level' is {level}, outside the schedule: it is the share of the noise schedule to go back, more than 0 "
-            "and at most 1. Typical values are 0.5 to 0.8."
-        )
-        raise InputError(msg)
-    return min(max(float(percent_to_sigma(1.0 - level)), sigma_min), sigma_max)

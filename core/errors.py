@@ -1,33 +1,81 @@
-"""Named errors; every message is a sentence an artist can act on."""
+"""Named errors. Each message says what is wrong, with the numbers; what to do about it is the host's to say."""
 
 
 class LatentDirectionsError(ValueError):
-    """Base of all errors of this pack: says what is wrong, why, and what to do."""
+    """Base of all errors of this package."""
 
 
-class InputError(LatentDirectionsError):
-    """An input of a node cannot be used as it is."""
+class UnknownPromptError(LatentDirectionsError):
+    """A denoiser was asked for a prompt or a guidance that it does not have."""
 
 
-class UnsupportedModelError(LatentDirectionsError):
-    """The model's noise process or code path is outside what the formulas hold for."""
+class NotFiniteError(LatentDirectionsError):
+    """A latent or a prediction holds values that are not numbers."""
 
 
-class UnsupportedSamplerError(LatentDirectionsError):
-    """The sampler leaves the reference path, so strength 0 would not return the picture."""
+class ShapeError(LatentDirectionsError):
+    """Two things that belong together differ in size."""
+
+
+class PromptLengthError(ShapeError):
+    """Two embedded prompts fill a different number of token slots."""
+
+
+class NothingToMoveError(LatentDirectionsError):
+    """A search is left without anything to move along."""
+
+
+class EqualPredictionsError(NothingToMoveError):
+    """The model predicts the same under the source and the target prompt."""
+
+
+class EverythingKeptError(NothingToMoveError):
+    """What is to be kept covers the whole of the wanted change."""
+
+
+class NothingInsideError(NothingToMoveError):
+    """The prediction does not change inside the mask."""
 
 
 class DerivativeError(LatentDirectionsError):
-    """A derivative through the model failed its self-check or could not be taken."""
+    """A derivative could not be taken, or failed its self-check."""
 
 
-class CachedModelError(LatentDirectionsError):
-    """The model answers from a cache where it is asked to run."""
+class NotFiniteDerivativeError(DerivativeError):
+    """A derivative holds values that are not numbers."""
+
+
+class ZeroDerivativeError(DerivativeError):
+    """A derivative came out as zero although its vector is not."""
+
+
+class NotRepeatableError(DerivativeError):
+    """Two equal calls of a function gave different answers."""
+
+
+class NoTrustedModeError(DerivativeError):
+    """No mode of differentiation passed the self-check.
+
+    Attributes:
+        asked_for: whether central differences were the only mode that was asked for.
+    """
+
+    def __init__(self, message: str, *, asked_for: bool):
+        super().__init__(message)
+        self.asked_for = asked_for
+
+
+class NoBackwardError(DerivativeError):
+    """A method needs products with J', and those failed their self-check."""
+
+
+class TargetDerivativeError(DerivativeError):
+    """Products passed their self-check under the source prompt, but disagree under the target prompt."""
 
 
 class DirectionFileError(LatentDirectionsError):
-    """A direction file cannot be read, or does not belong to the loaded model."""
+    """A direction file cannot be read."""
 
 
 class ZeroOperatorError(ValueError):
-    """A matrix-free operator is zero on all that a solver may start from."""
+    """A matrix-free operator is zero on all that a solver may start from; solvers raise it, searches explain it."""

@@ -11,78 +11,156 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .anchor import orthonormal_span, project_off
-from .bank import ForwardBank
-from .denoiser import Denoiser
-from .errors import InputError
-from .jacobian_directions import Move, inside, text_difference, text_move
-from .operators import Jacobian, masked, scaled_hessian
+from .errors import EqualPredictionsError, EverythingKeptError, ZeroOperatorError
+from .krylov import ForwardKrylovSpace
+from .linalg import orthonormal_span, project_off
+from .operators import Jacobian, RestrictedOperator, scaled_hessian
+from .search import (
+    EQUAL_PREDICTIONS,
+    FREE,
+    FoundMove,
+    Method,
+    Search,
+    Settings,
+    check_evaluations,
+    inside,
+    keep_prompts,
+    matching_step,
+    words_difference,
+    words_evaluations,
+)
 from .svd import least_squares
 
 
-def score_difference(
-    denoiser: Denoiser, source: Jacobian, keep: int, mask: Tensor | None, guidance: float
-) -> tuple[Tensor, dict]:
-    """q, with what it shares with the keep prompts projected off, inside the mask; and the cosines with each.
+def delta_score(search: Search) -> list[FoundMove]:
+    """f(K) = 1: the delta denoising score itself, d = q (arXiv 2304.07090), the control without a Hessian."""
+    with search.checked(backward=False) as check:
+        q = score_difference(search, check.jacobian)
+        return [_move_along(q, check.jacobian, q, search.mask, {})]
 
-    Keep pair k is named "keep k present" and "keep k absent" among the denoiser's prompts; it costs 2 evaluations.
+
+def low_pass(search: Search) -> list[FoundMove]:
+    """H1, f(K) = K: d = K q, K at the prompt that leaves the target unnamed (ours)."""
+    with search.checked(backward=False) as check:
+        q = score_difference(search, check.jacobian)
+        with search.checked(backward=False, prompt=FREE, note="self_check_free") as free:
+            d = scaled_hessian(free.jacobian, search.denoiser, search.sigma)(q)
+        return [_move_along(d, check.jacobian, q, search.mask, {})]
+
+
+def hsds(search: Search) -> list[FoundMove]:
+    """H5: the smallest d whose effect K d on the denoised prediction is q: min |P (K d - q)|^2 + damping |d|^2 (ours).
 
     Raises:
-        InputError: the keep prompts hold on to all of q.
+        EqualPredictionsError: the words change nothing, or nothing that a move of the latent can bring about.
     """
-    q = text_difference(denoiser, source, guidance)
-    notes: dict = {}
-    if keep:
-        changes = [
-            denoiser(source.x, source.sigma, f"keep {k} present", guidance)
-            - denoiser(source.x, source.sigma, f"keep {k} absent", guidance)
-            for k in range(keep)
+    with search.checked(backward=search.settings.backward) as check:
+        q = score_difference(search, check.jacobian)
+        solve = newton if check.backward else newton_forward
+        try:
+            d, notes = solve(search, check.jacobian, q)
+        except ZeroOperatorError as error:
+            raise EqualPredictionsError(EQUAL_PREDICTIONS) from error
+        return [_move_along(d, check.jacobian, q, search.mask, notes)]
+
+
+def newton(search: Search, jacobian: Jacobian, q: Tensor) -> tuple[Tensor, dict]:
+    """The least-squares problem of `hsds` solved on the Golub-Kahan bidiagonalisation, started at q."""
+    a, _ = search.denoiser.scale(search.sigma)
+    settings, masked = search.settings, RestrictedOperator(jacobian, search.mask)
+    d, pairs, gradient = least_squares(
+        lambda v: a * masked.matvec(v),
+        lambda u: a * masked.rmatvec(u),
+        q,
+        damping=settings.damping,
+        max_pairs=settings.max_pairs,
+    )
+    return d, {"pairs": pairs, "least_squares_residual": gradient}
+
+
+def newton_forward(search: Search, jacobian: Jacobian, q: Tensor) -> tuple[Tensor, dict]:
+    """That problem without a backward pass: solved inside the Krylov space of K and q, as damped GMRES (ours)."""
+    settings = search.settings
+    product = scaled_hessian(jacobian, search.denoiser, search.sigma, approximate=True)
+    space = ForwardKrylovSpace(product, q, settings.max_pairs)
+    d, misfit = space.least_squares(q, settings.damping, search.mask)
+    notes = {"products": space.products, "products_by": jacobian.approximate_mode}
+    return d, {**notes, "relative_misfit": misfit, "asymmetry": space.asymmetry}
+
+
+def score_difference(search: Search, source: Jacobian) -> Tensor:
+    """q inside the mask, with what it shares with the keep prompts projected off; the report tells the cosines.
+
+    A keep pair costs 2 evaluations.
+
+    Raises:
+        EqualPredictionsError: the words change nothing inside the mask.
+        EverythingKeptError: what the keep prompts change covers all of q.
+    """
+    q = words_difference(search, source.value)
+    if search.settings.keep:
+        changes = []
+        for number in range(search.settings.keep):
+            present, absent = (
+                search.denoiser(search.x, search.sigma, prompt, search.settings.guidance)
+                for prompt in keep_prompts(number)
+            )
+            changes.append(present - absent)
+        search.notes["keep_cosines"] = [
+            float(torch.cosine_similarity(q.flatten(), change.flatten(), dim=0)) for change in changes
         ]
-        notes["keep_cosines"] = [float(torch.cosine_similarity(q.flatten(), p.flatten(), dim=0)) for p in changes]
         whole = q.norm()
         q = project_off(q, orthonormal_span(changes))
         if q.norm() <= 1e-3 * whole:  # what is left is rounding
-            msg = (
-                "'keep' holds still all that 'target' would change, so nothing is left to move. Keep only what is to"
-                " stay as it is beside the wanted change."
-            )
-            raise InputError(msg)
-    return inside(q, mask), notes
+            msg = "What is to be kept covers all that the target prompt would change, so nothing is left to move."
+            raise EverythingKeptError(msg)
+    return inside(q, search.mask)
 
 
-def delta_score(q: Tensor) -> Tensor:
-    """f(K) = 1: the delta denoising score itself, d = q (arXiv 2304.07090), the control without a Hessian."""
-    return q
+def _move_along(d: Tensor, jacobian: Jacobian, q: Tensor, mask: Tensor | None, notes: dict) -> FoundMove:
+    """The latent's move along d, with the step at which its linear effect is as large as q (one J v)."""
+    if not d.any():
+        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+    vector = d / d.norm()
+    return FoundMove(vector, matching_step(jacobian.matvec(vector), q, mask), notes)
 
 
-def low_pass(free: Jacobian, q: Tensor) -> Tensor:
-    """H1, f(K) = K: d = K q, K at the prompt that leaves the target unnamed (ours)."""
-    return scaled_hessian(free)(q)
+def _hsds_evaluations(settings: Settings, masked: bool) -> float:
+    solver = 32 if settings.backward else 16
+    return check_evaluations(settings, settings.backward) + words_evaluations(settings) + solver + 2
 
 
-def newton(jacobian: Jacobian, q: Tensor, mask: Tensor | None, damping: float, max_pairs: int) -> tuple[Tensor, dict]:
-    """H5: the smallest d whose effect K d on the denoised prediction is q: min |P (K d - q)|^2 + damping |d|^2 (ours).
-
-    Solved by least squares on the Golub-Kahan bidiagonalisation, started at q.
-    """
-    a, _ = jacobian.denoiser.scale(jacobian.sigma)
-    matvec, rmatvec = masked(jacobian, mask)
-    d, pairs, residual = least_squares(
-        lambda v: a * matvec(v), lambda u: a * rmatvec(u), q, damping=damping, max_pairs=max_pairs
-    )
-    return d, {"pairs": pairs, "least_squares_residual": residual}
+def _low_pass_evaluations(settings: Settings, masked: bool) -> float:
+    return 2 * check_evaluations(settings, False) + words_evaluations(settings) + 4
 
 
-def newton_forward(
-    jacobian: Jacobian, q: Tensor, mask: Tensor | None, damping: float, max_products: int
-) -> tuple[Tensor, dict]:
-    """H5 without a backward pass: the same least squares inside the Krylov space of K and q, as damped GMRES (ours)."""
-    bank = ForwardBank(scaled_hessian(jacobian, rough=True), q, max_products)
-    d, residual = bank.least_squares(q, damping, mask)
-    notes = {"products": bank.products, "products_by": jacobian.rough_way}
-    return d, {**notes, "relative_misfit": residual, "asymmetry": bank.asymmetry}
+def _delta_score_evaluations(settings: Settings, masked: bool) -> float:
+    return check_evaluations(settings, False) + words_evaluations(settings) + 2
 
 
-def move_by(jacobian: Jacobian, d: Tensor, q: Tensor, mask: Tensor | None, notes: dict) -> Move:
-    """The latent's move for d, with the step at which its linear effect is as large as q (one J v)."""
-    return text_move(jacobian, d / d.norm(), q, mask, notes)
+_READS = ("mask", "keep", "guidance", "seed", "derivatives")
+HSDS = Method(
+    name="HSDS",
+    summary="words and latent together; the latent's part is the smallest move whose effect on the model's prediction"
+    " is what the words ask for",
+    run=hsds,
+    evaluations=_hsds_evaluations,
+    reads=(*_READS, "damping", "max_pairs"),
+    moves_words=True,
+)
+LOW_PASS = Method(
+    name="HSDS low-pass",
+    summary="as HSDS, with a simpler filter that follows what the model leaves free; for comparison",
+    run=low_pass,
+    evaluations=_low_pass_evaluations,
+    reads=(*_READS, "free"),
+    moves_words=True,
+)
+DDS = Method(
+    name="DDS",
+    summary="as HSDS, without a Hessian; for comparison",
+    run=delta_score,
+    evaluations=_delta_score_evaluations,
+    reads=_READS,
+    moves_words=True,
+)

@@ -6,210 +6,240 @@ Jacobian live in the latent, where the paper has them in decoded pixels (ours: f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from .anchor import project_off
-from .bank import Bank, ForwardBank, RememberedProducts
-from .denoiser import Denoiser
-from .errors import DerivativeError, InputError, ZeroOperatorError
-from .operators import Jacobian, Probe, masked
+from .denoiser import SOURCE
+from .errors import (
+    EqualPredictionsError,
+    NoBackwardError,
+    NothingInsideError,
+    TargetDerivativeError,
+    ZeroOperatorError,
+)
+from .krylov import ForwardKrylovSpace, KrylovSpace
+from .linalg import project_off
+from .operators import Jacobian, RestrictedOperator
+from .search import (
+    EQUAL_PREDICTIONS,
+    TARGET,
+    FoundMove,
+    Method,
+    Search,
+    Settings,
+    check_evaluations,
+    inside,
+    matching_step,
+    pairs_evaluations,
+    words_difference,
+    words_evaluations,
+)
+from .self_check import Probe
 from .svd import SingularTriplets, partial_svd
 
-EMPTY = (
-    "The direction came out empty: source and target say the same to this model at this level. Write prompts that"
-    " differ more, or raise 'level' of Invert Image."
-)
-ONLY_AT_SOURCE = (
-    "The derivatives of this model passed their self-check under 'source', but forward and backward products under"
-    " 'target' do not agree. Use the method 'HSDS' or 'LOCO', which take none there."
-)
-NOTHING_INSIDE = (
-    "LOCO found nothing that moves inside the mask: the model's prediction does not change there. Paint a larger mask,"
-    " or raise 'level' of Invert Image."
-)
 FORWARD_EVALUATIONS = 40  # of a forward-only search with its self-check
+MAX_PAIRS = 60
 
 
-@dataclass(frozen=True)
-class Move:
-    """A unit-norm move of the latent, the step that strength 1 takes, and what is known of it."""
+def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
+    """LOCO Edit: what moves the inside of the mask most among the moves that leave the outside as it is.
 
-    vector: Tensor
-    step: float
-    notes: dict
-
-
-def loco(
-    jacobian: Jacobian,
-    probe: Probe,
-    mask: Tensor | None,
-    count: int,
-    null_rank: int,
-    *,
-    max_pairs: int = 60,
-    products: int = 0,
-) -> list[Move]:
-    """LOCO Edit: what moves the inside of the mask most among the moves that hold the outside still.
-
-    Held still are the `null_rank` leading right singular vectors of J outside the mask. The paper takes the singular
-    vectors inside and projects them off these; here they are those of J restricted to what is orthogonal to these, so
-    that each is the strongest of its kind (ours; without a mask, or with rank 0, the two are the same).
+    The `null_rank` leading right singular vectors of J outside the mask are what the moves must be orthogonal to. The
+    paper takes the singular vectors inside and projects them off these; here they are those of J restricted to what is
+    orthogonal to these, so that each is the strongest of its kind (ours; without a mask, or with rank 0, the two are
+    the same).
 
     The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
     (our convention, so that one number means about the same visible change on every model).
 
-    With `products` both come from one bank of so many products J v beside the probe's, with no backward pass.
+    Without a backward pass both come from one Krylov space of products J v alone, which only approximates the singular
+    vectors.
 
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
+
+    Raises:
+        NothingInsideError: the prediction does not change inside the mask.
     """
-    null_rank = null_rank if _has_outside(mask) else 0
-    search, limit = (_forward_only, products) if products else (_both_ways, max_pairs)
-    found, bank, notes = search(jacobian, probe, mask, count, null_rank, limit)
+    settings, mask = search.settings, search.mask
+    null_rank = settings.null_rank if has_outside(mask) else 0
+    with search.checked(backward=settings.backward) as check:
+        jacobian, probe = check.jacobian, check.probe
+        try:
+            if check.backward:
+                found, space, notes = _by_svd(jacobian, probe, mask, settings.count, null_rank, max_pairs)
+            else:
+                products = forward_products(
+                    check.evaluations, jacobian.approximate_cost, settings.count, settings.null_rank
+                )
+                found, space, notes = _forward_only(jacobian, probe, mask, settings.count, null_rank, products)
+            return _moves_of(found, space, mask, float(jacobian.value.std()), notes)
+        except ZeroOperatorError as error:
+            msg = "Nothing moves inside the mask: the model's prediction does not change there."
+            raise NothingInsideError(msg) from error
+
+
+def _moves_of(
+    found: SingularTriplets, space: KrylovSpace, mask: Tensor | None, deviation: float, notes: dict
+) -> list[FoundMove]:
+    """The singular vectors as moves, each with its sign and the step of strength 1."""
     # below this a singular value is rounding: there are no more directions
-    least = 1e-6 * float(bank.images.norm(dim=1).max())
-    deviation = float(jacobian.value.std())
+    least = 1e-6 * float(space.images.norm(dim=1).max())
     moves = []
     for i in range(int((found.values > least).sum())):
         vector = found.right[i : i + 1]
-        effect = bank.apply(vector)
+        effect = space.apply(vector)
         weight = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
         if (effect * weight).sum() < 0:
             vector, effect = -vector, -effect
         rms = float(((effect * weight).square().sum() / weight.sum()).sqrt())
-        residual = None if products else float(found.residuals[i])
-        moves.append(
-            Move(
-                vector,
-                0.25 * deviation / rms,
-                {"singular_value": float(found.values[i]), "residual": residual, **notes},
-            )
-        )
+        residual = float(found.residuals[i])
+        own = {"singular_value": float(found.values[i]), "residual": None if residual != residual else residual}
+        moves.append(FoundMove(vector, 0.25 * deviation / rms, own | notes))
     if not moves:
-        raise ZeroOperatorError
+        msg = "all singular values are rounding"
+        raise ZeroOperatorError(msg)
     return moves
 
 
-Found = tuple[SingularTriplets, Bank, dict]
+_Found = tuple[SingularTriplets, KrylovSpace, dict]
 
 
-def _both_ways(
+def _by_svd(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, max_pairs: int
-) -> Found:
-    """By Golub-Kahan; the search inside starts from the best guess that the bank of the one outside holds (ours)."""
-    held, converged, pairs = None, True, 0
+) -> _Found:
+    """By Golub-Kahan; the search inside starts from the best guess that the space of the one outside has (ours)."""
+    null_space, converged, pairs = None, True, 0
     if null_rank:
-        products = RememberedProducts(jacobian)
-        null, held = _null_space(products, probe, mask, null_rank, max_pairs)
+        outside = RestrictedOperator(jacobian, 1 - mask, record=True)
+        null, null_space = _null_space(outside, first_start(jacobian, probe, 1 - mask), null_rank, max_pairs)
         converged, pairs = null.converged, null.pairs
-        bank, image = products.bank(), probe.image
-        if len(bank) > len(null.right):  # the best moves inside that it holds already
-            image = bank.apply(bank.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True))
-        start = masked(jacobian, mask, held)[1](image)
+        space, image = KrylovSpace.of(outside), probe.image
+        if len(space) > len(null.right):  # the best moves inside that it has already
+            image = space.apply(space.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True))
+        start = RestrictedOperator(jacobian, mask, null_space).rmatvec(image)
     else:
         start = first_start(jacobian, probe, mask)
-    products = RememberedProducts(jacobian)
-    inside = partial_svd(*masked(products, mask, held), start, count, max_pairs=max_pairs)
-    return inside, products.bank(), {"converged": converged and inside.converged, "pairs": pairs + inside.pairs}
+    operator = RestrictedOperator(jacobian, mask, null_space, record=True)
+    found = partial_svd(operator.matvec, operator.rmatvec, start, count, max_pairs=max_pairs)
+    notes = {"converged": converged and found.converged, "pairs": pairs + found.pairs}
+    return found, KrylovSpace.of(operator), notes
+
+
+def _null_space(
+    outside: RestrictedOperator, start: Tensor, rank: int, max_pairs: int
+) -> tuple[SingularTriplets, Tensor]:
+    """What changes the outside of the mask most, as triplets and as orthonormal columns (1, N, rank)."""
+    null = partial_svd(outside.matvec, outside.rmatvec, start, rank, max_pairs=max(max_pairs, rank + 20))
+    return null, null.right.flatten(1).T[None]
+
+
+def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor:
+    """Where a search in P J starts: J'P J v (1, ...) of the probe v, which without a P costs nothing more."""
+    return probe.back if mask is None else jacobian.rmatvec(mask * probe.image)
 
 
 def forward_products(checked: int, cost: int, count: int, null_rank: int) -> int:
     """Products, of `cost` evaluations each, of a forward-only search after a self-check of `checked` evaluations.
 
-    As many as FORWARD_EVALUATIONS leave, and enough to hold twice `count` beside the null space.
+    As many as FORWARD_EVALUATIONS leave, and at least twice `count` beside the null space.
     """
     return max((FORWARD_EVALUATIONS - checked) // cost, 2 * count + null_rank - 1)
 
 
-def _null_space(operator, probe: Probe, mask: Tensor, rank: int, max_pairs: int) -> tuple[SingularTriplets, Tensor]:
-    """What changes the outside of the mask most, as triplets and as orthonormal columns (1, N, rank)."""
-    start = first_start(operator, probe, 1 - mask)
-    null = partial_svd(*masked(operator, 1 - mask), start, rank, max_pairs=max(max_pairs, rank + 20))
-    return null, null.right.flatten(1).T[None]
-
-
-def first_start(operator, probe: Probe, mask: Tensor | None) -> Tensor:
-    """Where a search in P J starts: J'P J v (1, ...) of the probe v, which without a P costs nothing more."""
-    return probe.back if mask is None else operator.rmatvec(mask * probe.image)
-
-
 def _forward_only(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, products: int
-) -> Found:
-    """Null space, masked directions and asymmetry of J from one forward-only bank, which rough products suffice for."""
-    bank = ForwardBank(jacobian.rough_matvec, probe.vector, products + 1, image=probe.image, weight=mask)
-    rank = max(0, min(null_rank, len(bank) - count))
-    rest = bank.off(bank.triplets(rank, 1 - mask).right) if rank else bank
-    notes = {"asymmetry": bank.asymmetry, "products": bank.products, "products_by": jacobian.rough_way}
-    return rest.triplets(count, mask), bank, notes
+) -> _Found:
+    """Null space and masked directions from one Krylov space of approximate products, and the asymmetry of J."""
+    space = ForwardKrylovSpace(jacobian.approximate_matvec, probe.vector, products + 1, image=probe.image, mask=mask)
+    rank = max(0, min(null_rank, len(space) - count))
+    rest = space.off(space.triplets(rank, 1 - mask).right) if rank else space
+    notes = {"asymmetry": space.asymmetry, "products": space.products, "products_by": jacobian.approximate_mode}
+    return rest.triplets(count, mask), space, notes
 
 
-def t_loco(
-    denoiser: Denoiser,
-    source: Jacobian,
-    target: Jacobian,
-    probe: Probe,
-    mask: Tensor | None,
-    null_rank: int,
-    *,
-    guidance: float = 1.0,
-    max_pairs: int = 60,
-) -> Move:
+def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
     """T-LOCO Edit: v = J_target' q with q = P (D(x, target) - D(x, source)), projected off the outside of J_source.
 
     The step of strength 1 is where the linear change inside the mask is as large as q (ours).
 
     Source: arXiv 2409.02374, section 3.3 and algorithm 2.
-    """
-    q = text_difference(denoiser, source, guidance)
-    q = inside(q, mask)
-    held, notes = None, {"pairs": 0}
-    if null_rank and _has_outside(mask):
-        null, held = _null_space(source, probe, mask, null_rank, max_pairs)
-        notes = {"pairs": null.pairs}
-    source.release()  # one kept graph at a time
-    raw = target.rmatvec(q)
-    target.release()
-    vector = raw if held is None else project_off(raw, held)
-    if not vector.any():
-        raise ZeroOperatorError
-    kept = float(vector.norm() / raw.norm())
-    vector = vector / vector.norm()
-    image = target.matvec(vector)
-    if not abs(float((q * image).sum() - (raw * vector).sum())) <= probe.tolerance * float(raw.norm()):
-        raise DerivativeError(ONLY_AT_SOURCE)
-    return Move(vector, _matching_step(image, q, mask), {"share_left_by_null_space": kept, **notes})
-
-
-def text_move(jacobian: Jacobian, vector: Tensor, q: Tensor, mask: Tensor | None, notes: dict) -> Move:
-    """The move along a unit-norm vector, with the step at which its linear effect is as large as q (one J v)."""
-    return Move(vector, _matching_step(jacobian.matvec(vector), q, mask), notes)
-
-
-def _matching_step(image: Tensor, q: Tensor, mask: Tensor | None) -> float:
-    """The step at which an effect, inside the mask, is as large as q."""
-    return float(q.norm() / (image if mask is None else mask * image).norm())
-
-
-def text_difference(denoiser: Denoiser, source: Jacobian, guidance: float = 1.0) -> Tensor:
-    """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units.
 
     Raises:
-        InputError: nothing.
+        NoBackwardError: there is no backward pass that can be trusted.
+        TargetDerivativeError: forward and backward products under the target prompt do not agree.
+        EqualPredictionsError: the words change nothing inside the mask.
     """
-    before = source.value if guidance == source.guidance else denoiser(source.x, source.sigma, "source", guidance)
-    return inside(denoiser(source.x, source.sigma, "target", guidance) - before, None)
+    mask, null_rank = search.mask, search.settings.null_rank
+    with search.checked(backward=True) as check:
+        if not check.backward:
+            msg = f"T-LOCO needs a backward pass, and this model has none that can be trusted. {check.sentence}"
+            raise NoBackwardError(msg)
+        source, probe = check.jacobian, check.probe
+        q = inside(words_difference(search, source.value), mask)
+        null_space, notes = None, {"pairs": 0}
+        if null_rank and has_outside(mask):
+            outside = RestrictedOperator(source, 1 - mask)
+            null, null_space = _null_space(outside, first_start(source, probe, 1 - mask), null_rank, max_pairs)
+            notes = {"pairs": null.pairs}
+        source.release()  # one kept graph at a time
+        vector, raw, image = _pulled_back(search.jacobian(TARGET, like=source), q, null_space, probe.tolerance)
+        notes["share_left_by_null_space"] = float(vector.norm() / raw.norm())
+    return [FoundMove(vector / vector.norm(), matching_step(image, q, mask), notes)]
 
 
-def inside(q: Tensor, mask: Tensor | None) -> Tensor:
-    """What the words change inside the mask; an InputError where that is nothing."""
-    q = q if mask is None else mask * q
-    if not q.any():
-        raise InputError(EMPTY)
-    return q
+def _pulled_back(
+    target: Jacobian, q: Tensor, null_space: Tensor | None, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """v = J'q off the null space, J'q itself, and J v / |v|, checked against each other."""
+    raw = target.rmatvec(q)
+    target.release()
+    vector = raw if null_space is None else project_off(raw, null_space)
+    if not vector.any():
+        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+    unit = vector / vector.norm()
+    image = target.matvec(unit)
+    disagreement = abs(float((q * image).sum() - (raw * unit).sum())) / float(raw.norm())
+    if not disagreement <= tolerance:
+        msg = (
+            f"Derivatives passed their self-check under the prompt '{SOURCE}', but forward and backward products under"
+            f" '{TARGET}' disagree by {disagreement:.1e}."
+        )
+        raise TargetDerivativeError(msg)
+    return vector, raw, image
 
 
-def _has_outside(mask: Tensor | None) -> bool:
+def has_outside(mask: Tensor | None) -> bool:
+    """Whether anything lies outside a mask."""
     return mask is not None and bool((mask < 1).any())
+
+
+def _loco_evaluations(settings: Settings, masked: bool) -> float:
+    null_rank = settings.null_rank if masked else 0
+    check = check_evaluations(settings, settings.backward)
+    if not settings.backward:
+        return check + forward_products(check, 1, settings.count, null_rank)
+    return check + pairs_evaluations(null_rank) + pairs_evaluations(settings.count)
+
+
+def _t_loco_evaluations(settings: Settings, masked: bool) -> float:
+    null_rank = settings.null_rank if masked else 0
+    # and the backward pass and the check under the target prompt
+    return check_evaluations(settings, True) + words_evaluations(settings) + pairs_evaluations(null_rank) + 5
+
+
+LOCO = Method(
+    name="LOCO",
+    summary="no words: whatever this picture leaves open inside the mask",
+    run=loco,
+    evaluations=_loco_evaluations,
+    reads=("mask", "count", "null_rank", "seed", "derivatives"),
+    compares_words=False,
+    finds_several=True,
+)
+T_LOCO = Method(
+    name="T-LOCO",
+    summary="words through the latent alone, with what lies outside the mask left as it is",
+    run=t_loco,
+    evaluations=_t_loco_evaluations,
+    reads=("mask", "null_rank", "guidance", "seed", "derivatives"),
+)

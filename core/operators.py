@@ -1,213 +1,245 @@
-"""The Jacobian of the denoised prediction as a matrix-free operator; core/self_check.py says whether to trust it.
+"""Jacobians as matrix-free operators; core/self_check.py says whether to trust one.
 
-J = dD/dx at one point. K = a J = I + b^2 Hessian of log p(x) = (a^2 / b^2) Cov[x0 | x] (Tweedie's formula, second
-order): one operator behind the Jacobian methods and the Hessian methods.
+A `Jacobian` belongs to a differentiable function and a point. For the denoised prediction D at noise level sigma,
+J = dD/dx and K = a J = I + b^2 Hessian of log p(x) = (a^2 / b^2) Cov[x0 | x] (Tweedie's formula, second order): one
+operator behind the Jacobian methods and the Hessian methods.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .anchor import project_off
-from .denoiser import Denoiser
-from .errors import DerivativeError
+from .attention import differentiable_attention
+from .denoiser import SOURCE, Denoiser, EvaluationCounter
+from .errors import NotFiniteDerivativeError, ZeroDerivativeError
+from .linalg import project_off
 
 # Relative step of central differences. The error is h^2 |D'''| + eps |D| / h: smallest near the cube root of eps, which
 # is 5e-3 in float32; the self-check chooses a longer one where the model rounds more.
 DIFFERENCE_STEP = 5e-3
+# The modes in which J v can be computed.
 FORWARD_AD, DOUBLE_BACKWARD, DIFFERENCES = "forward AD", "double backward", "central differences"
 ONE_SIDED = "one-sided differences"
 
 
-class Jacobian:
-    """J = dD/dx at (x, sigma, prompt), x of shape (1, C, H, W) or (1, C, T, H, W).
+@dataclass
+class _Kept:
+    """What products at one point share: the value there, and graphs that `release` frees."""
 
-    Products take blocks of p vectors, (p, C, H, W), at once. A vector costs `matvec` 2 evaluations and `rmatvec` 2,
+    value: Tensor | None = None
+    graph: tuple[Tensor, Tensor] | None = None  # x, f(x)
+    graph_cost: int = 0  # evaluations: guidance and prompts of several parts take more than one a vector
+    transposed: tuple[Tensor, Tensor] | None = None  # w, J'w
+
+    def release(self) -> None:
+        self.graph = self.transposed = None
+
+
+@dataclass(frozen=True, eq=False)
+class Jacobian:
+    """J = df/dx at x (1, ...); f maps (p, ...) to (p, ...), and its output may have another shape than its input.
+
+    Products take blocks of p vectors, (p, ...), at once. For each vector `matvec` costs 2 evaluations and `rmatvec` 2,
     with one more for the forward that builds the graph, which is kept for blocks of the same size. By double backward
     the graph of J' is built and kept too, for another 2.
 
+    The fields never change; `dataclasses.replace` gives an operator at the same point, which shares the kept graphs.
+
     Attributes:
-        way: how `matvec` is taken: FORWARD_AD, DOUBLE_BACKWARD or DIFFERENCES.
-        difference_step: of central differences, relative to the norm of x.
-        one_sided_step: the same of one-sided ones; None where they are too rough.
+        function: f.
+        x: the point.
+        mode: how `matvec` is computed: FORWARD_AD, DOUBLE_BACKWARD or DIFFERENCES.
+        difference_step: length of the step of central differences, relative to the norm of x.
+        one_sided_step: that of one-sided differences; None where they are not precise enough.
+        counter: counts the evaluations that f causes. Without one, every call counts its batch.
+        differentiable: reverse -> context in which f can be differentiated, backward too with `reverse`. The default
+            suits plain torch code with torch's fused attention.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        x: Tensor,
-        sigma: float,
-        prompt: str = "source",
-        guidance: float = 1.0,
-        way: str = FORWARD_AD,
-    ):
-        self.denoiser, self.x, self.sigma = denoiser, x.detach(), sigma
-        self.prompt, self.guidance = prompt, guidance
-        self.way = way
-        self.difference_step = DIFFERENCE_STEP
-        self.one_sided_step: float | None = None
-        self._graph: tuple[Tensor, Tensor] | None = None  # x, D(x)
-        self._graph_cost = 0  # evaluations: guidance and prompts of several parts take more than one a vector
-        self._transposed: tuple[Tensor, Tensor] | None = None  # w, J'w
+    function: Callable[[Tensor], Tensor]
+    x: Tensor
+    mode: str = FORWARD_AD
+    difference_step: float = DIFFERENCE_STEP
+    one_sided_step: float | None = None
+    counter: EvaluationCounter | None = None
+    differentiable: Callable[[bool], AbstractContextManager] = differentiable_attention
+    _kept: _Kept = field(default_factory=_Kept, repr=False)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """D at other points x (p, C, H, W), everything else as here."""
-        return self.denoiser(x, self.sigma, self.prompt, self.guidance)
+    def __post_init__(self):
+        if self.counter is None:
+            counter = EvaluationCounter()
+            object.__setattr__(self, "counter", counter)
+            object.__setattr__(self, "function", counter.counting(self.function))
+        object.__setattr__(self, "x", self.x.detach())
 
-    @cached_property
+    @property
     def value(self) -> Tensor:
-        """D(x), evaluated once."""
-        return self.predict(self.x)
+        """f(x), evaluated once."""
+        if self._kept.value is None:
+            self._kept.value = self.function(self.x)
+        return self._kept.value
 
     def matvec(self, v: Tensor) -> Tensor:
-        """J v, same shape as v, in the way that `way` names."""
-        if self.way == FORWARD_AD:
+        """J v for vectors v (p, ...) shaped as x, in the mode that `mode` names; shaped as f's output."""
+        if self.mode == FORWARD_AD:
             return self._forward_ad(v)
-        return self._double_backward(v) if self.way == DOUBLE_BACKWARD else self.central_difference(v)
+        return self._double_backward(v) if self.mode == DOUBLE_BACKWARD else self.central_difference(v)
 
     def rmatvec(self, u: Tensor) -> Tensor:
-        """J' u by reverse mode on a graph that is built once and kept."""
-        with self.denoiser.derivative(True), torch.enable_grad():
-            x, value = self._kept_graph(len(u))
+        """J' u for u (p, ...) shaped as f's output, by reverse mode on a graph that is built once and kept."""
+        with self.differentiable(True), torch.enable_grad():
+            x, value = self._graph(len(u))
             (product,) = torch.autograd.grad(value, x, u.to(value), retain_graph=True)
-        self.denoiser.counter.backward(self._graph_cost)
+        self.counter.backward(self._kept.graph_cost)
         return _nonzero(product.detach(), u, "backward")
-
-    def _kept_graph(self, block: int) -> tuple[Tensor, Tensor]:
-        """x, once for every vector of a block, and D(x) with its graph."""
-        if self._graph is None or len(self._graph[0]) != block:
-            self.release()
-            x = self.x.repeat(block, *[1] * (self.x.ndim - 1)).requires_grad_(True)
-            before = self.denoiser.counter.evaluations
-            self._graph = (x, self.predict(x))
-            self._graph_cost = self.denoiser.counter.evaluations - before
-        return self._graph
-
-    def _double_backward(self, v: Tensor) -> Tensor:
-        """J v as the transpose of w -> J'w, which is linear in w."""
-        with self.denoiser.derivative(True), torch.enable_grad():
-            x, value = self._kept_graph(len(v))
-            if self._transposed is None:
-                w = torch.zeros_like(value, requires_grad=True)
-                (transposed,) = torch.autograd.grad(value, x, w, create_graph=True)
-                self._transposed = (w, transposed)
-                self.denoiser.counter.backward(self._graph_cost)
-            w, transposed = self._transposed
-            (product,) = torch.autograd.grad(transposed, w, v.to(transposed), retain_graph=True)
-        self.denoiser.counter.backward(self._graph_cost)
-        return _nonzero(product.detach(), v, "double backward")
-
-    def under(self, prompt: str) -> Jacobian:
-        """The Jacobian at the same point under another prompt, its products taken the same way."""
-        other = Jacobian(self.denoiser, self.x, self.sigma, prompt, self.guidance, self.way)
-        other.difference_step = self.difference_step
-        return other
 
     def release(self) -> None:
         """Free the kept graphs."""
-        self._graph = self._transposed = None
-
-    def _forward_ad(self, v: Tensor) -> Tensor:
-        with self.denoiser.derivative(False), self.denoiser.counter.forward_ad(), forward_ad.dual_level():
-            # a dual number needs memory of its own, and GroupNorm a contiguous tangent
-            dual = forward_ad.make_dual(self.x.expand_as(v).contiguous(), v.to(self.x).contiguous())
-            product = forward_ad.unpack_dual(self.predict(dual)).tangent
-        if product is None:  # the tangent got lost on the way
-            product = torch.zeros_like(v)
-        return _nonzero(product.detach(), v, "forward")
+        self._kept.release()
 
     def central_difference(self, v: Tensor) -> Tensor:
-        """J v as (D(x + h v) - D(x - h v)) / 2h, h from `difference_step`: one evaluation at a time."""
+        """J v as (f(x + h v) - f(x - h v)) / 2h with |h v| = `difference_step` |x|: 2 evaluations a vector."""
         return self.difference(v, self.difference_step)[0]
 
     def difference(self, v: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
-        """J v (p, ...) by a central difference with |h v| = step |x|, and D(x + h v) and h that it took."""
+        """J v (p, ...) by a central difference with |h v| = step |x|, and the f(x + h v) and h (p, 1, ...) it took."""
         v, h = self._scaled(v, step)
-        ahead, behind = self.predict(self.x + h * v), self.predict(self.x - h * v)
-        return _nonzero((ahead - behind) / (2 * h), v, "measured"), ahead, h
+        ahead, behind = self.function(self.x + h * v), self.function(self.x - h * v)
+        return _nonzero((ahead - behind) / (2 * _like(h, ahead)), v, "measured"), ahead, h
 
-    def rough_matvec(self, v: Tensor) -> Tensor:
-        """J v (p, ...) as (D(x + h v) - D(x)) / h, h from `one_sided_step`, or `matvec` where that is too rough."""
+    def approximate_matvec(self, v: Tensor) -> Tensor:
+        """J v (p, ...) as (f(x + h v) - f(x)) / h with h from `one_sided_step`; by `matvec` where that is None."""
         if self.one_sided_step is None:
             return self.matvec(v)
         v, h = self._scaled(v, self.one_sided_step)
-        return _nonzero((self.predict(self.x + h * v) - self.value) / h, v, "measured")
+        ahead = self.function(self.x + h * v)
+        return _nonzero((ahead - self.value) / _like(h, ahead), v, "measured")
 
     @property
-    def rough_way(self) -> str:
-        """How `rough_matvec` is taken."""
-        return self.way if self.one_sided_step is None else ONE_SIDED
+    def approximate_mode(self) -> str:
+        """The mode of `approximate_matvec`."""
+        return self.mode if self.one_sided_step is None else ONE_SIDED
 
     @property
-    def rough_cost(self) -> int:
-        """Evaluations of `rough_matvec` a vector."""
-        return 1 if self.rough_way == ONE_SIDED else 2
+    def approximate_cost(self) -> int:
+        """Evaluations of `approximate_matvec` a vector."""
+        return 1 if self.approximate_mode == ONE_SIDED else 2
+
+    def _graph(self, block: int) -> tuple[Tensor, Tensor]:
+        """x, once for every vector of a block, and f(x) with its graph."""
+        kept = self._kept
+        if kept.graph is None or len(kept.graph[0]) != block:
+            kept.release()
+            x = self.x.repeat(block, *[1] * (self.x.ndim - 1)).requires_grad_(True)
+            before = self.counter.evaluations
+            kept.graph = (x, self.function(x))
+            kept.graph_cost = self.counter.evaluations - before
+        return kept.graph
+
+    def _double_backward(self, v: Tensor) -> Tensor:
+        """J v as the transpose of w -> J'w, which is linear in w."""
+        kept = self._kept
+        with self.differentiable(True), torch.enable_grad():
+            x, value = self._graph(len(v))
+            if kept.transposed is None:
+                w = torch.zeros_like(value, requires_grad=True)
+                (transposed,) = torch.autograd.grad(value, x, w, create_graph=True)
+                kept.transposed = (w, transposed)
+                self.counter.backward(kept.graph_cost)
+            w, transposed = kept.transposed
+            (product,) = torch.autograd.grad(transposed, w, v.to(transposed), retain_graph=True)
+        self.counter.backward(kept.graph_cost)
+        return _nonzero(product.detach(), v, "double backward")
+
+    def _forward_ad(self, v: Tensor) -> Tensor:
+        with self.differentiable(False), self.counter.forward_ad(), forward_ad.dual_level():
+            # a dual number needs memory of its own, and GroupNorm a contiguous tangent
+            dual = forward_ad.make_dual(self.x.expand_as(v).contiguous(), v.to(self.x).contiguous())
+            value, product = forward_ad.unpack_dual(self.function(dual))
+        if product is None:  # an operation on the way dropped the tangent
+            product = torch.zeros_like(value)
+        return _nonzero(product.detach(), v, "forward")
 
     def _scaled(self, v: Tensor, step: float) -> tuple[Tensor, Tensor]:
-        """v, and for each of its vectors the h with |h v| = step |x|."""
+        """v, and for each of its vectors the h (p, 1, ...) with |h v| = step |x|."""
         v = v.to(self.x)
         return v, step * self.x.norm() / v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A random vector with its products, taken to check an operator, from which searches start at no cost.
+def prediction_jacobian(
+    denoiser: Denoiser, x: Tensor, sigma: float, prompt: str = SOURCE, guidance: float = 1.0, *, mode: str = FORWARD_AD
+) -> Jacobian:
+    """J = dD/dx at (x, sigma, prompt, guidance), x of shape (1, C, H, W) or (1, C, T, H, W)."""
+    return Jacobian(
+        lambda points: denoiser(points, sigma, prompt, guidance),
+        x,
+        mode=mode,
+        counter=denoiser.counter,
+        differentiable=denoiser.differentiable,
+    )
+
+
+class RestrictedOperator:
+    """The products of P A Q with an operator A.
+
+    P weights A's rows by `mask` (broadcast over channels), None for all of them. Q = I - N N' projects off the
+    orthonormal columns N, `null_space` (1, N, r), None for none.
 
     Attributes:
-        vector: v (1, ...).
-        image: J v.
-        back: J'J v; None where no backward pass was taken that can be trusted.
-        tolerance: largest relative disagreement of two products that the model's precision explains.
+        vectors: with `record`, the Q v (p, ...) of all calls of `matvec`.
+        images: with `record`, their images A Q v, not masked.
     """
 
-    vector: Tensor
-    image: Tensor
-    back: Tensor | None
-    tolerance: float
+    def __init__(self, operator, mask: Tensor | None, null_space: Tensor | None = None, *, record: bool = False):
+        """Wrap `operator`, which has `matvec` and `rmatvec`."""
+        self._operator, self._mask, self._null_space, self._record = operator, mask, null_space, record
+        self.vectors: list[Tensor] = []
+        self.images: list[Tensor] = []
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """P A Q v."""
+        v = v if self._null_space is None else project_off(v, self._null_space)
+        image = self._operator.matvec(v)
+        if self._record:
+            self.vectors.append(v)
+            self.images.append(image)
+        return image if self._mask is None else self._mask * image
+
+    def rmatvec(self, u: Tensor) -> Tensor:
+        """Q A' P u."""
+        product = self._operator.rmatvec(u if self._mask is None else self._mask * u)
+        return product if self._null_space is None else project_off(product, self._null_space)
 
 
-def masked(
-    operator, mask: Tensor | None, held: Tensor | None = None
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """(matvec, rmatvec) of P A Q.
-
-    P is the weighting of A's rows by `mask` (broadcast over channels), None for all of them, and Q = I - N N' the
-    projection off the orthonormal columns N, `held` (1, N, r), None for none.
-    """
-
-    def matvec(v: Tensor) -> Tensor:
-        image = operator.matvec(v if held is None else project_off(v, held))
-        return image if mask is None else mask * image
-
-    def rmatvec(u: Tensor) -> Tensor:
-        product = operator.rmatvec(u if mask is None else mask * u)
-        return product if held is None else project_off(product, held)
-
-    return matvec, rmatvec
-
-
-def scaled_hessian(jacobian: Jacobian, *, rough: bool = False) -> Callable[[Tensor], Tensor]:
-    """v -> K v = a J v, the scaled Hessian I + b^2 Hess log p (Tweedie, second order); by rough products or exact."""
-    a, _ = jacobian.denoiser.scale(jacobian.sigma)
-    matvec = jacobian.rough_matvec if rough else jacobian.matvec
+def scaled_hessian(
+    jacobian: Jacobian, denoiser: Denoiser, sigma: float, *, approximate: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """v -> K v = a J v, the scaled Hessian I + b^2 Hess log p (Tweedie, second order)."""
+    a, _ = denoiser.scale(sigma)
+    matvec = jacobian.approximate_matvec if approximate else jacobian.matvec
     return lambda v: a * matvec(v)
+
+
+def _like(h: Tensor, output: Tensor) -> Tensor:
+    """h (p, 1, ...) with as many dimensions as an output (p, ...) has."""
+    return h.view(-1, *[1] * (output.ndim - 1))
 
 
 def _nonzero(product: Tensor, vector: Tensor, kind: str) -> Tensor:
     """Inside inference mode products silently come out as zeros, so a zero is an error."""
     if not torch.isfinite(product).all():
-        msg = f"The {kind} derivative through this model is not a finite number. Try a higher precision for the model."
-        raise DerivativeError(msg)
+        msg = f"The {kind} derivative through this model is not a finite number."
+        raise NotFiniteDerivativeError(msg)
     if not product.any() and vector.any():
         msg = (
             f"The {kind} derivative through this model came out as zero: its code cannot be differentiated as it is set"
-            " up, or its prediction does not depend on the latent. Use the method 'text', which needs no derivative."
+            " up, or its prediction does not depend on the latent."
         )
-        raise DerivativeError(msg)
+        raise ZeroDerivativeError(msg)
     return product

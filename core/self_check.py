@@ -1,24 +1,25 @@
-"""The self-check of a Jacobian before it is trusted, and the choice of the way in which its products are taken."""
+"""The self-check of a Jacobian before it is trusted, and the choice of the mode in which its products are taken."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .errors import CachedModelError, DerivativeError
-from .operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, Probe
+from .errors import DerivativeError, LatentDirectionsError, NotFiniteError, NotRepeatableError, NoTrustedModeError
+from .linalg import relative_error
+from .operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
 
 # Largest relative disagreement that still counts as the same product.
 AGREEMENT = 1e-2
-# The same where a model computes in half precision: its central differences resolve no more.
+# That of a model that computes in half precision: its central differences resolve no more.
 ROUNDED_AGREEMENT = 0.08
 # Largest relative disagreement of two central differences that are used for want of a better product, and of a
 # prediction without rounded layers to the sampled one.
-ROUGH_AGREEMENT = 0.1
-# The same of a one-sided difference. Along leading singular vectors, where the model bends most, it is a few times less
+DIFFERENCE_AGREEMENT = 0.1
+# That of a one-sided difference. Along leading singular vectors, where the model bends most, it is a few times less
 # precise than for the random vector of the check.
 ONE_SIDED_AGREEMENT = 0.03
 DIFFERENCE_STEPS = (DIFFERENCE_STEP, 4 * DIFFERENCE_STEP, 16 * DIFFERENCE_STEP)
@@ -29,65 +30,91 @@ FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError,
 
 
 @dataclass(frozen=True)
-class SelfCheck:
-    """What the self-check measured.
+class Probe:
+    """A random vector with its products, taken to check an operator, from which searches start at no cost.
 
     Attributes:
+        vector: v (1, ...).
+        image: J v.
+        back: J'J v; None where no backward pass was taken that can be trusted.
+        tolerance: largest relative disagreement of two products that the model's precision explains.
+    """
+
+    vector: Tensor
+    image: Tensor
+    back: Tensor | None
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """A Jacobian that has been checked, and what the check measured.
+
+    Attributes:
+        jacobian: the trusted operator.
+        backward: whether its backward products can be trusted.
+        probe: the products that the check took.
         repeat: relative difference of two equal calls.
         difference: of the forward product to central differences, relative; None where there is none but those.
         adjoint: |<Jv, Jv> - <v, J'Jv>| / |J'Jv|; None where no backward pass was asked for, or it failed.
-        way: how forward products are taken from here on.
-        reverse: whether backward products can be trusted.
         sentence: the outcome in words.
-        evaluations: what it took.
-        probe: the products that it took, for searches to start from.
+        evaluations: what the check took.
     """
 
+    jacobian: Jacobian
+    backward: bool
+    probe: Probe
     repeat: float
     difference: float | None
     adjoint: float | None
-    way: str
-    reverse: bool
     sentence: str
     evaluations: int
-    probe: Probe
 
     def report(self) -> dict:
         """What goes into a report."""
-        return {key: value for key, value in vars(self).items() if key != "probe"}
+        return {
+            "repeat": self.repeat,
+            "difference": self.difference,
+            "adjoint": self.adjoint,
+            "mode": self.jacobian.mode,
+            "backward": self.backward,
+            "sentence": self.sentence,
+            "evaluations": self.evaluations,
+        }
 
 
-def self_check(jacobian: Jacobian, seed: int = 0, reverse: bool = True) -> SelfCheck:
-    """Test an operator before it is trusted; 10 evaluations where all is well.
+def self_check(candidate: Jacobian, seed: int = 0, *, backward: bool = True) -> SelfCheck:
+    """Test a Jacobian before it is trusted; 10 evaluations where all is well.
 
-    Calls that must be equal and run the whole network, forward products against central differences, and, with
-    `reverse`, the adjoint identity at u = Jv, where a wrong adjoint cannot hide behind a small inner product. As v is
-    random with norm sqrt(N), <v, e> is about as large as an error e of J'u, so its share of |J'u| is a relative error.
-    Where forward AD fails, `jacobian.way` is from here on the next that passes: double backward (only with `reverse`,
-    for it needs as much memory), or central differences. Where the backward pass fails, `reverse` of the result is
-    False.
+    Calls that must be equal, forward products against central differences, and, with `backward`, the adjoint identity
+    at u = Jv, where a wrong adjoint cannot hide behind a small inner product. As v is random with norm sqrt(N), <v, e>
+    is about as large as an error e of J'u, so its share of |J'u| is a relative error.
+    The trusted operator takes its products in the candidate's mode, or where that fails in the next that passes:
+    double backward (only with `backward`, for it needs as much memory), or central differences. The candidate itself
+    does not change.
 
     Raises:
-        DerivativeError: the model is not repeatable, or too rough.
-        CachedModelError: it does not run its network when it is asked.
+        NotFiniteError: the function's value is not a number.
+        NotRepeatableError: equal calls give different values.
+        NoTrustedModeError: central differences disagree among themselves too, so that nothing can be trusted.
     """
-    v, before = at_every_scale(jacobian.x, seed), jacobian.denoiser.counter.evaluations
-    repeat = _check_repeat(jacobian)
-    product, difference, sentence = _check_forward(jacobian, v, reverse)
-    adjoint, back, failure = _check_adjoint(jacobian, v, product) if reverse else (None, None, "")
-    jacobian.predict(-jacobian.x)  # far from x, where a cache that goes by similarity runs the layers it left out
-    rounded = jacobian.way != DIFFERENCES and PASSED not in sentence
+    v, before = at_every_scale(candidate.x, seed), candidate.counter.evaluations
+    repeat = _check_repeat(candidate)
+    jacobian, product, difference, sentence = _check_forward(candidate, v, backward)
+    adjoint, back, failure = _check_adjoint(jacobian, v, product) if backward else (None, None, "")
+    jacobian.function(-jacobian.x)  # far from x, where a cache that goes by similarity runs the layers it left out
+    rounded = jacobian.mode != DIFFERENCES and PASSED not in sentence
     tolerance = ROUNDED_AGREEMENT if rounded else AGREEMENT
     works = adjoint is not None and adjoint <= tolerance
-    if reverse and not works:
+    if backward and not works:
         failure = failure or f"adjoint error {adjoint:.1e}"
         sentence += f" Backward products failed their self-check ({failure}) and are not used."
-    if not works and jacobian.way != DOUBLE_BACKWARD:
+    if not works and jacobian.mode != DOUBLE_BACKWARD:
         jacobian.release()
-    tolerance = ROUGH_AGREEMENT if jacobian.way == DIFFERENCES else tolerance
+    tolerance = DIFFERENCE_AGREEMENT if jacobian.mode == DIFFERENCES else tolerance
     probe = Probe(v, product, back if works else None, tolerance)
-    evaluations = jacobian.denoiser.counter.evaluations - before
-    return SelfCheck(repeat, difference, adjoint, jacobian.way, works, sentence, evaluations, probe)
+    evaluations = jacobian.counter.evaluations - before
+    return SelfCheck(jacobian, works, probe, repeat, difference, adjoint, sentence, evaluations)
 
 
 def at_every_scale(like: Tensor, seed: int) -> Tensor:
@@ -107,59 +134,54 @@ def at_every_scale(like: Tensor, seed: int) -> Tensor:
     return (total * (total.numel() ** 0.5 / total.norm())).to(like)
 
 
-def _check_repeat(jacobian: Jacobian) -> float:
+def _check_repeat(candidate: Jacobian) -> float:
     """Relative difference of two equal calls."""
-    answers = [jacobian.predict(jacobian.x) for _ in range(2)]
-    if not torch.isfinite(answers[0]).all():
-        msg = (
-            "The model's prediction is not a finite number. Run the model in a higher precision (start ComfyUI with"
-            " --fp32-unet, say)."
-        )
-        raise DerivativeError(msg)
-    repeat = _relative(*answers)
+    repeat = relative_error(candidate.value, candidate.function(candidate.x))
+    if not torch.isfinite(candidate.value).all():
+        msg = "The model's prediction is not a finite number."
+        raise NotFiniteError(msg)
     if not repeat <= 1e-5:
         msg = (
             f"The model gives different answers to the same question (relative difference {repeat:.1e}), so its "
-            "derivatives mean nothing. Remove nodes that add randomness to the MODEL."
+            "derivatives mean nothing."
         )
-        raise DerivativeError(msg)
-    jacobian.value = answers[0]
+        raise NotRepeatableError(msg)
     return repeat
 
 
-def _check_forward(jacobian: Jacobian, v: Tensor, reverse: bool) -> tuple[Tensor, float | None, str]:
-    """A trusted J v, the relative difference to central differences, and a sentence; sets the way and the steps."""
-    asked, reasons, error = jacobian.way, [], None
-    differences = _Differences(jacobian, v)
-    for way in _exact_ways(asked, reverse):
-        jacobian.way = way
+def _check_forward(candidate: Jacobian, v: Tensor, backward: bool) -> tuple[Jacobian, Tensor, float | None, str]:
+    """A trusted operator, its J v, the relative difference to central differences, and a sentence."""
+    reasons, error = [], None
+    differences = _Differences(candidate, v)
+    for mode in _exact_modes(candidate.mode, backward):
+        jacobian = replace(candidate, mode=mode)
         try:
             product = jacobian.matvec(v)
-        except CachedModelError:
-            raise
         except FAILURES as failure:
+            _pass_on(failure)
             jacobian.release()
-            reasons.append(f"{way} failed ({_in_words(failure)})")
+            reasons.append(f"{mode} failed ({_in_words(failure)})")
             if isinstance(failure, torch.cuda.OutOfMemoryError):
                 break  # what is left to try needs more
             continue
         error, sentence = _judge(jacobian, product, differences)
         if sentence:
-            jacobian.one_sided_step = differences.best_one_sided(product)
-            other = "" if way == asked else f"Forward products are taken by {way}, because {' and '.join(reasons)}. "
-            return product, error, other + sentence
+            jacobian = replace(jacobian, one_sided_step=differences.best_one_sided(product))
+            if mode != candidate.mode:
+                sentence = f"Forward products are taken by {mode}, because {' and '.join(reasons)}. {sentence}"
+            return jacobian, product, error, sentence
         jacobian.release()
-        reasons.append(f"{way} disagreed with central differences by {error:.1e}")
-    jacobian.way = DIFFERENCES
+        reasons.append(f"{mode} disagreed with central differences by {error:.1e}")
     reason = " and ".join(reasons) or ASKED_FOR
-    product = differences.best(reason)
-    jacobian.one_sided_step = differences.best_one_sided(product)
-    return product, error, f"Forward products are central differences, because {reason}."
+    step, product = differences.best(reason)
+    one_sided = differences.best_one_sided(product)
+    jacobian = replace(candidate, mode=DIFFERENCES, difference_step=step, one_sided_step=one_sided)
+    return jacobian, product, error, f"Forward products are central differences, because {reason}."
 
 
-def _exact_ways(asked: str, reverse: bool) -> list[str]:
-    """The ways to try before central differences, the one that was asked for first."""
-    if asked == FORWARD_AD and reverse:
+def _exact_modes(asked: str, backward: bool) -> list[str]:
+    """The modes to try before central differences, the one that was asked for first."""
+    if asked == FORWARD_AD and backward:
         return [FORWARD_AD, DOUBLE_BACKWARD]
     return [] if asked == DIFFERENCES else [asked]
 
@@ -174,15 +196,14 @@ class _Differences:
 
     def _at(self, number: int) -> Tensor:
         while len(self.estimates) <= number:
-            self.jacobian.difference_step = DIFFERENCE_STEPS[len(self.estimates)]
-            product, ahead, h = self.jacobian.difference(self.v, self.jacobian.difference_step)
+            product, ahead, h = self.jacobian.difference(self.v, DIFFERENCE_STEPS[len(self.estimates)])
             self.estimates.append(product)
-            self.one_sided.append((ahead - self.jacobian.value) / h)
+            self.one_sided.append((ahead - self.jacobian.value) / h.view(-1, *[1] * (ahead.ndim - 1)))
         return self.estimates[number]
 
     def best_one_sided(self, product: Tensor) -> float | None:
-        """The step at which a one-sided difference is nearest to a trusted product, None where all are too rough."""
-        errors = [_relative(estimate, product) for estimate in self.one_sided]
+        """The step at which a one-sided difference is nearest to a trusted product, None where none is near enough."""
+        errors = [relative_error(estimate, product) for estimate in self.one_sided]
         least = min(errors)
         return DIFFERENCE_STEPS[errors.index(least)] if least <= ONE_SIDED_AGREEMENT else None
 
@@ -193,14 +214,14 @@ class _Differences:
         """
         error = math.inf
         for number in range(len(DIFFERENCE_STEPS)):
-            error = min(error, _relative(product, self._at(number)))
+            error = min(error, relative_error(product, self._at(number)))
             if error <= AGREEMENT:
                 break
         return error
 
     def _changes(self) -> list[float]:
         """Relative changes from one step to the next."""
-        return [_relative(self._at(i), self._at(i + 1)) for i in range(len(DIFFERENCE_STEPS) - 1)]
+        return [relative_error(self._at(i), self._at(i + 1)) for i in range(len(DIFFERENCE_STEPS) - 1)]
 
     @property
     def rounded(self) -> bool:
@@ -216,24 +237,22 @@ class _Differences:
         first, second = (estimate - product for estimate in self.estimates[-2:])
         return float((first * second).sum().abs().sqrt() / product.norm())
 
-    def best(self, reason: str) -> Tensor:
-        """The difference whose result changes least to the next one; its step is the operator's from here on.
+    def best(self, reason: str) -> tuple[float, Tensor]:
+        """The step from which the difference changes least to the next one, and the difference there.
 
         Raises:
-            DerivativeError: the differences disagree at every step.
+            NoTrustedModeError: the differences disagree at every step.
         """
         changes = self._changes()
         number = min(range(len(changes)), key=changes.__getitem__)
-        if not changes[number] <= ROUGH_AGREEMENT:
-            exact = "Set 'derivatives' to 'automatic', or use" if reason == ASKED_FOR else "Use"
+        if not changes[number] <= DIFFERENCE_AGREEMENT:
             msg = (
                 f"No derivative of this model can be trusted: {reason}, and central differences disagree among"
-                f" themselves by {changes[number]:.1e}. {exact} the method 'text', which needs none."
+                f" themselves by {changes[number]:.1e}."
             )
-            raise DerivativeError(msg)
+            raise NoTrustedModeError(msg, asked_for=reason == ASKED_FOR)
         number += self.rounded
-        self.jacobian.difference_step = DIFFERENCE_STEPS[number]
-        return self._at(number)
+        return DIFFERENCE_STEPS[number], self._at(number)
 
 
 def _judge(jacobian: Jacobian, product: Tensor, differences: _Differences) -> tuple[float, str]:
@@ -250,7 +269,7 @@ def _judge(jacobian: Jacobian, product: Tensor, differences: _Differences) -> tu
             "lets it see."
         )
     exact, distance = _judge_unrounded(jacobian, product, differences.v)
-    if exact <= ROUNDED_AGREEMENT and distance <= ROUGH_AGREEMENT:
+    if exact <= ROUNDED_AGREEMENT and distance <= DIFFERENCE_AGREEMENT:
         return exact, (
             "Derivatives are those of the model in plain arithmetic, without the rounding of fast layers; its"
             f" prediction is {distance:.0e} off the sampled one."
@@ -261,8 +280,8 @@ def _judge(jacobian: Jacobian, product: Tensor, differences: _Differences) -> tu
 def _judge_unrounded(jacobian: Jacobian, product: Tensor, v: Tensor) -> tuple[float, float]:
     """Errors of a product and of the prediction where layers that round their inputs (fp8, int8) do not."""
     differences = _Differences(jacobian, v)
-    with jacobian.denoiser.derivative(False):
-        distance = _relative(jacobian.predict(jacobian.x), jacobian.value)
+    with jacobian.differentiable(False):
+        distance = relative_error(jacobian.function(jacobian.x), jacobian.value)
         error = differences.error_of(product)
     if error > AGREEMENT:
         error = min(error, differences.common_error(product)) if differences.rounded else math.inf
@@ -273,17 +292,18 @@ def _check_adjoint(jacobian: Jacobian, v: Tensor, product: Tensor) -> tuple[floa
     """|<Jv, Jv> - <v, J'Jv>| / |J'Jv| and J'Jv, or the reason why there is no J'."""
     try:
         back = jacobian.rmatvec(product)
-    except CachedModelError:
-        raise
     except FAILURES as failure:
+        _pass_on(failure)
         return None, None, _in_words(failure)
     return abs(float(product.square().sum() - (v * back).sum())) / float(back.norm()), back, ""
+
+
+def _pass_on(failure: Exception) -> None:
+    """Raise again what is no failure of a derivative: an error of the host or of this package that says so itself."""
+    if isinstance(failure, LatentDirectionsError) and not isinstance(failure, DerivativeError):
+        raise failure
 
 
 def _in_words(failure: Exception) -> str:
     """The first line of an exception's message, or its kind."""
     return (str(failure) or type(failure).__name__).splitlines()[0][:120]
-
-
-def _relative(value: Tensor, reference: Tensor) -> float:
-    return float((value - reference).norm() / reference.norm().clamp_min(1e-30))

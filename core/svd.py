@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from .errors import ZeroOperatorError
+from .linalg import KrylovBasis, damped_least_squares
 
 Product = Callable[[Tensor], Tensor]
-# A vector counts as inside a space when this share of its norm, or less, is left after projection.
-INSIDE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,79 +42,30 @@ class SingularTriplets:
     converged: bool
 
 
-class Basis:
-    """Orthonormal vectors that grow; the tensors they stand for may have any fixed shape."""
-
-    def __init__(self, vectors: Tensor | None = None) -> None:
-        """Start empty, or from orthonormal vectors (m, ...)."""
-        self.rows: Tensor | None = None if vectors is None else vectors.flatten(1)  # (m, N)
-        self.shape: torch.Size | None = None if vectors is None else vectors.shape[1:]
-
-    def __len__(self) -> int:
-        return 0 if self.rows is None else len(self.rows)
-
-    def split(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Write (p, ...) vectors as basis @ inside + new @ outside, with new (q, N) orthonormal and off the basis.
-
-        Returns:
-            inside (m, p), new (q, N), outside (q, p); coefficients in float64.
-        """
-        self.shape = vectors.shape[1:]
-        flat = vectors.flatten(1)
-        inside = torch.zeros(len(self), len(flat), dtype=torch.float64)
-        norms = flat.norm(dim=1)
-        if len(self):
-            for _ in range(2):  # twice is enough (Kahan)
-                coefficients = flat @ self.rows.T  # (p, m)
-                flat = flat - coefficients @ self.rows
-                inside += coefficients.T.cpu().double()
-        new: list[Tensor] = []
-        outside = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-        for i, vector in enumerate(flat):
-            for _ in range(2):
-                for j, other in enumerate(new):
-                    coefficient = other @ vector
-                    vector = vector - coefficient * other
-                    outside[j, i] += float(coefficient)
-            norm = float(vector.norm())
-            if norm > INSIDE * float(norms[i]):
-                outside[len(new), i] = norm
-                new.append(vector / norm)
-        empty = flat.new_zeros(0, flat.shape[1])
-        return inside, torch.stack(new) if new else empty, outside[: len(new)]
-
-    def append(self, new: Tensor) -> None:
-        """Add orthonormal rows (q, N) from `split`."""
-        self.rows = new if self.rows is None else torch.cat([self.rows, new])
-
-    def combine(self, coefficients: Tensor) -> Tensor:
-        """The vectors with the given coefficients (m, k), stacked along the first dimension."""
-        return (coefficients.T.to(self.rows) @ self.rows).view(-1, *self.shape)
-
-
 class Bidiagonalisation:
     """A V = U B with orthonormal U and V, grown a block at a time from start vectors (p, ...).
 
     From right start vectors B is upper bidiagonal; from left ones it is lower bidiagonal, at the price of one more
     product with A'. With p > 1 it is so in blocks, and each product runs p vectors at once, which a GPU likes.
+    Memory for `capacity` vectors on each side is reserved at once.
     """
 
-    def __init__(self, matvec: Product, rmatvec: Product, start: Tensor, *, left: bool = False):
+    def __init__(self, matvec: Product, rmatvec: Product, start: Tensor, *, left: bool = False, capacity: int = 16):
         self._matvec, self._rmatvec = matvec, rmatvec
-        self.left, self.right = Basis(), Basis()
+        self.left, self.right = KrylovBasis(capacity), KrylovBasis(capacity)
         _, first, coefficients = (self.left if left else self.right).split(start)
         if not torch.isfinite(start).all() or not len(first):
             msg = "the start vector of a bidiagonalisation must be finite and not zero"
             raise ZeroOperatorError(msg)
         self.matrix = torch.zeros(0, 0, dtype=torch.float64)
         self.pairs, self._last = 0, 0
-        self._next, self._carry = first, self.matrix
+        self._next, self._next_coefficients = first, self.matrix
         if left:
             self.start = coefficients  # start = left @ self.start
             self.left.append(first)
             self.matrix = torch.zeros(len(first), 0, dtype=torch.float64)
             self._last = len(first)
-            self._next, self._carry = self._transpose_of(first)
+            self._next, self._next_coefficients = self._transpose_of(first)
 
     @property
     def exhausted(self) -> bool:
@@ -147,22 +97,20 @@ class Bidiagonalisation:
         rows = self.matrix.new_zeros(len(new), self.matrix.shape[1])
         self.matrix = torch.cat([torch.cat([self.matrix, rows]), torch.cat([inside, outside])], dim=1)
         self._last = len(new)
-        self._next, self._carry = self._transpose_of(new)
+        self._next, self._next_coefficients = self._transpose_of(new)
 
     def triplets(self, k: int, tol: float) -> SingularTriplets:
-        """The k leading triplets that this space holds."""
+        """The k leading triplets that this space contains, or all of them where it has fewer."""
         p, s, qh = torch.linalg.svd(self.matrix, full_matrices=False)
-        held = min(k, len(s))
-        # A'U - V B' = (next right vectors) carry on the last left block: the residual costs no product
-        rest = self._carry @ p[len(p) - self._last :, :held] if len(self._carry) else p.new_zeros(1, held)
-        residuals = rest.norm(dim=0) / s[0].clamp_min(1e-300)
+        count = min(k, len(s))
+        residuals = self._along_next(p[:, :count]).norm(dim=0) / s[0].clamp_min(1e-300)
         return SingularTriplets(
-            left=self.left.combine(p[:, :held]),
-            values=s[:held],
-            right=self.right.combine(qh[:held].T),
+            left=self.left.combine(p[:, :count]),
+            values=s[:count],
+            right=self.right.combine(qh[:count].T),
             residuals=residuals,
             pairs=self.pairs,
-            converged=held == k and bool((residuals <= tol).all()),
+            converged=count == k and bool((residuals <= tol).all()),
         )
 
     def least_squares(self, damping: float) -> tuple[Tensor, float]:
@@ -170,11 +118,19 @@ class Bidiagonalisation:
         b = self.matrix
         rhs = b.new_zeros(len(b))
         rhs[: len(self.start)] = self.start[:, 0]
-        y = torch.linalg.solve(b.T @ b + damping * torch.eye(b.shape[1], dtype=b.dtype), b.T @ rhs)
-        # A'(A v - start) + damping v lies along the next right vectors
-        missing = (b @ y - rhs)[len(b) - self._last :]
-        gradient = float((self._carry @ missing).norm()) if len(self._carry) else 0.0
+        y = damped_least_squares(b, rhs, damping)
+        # the gradient A'(A v - start) + damping v lies along the next right vectors
+        gradient = float(self._along_next(b @ y - rhs).norm())
         return self.right.combine(y[:, None]), gradient / float((b.T @ rhs).norm())
+
+    def _along_next(self, coefficients: Tensor) -> Tensor:
+        """The part of A' U c along the next right vectors, where A' U c leaves the space; c (m,) or (m, k).
+
+        It takes no product: only A' of the last left block has such a part, and its coefficients are known.
+        """
+        if not len(self._next_coefficients):
+            return coefficients.new_zeros(1, *coefficients.shape[1:])
+        return self._next_coefficients @ coefficients[len(coefficients) - self._last :]
 
 
 def partial_svd(
@@ -192,12 +148,16 @@ def partial_svd(
         max_pairs: where to stop without convergence, which the result then says.
 
     A space grown from few vectors finds the second of two close values late, and until then no residual tells. So it
-    grows by k // 3 more pairs once all residuals are within the tolerance, in which it would show.
+    grows by k // 3 more pairs once all residuals are within the tolerance, in which such a value would appear.
 
     Source: Golub-Kahan-Lanczos with full reorthogonalisation; the stop test is the exact residual, which the
     bidiagonal matrix gives without a product.
+
+    Raises:
+        ZeroOperatorError: A sends the start vectors to zero.
     """
-    space, enough = Bidiagonalisation(matvec, rmatvec, start), None
+    space = Bidiagonalisation(matvec, rmatvec, start, capacity=max_pairs + len(start))
+    enough = None
     while not space.exhausted and space.pairs < max_pairs:
         space.grow()
         if not len(space.left):
@@ -216,16 +176,19 @@ def least_squares(
     """The smallest v (1, ...) with A v near `target` (1, ...): min |A v - target|^2 + damping |v|^2.
 
     Returns:
-        v, the pairs spent, and the relative residual of the normal equations that was reached.
+        v, the pairs spent, and the relative gradient |A'(A v - target) + damping v| / |A' target| that was reached.
 
     Source: LSQR (Paige and Saunders 1982), here with full reorthogonalisation and the small problem solved in float64.
+
+    Raises:
+        ZeroOperatorError: A' sends the target to zero, so that no v brings A v nearer to it.
     """
-    space = Bidiagonalisation(matvec, rmatvec, target, left=True)
+    space = Bidiagonalisation(matvec, rmatvec, target, left=True, capacity=max_pairs + len(target))
     if space.exhausted:
         msg = "the operator sends the wanted change to zero, so no move can make it"
         raise ZeroOperatorError(msg)
     while True:
         space.grow()
-        solution, residual = space.least_squares(damping)
-        if residual <= tol or space.exhausted or space.pairs >= max_pairs:
-            return solution, space.pairs, residual
+        solution, gradient = space.least_squares(damping)
+        if gradient <= tol or space.exhausted or space.pairs >= max_pairs:
+            return solution, space.pairs, gradient

@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import demo, encode, identify, inspect, library, manipulate
+from . import demo_model, encode, identify, inspect, library, manipulate
 
 
 class LatentDirectionsExtension(ComfyExtension):
@@ -15,4 +15,4 @@ class LatentDirectionsExtension(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*encode.NODES, *identify.NODES, *manipulate.NODES, *inspect.NODES, *library.NODES, *demo.NODES]
+        return [*encode.NODES, *identify.NODES, *manipulate.NODES, *inspect.NODES, *library.NODES, *demo_model.NODES]

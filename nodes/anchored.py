@@ -7,11 +7,12 @@ reference path; PREDICT_NOISE gives the anchored prediction.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import comfy.samplers
 import torch
@@ -19,15 +20,16 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.anchor import SNAP, NoisePaths, ReferenceCache, anchored_prediction, orthonormal_span, snap_to_reference
+from ..core.anchor import SNAP, AnchoredPrediction, Move, moved_noise, snap_to_reference
 from ..core.denoiser import EvaluationCounter
 from ..core.direction import KeepPair
-from ..core.errors import InputError, UnsupportedSamplerError
-from .derivatives import drop_step_caches
+from .caches import drop_step_caches
+from .errors import InputError, UnsupportedSamplerError
 from .fingerprint import settings_of
 from .host import counted, first_noise
-from .own_prompts import KEY, SOURCE, as_positive, converted, digest, keep_names
+from .own_prompts import KEY, as_positive, converted, digest
 from .progress import peak_megabytes, reset_peak
+from .sockets import Inversion
 
 KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
 # A sampler is exact for a constant prediction when it stays this close to the reference path, relative.
@@ -40,89 +42,41 @@ GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler
 
 
 @dataclass
-class RunStatistics:
-    """What the sampling runs on one inversion have cost so far, and of the latest run alone what a report says.
-
-    Attributes:
-        last_peak_megabytes: peak memory on a CUDA device; None elsewhere.
-        last_return_error: how far the sampler strays when it returns to the picture, relative, by the proof before the
-            run; None where the run did not get as far.
-        last_remarks: sentences on what was done to the MODEL for the run.
-    """
-
-    runs: int = 0
-    evaluations: int = 0
-    seconds: float = 0.0
-    last_evaluations: int = 0
-    last_seconds: float = 0.0
-    last_peak_megabytes: float | None = None
-    last_return_error: float | None = None
-    last_remarks: list[str] = field(default_factory=list)
-
-    def add(
-        self,
-        evaluations: int,
-        seconds: float,
-        peak_megabytes: float | None,
-        return_error: float | None,
-        remarks: list[str],
-    ) -> None:
-        """Count one run, whether it came to its end or not."""
-        self.runs += 1
-        self.evaluations += evaluations
-        self.seconds += seconds
-        self.last_evaluations, self.last_seconds = evaluations, seconds
-        self.last_peak_megabytes, self.last_return_error, self.last_remarks = peak_megabytes, return_error, remarks
-
-
-@dataclass
 class _Run:
-    """One sampling run: the picture and its noises on the device, and whether the sampler is only being proved."""
+    """One sampling run: its guider and prediction, and whether the sampler is only being proved."""
 
     guider: comfy.samplers.CFGGuider
-    x0: Tensor
-    noise: Tensor  # of the reference path that sampling starts on
-    noises: list[Tensor]  # of all reference paths; empty where they are drawn anew at every level
-    settings: tuple
+    prediction: AnchoredPrediction
     proving: bool = True
-    deviation: float = 0.0
+    deviation: float = 0.0  # of the sampler from the reference path, relative
 
 
 @dataclass
 class Anchor:
-    """What the wrappers need of an encoded picture, and where a direction has moved it.
+    """The wrappers that anchor a MODEL at an encoded picture, and what is moved from there.
 
     Attributes:
-        latent: the encoded picture, ComfyUI's latent space, (B, C, H, W).
-        paths: the noises of the reference paths, model space.
-        start_noise: the noise that sampling starts from: `paths.base`, moved along a direction or not.
-        sigma: noise level sigma* that sampling starts at, at the highest.
-        source: conditioning that describes the encoded picture.
-        keep: pairs of prompts whose difference no step may follow.
-        weight: w, how much of the model's change is let through; 1 by default.
+        inversion: the encoded picture.
+        moves: what is moved and how far; a change of the words is already in the conditioning that the sampler gets.
+        keep: the pairs of prompts that the moves name as what is to be kept.
+        weight: how much of the model's change is let through.
     """
 
-    latent: Tensor
-    paths: NoisePaths
-    start_noise: Tensor
-    sigma: float
-    source: list
-    cache: ReferenceCache
-    statistics: RunStatistics
+    inversion: Inversion
+    moves: tuple[Move, ...] = ()
     keep: tuple[KeepPair, ...] = ()
     weight: float = 1.0
     _run: _Run | None = field(default=None, repr=False)
 
-    def attach(self, model: ModelPatcher) -> ModelPatcher:
-        """A clone of `model` that samples back to the picture; an anchor that was there before is replaced."""
-        clone = detach(model)
+    def __post_init__(self):
+        self.start_noise = moved_noise(self.inversion.paths.base, self.moves, self.inversion.scale[1])
+
+    def model(self) -> ModelPatcher:
+        """A clone of the artist's MODEL that samples back to the picture."""
+        clone = detach(self.inversion.source_model)
         for kind, wrapper in zip(KINDS, (self._outer_sample, self._sampler_sample, self._predict_noise), strict=True):
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         return clone
-
-    def moved(self, start_noise: Tensor, keep: tuple[KeepPair, ...], weight: float = 1.0) -> Anchor:
-        """The same anchor, started elsewhere; the reference predictions stay shared."""
-        return replace(self, start_noise=start_noise, keep=keep, weight=weight, _run=None)
 
     def _outer_sample(
         self,
@@ -137,11 +91,11 @@ class Anchor:
         seed=None,
         **options,
     ):
-        guider = executor.class_obj
-        if latent_image.shape != self.latent.shape:
+        guider, latent = executor.class_obj, self.inversion.latent["samples"]
+        if latent_image.shape != latent.shape:
             msg = (
                 f"The sampler was given a latent of shape {tuple(latent_image.shape)}, but the encoded picture's is "
-                f"{tuple(self.latent.shape)}. Connect the LATENT of Invert Image to the sampler."
+                f"{tuple(latent.shape)}. Connect the LATENT of Invert Image to the sampler."
             )
             raise InputError(msg)
         if "positive" not in guider.conds:
@@ -154,7 +108,7 @@ class Anchor:
         remarks = drop_step_caches(guider.model_options["transformer_options"].get("wrappers", {}))
         for remark in remarks:
             logging.info("Latent Directions: %s", remark)
-        guider.conds |= converted(self.source, self.keep)
+        guider.conds |= converted(self.inversion.positive, self.keep)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         reset_peak(guider.model_patcher.load_device)
         counter, started = EvaluationCounter(), time.perf_counter()
@@ -162,7 +116,7 @@ class Anchor:
             with counted(guider.model_patcher, counter):
                 samples = executor(
                     noise if continued else first_noise(self._start(denoise_mask), model_sampling, sigmas[0]),
-                    latent_image if continued else self.latent,
+                    latent_image if continued else latent,
                     sampler,
                     sigmas,
                     denoise_mask,
@@ -172,59 +126,67 @@ class Anchor:
                     **options,
                 )
             # the sampler's own rounding at the end, as far as the proof has shown it, would still flip 8-bit pixels
-            return snap_to_reference(samples, self.latent.to(samples), max(ROUNDING, 2 * self._run.deviation))
+            return snap_to_reference(samples, latent.to(samples), max(ROUNDING, 2 * self._run.deviation))
         finally:
             run, self._run = self._run, None
             proved = None if run is None or run.proving else run.deviation
             seconds = round(time.perf_counter() - started, 3)
-            self.statistics.add(counter.evaluations, seconds, peak_megabytes(guider.model_patcher), proved, remarks)
+            memory = peak_megabytes(guider.model_patcher)
+            self.inversion.statistics.add(counter.evaluations, seconds, memory, proved, remarks)
 
     def _start(self, denoise_mask: Tensor | None) -> Tensor:
         """The noise to start from; outside a noise mask, where nothing may change, it is not moved."""
         if denoise_mask is None:
             return self.start_noise
-        base = self.paths.base
+        base = self.inversion.paths.base
         return base + denoise_mask.to(base) * (self.start_noise - base)
 
     def _continues(self, noise: Tensor, latent_image: Tensor, sigmas: Tensor) -> bool:
         """Whether the sampler goes on from where another one stopped: no noise of its own, and a latent on the way."""
-        on_the_way = float(sigmas[0]) <= self.sigma * (1 + 1e-6)
-        return on_the_way and not noise.any() and not torch.equal(latent_image.cpu(), self.latent.cpu())
+        below_start = float(sigmas[0]) <= self.inversion.sigma * (1 + 1e-6)
+        encoded = self.inversion.latent["samples"]
+        return below_start and not noise.any() and not torch.equal(latent_image.cpu(), encoded.cpu())
 
     def _from_start_level(self, sigmas: Tensor) -> Tensor:
         """The schedule from sigma* down: points above it are cut, and sigma* itself is the first, never rounded."""
-        if float(sigmas[0]) <= self.sigma * (1 + 1e-6):
+        start = self.inversion.sigma
+        if float(sigmas[0]) <= start * (1 + 1e-6):
             return sigmas
-        below = sigmas[sigmas < self.sigma * (1 - 1e-4)]
+        below = sigmas[sigmas < start * (1 - 1e-4)]
         # multistep samplers magnify rounding by the ratio of a step to a much shorter one before it
-        if len(below) > 1 and self.sigma - below[0] < 0.1 * (below[0] - below[1]):
+        if len(below) > 1 and start - below[0] < 0.1 * (below[0] - below[1]):
             below = below[1:]
-        return torch.cat([sigmas.new_tensor([self.sigma]), below])
+        return torch.cat([sigmas.new_tensor([start]), below])
 
     def _sampler_sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
-        noises = [] if self.paths.fresh else [noise.to(latent_image) for noise in self.paths.at(float(sigmas[0]))]
-        run = self._run = _Run(
-            guider,
-            guider.inner_model.process_latent_in(self.latent.to(latent_image)),
-            noises[0] if noises else self.paths.base.to(latent_image),
-            noises,
+        model = guider.inner_model
+        prediction = AnchoredPrediction(
+            model.process_latent_in(self.inversion.latent["samples"].to(latent_image)),
+            self.inversion.paths,
+            functools.partial(_noised, model.model_sampling),
+            self.moves,
+            self.weight,
+            self.inversion.cache,
             settings_of(guider, None if denoise_mask is None else digest(denoise_mask), KEY),
         )
+        run = self._run = _Run(guider, prediction)
         # proved on the unmoved start, with the same sampler, schedule and code as the run itself
-        unmoved = first_noise(run.noise, guider.inner_model.model_sampling, sigmas[0])
+        unmoved = first_noise(prediction.noise, model.model_sampling, sigmas[0])
         # some samplers write into the schedule they are given
-        end = executor(guider, sigmas.clone(), dict(extra_args), None, unmoved, run.x0, denoise_mask, True)
+        end = executor(guider, sigmas.clone(), dict(extra_args), None, unmoved, prediction.x0, denoise_mask, True)
         self._check_return(end, sigmas[-1])
         run.proving = False
+        # the sampler's own rounding, as far as the proof has shown it, is no move either
+        prediction.snap = max(SNAP, 2 * run.deviation)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
     def _check_return(self, end: Tensor, sigma: Tensor) -> None:
         """With the constant prediction x0 the sampler must have stayed on the reference path and ended on it."""
         run = self._run
-        expected = run.guider.inner_model.model_sampling.inverse_noise_scaling(sigma, self._reference(sigma, run.noise))
-        run.deviation = max(run.deviation, _distance(end, expected))
+        scaling = run.guider.inner_model.model_sampling.inverse_noise_scaling
+        run.deviation = max(run.deviation, _distance(end, scaling(sigma, run.prediction.reference(float(sigma)))))
         if not run.deviation <= PATH_TOLERANCE:
             msg = (
                 "This sampler adds noise of its own or leaves the path back to the encoded picture (by"
@@ -232,39 +194,28 @@ class Anchor:
             )
             raise UnsupportedSamplerError(msg)
 
-    def _reference(self, sigma: Tensor, noise: Tensor) -> Tensor:
-        """x_ref = a x0 + b n."""
-        scaling = self._run.guider.inner_model.model_sampling.noise_scaling
-        return scaling(sigma.reshape(1), noise.clone(), self._run.x0)
-
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
-        run, sigma = self._run, timestep.flatten()[0]
-        x_ref = self._reference(sigma, run.noise)
+        run, sigma = self._run, float(timestep.flatten()[0])
         if run.proving:
             _check_guidance(model_options or {}, run.guider.model_options)
-            run.deviation = max(run.deviation, _distance(x, x_ref))
-            return run.x0.clone()
-        # the sampler's own rounding, as far as the proof has shown it, is no move either
-        moved = snap_to_reference(x, x_ref, max(SNAP, 2 * run.deviation)) - x_ref
-        noises = run.noises or [noise.to(x) for noise in self.paths.at(float(sigma))]
-        paths = [self._reference(sigma, noise) for noise in noises]
+            run.deviation = max(run.deviation, _distance(x, run.prediction.reference(sigma)))
+            return run.prediction.x0.clone()
 
-        def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-            return self.cache.get((name, self.paths.seeds, float(sigma), run.settings), compute)
+        def predictions(point: Tensor, _sigma: float, prompts: Sequence[str]) -> list[Tensor]:
+            """Guidance, negative prompt and options are those of the run."""
+            found = []
+            for prompt in prompts:
+                with as_positive(run.guider, prompt):
+                    found.append(executor(point, timestep, model_options, seed))
+            return found
 
-        def on_paths(prompt: str) -> Tensor:
-            """Mean of D on the reference paths under a prompt of ours, guidance and negative prompt as in the run."""
-            with as_positive(run.guider, prompt):
-                return _mean(executor(path, timestep, model_options, seed) for path in paths)
+        return run.prediction(x, sigma, predictions)
 
-        edited = _mean(executor(path + moved, timestep, model_options, seed) for path in paths)
-        basis = None
-        if self.keep:
-            names = tuple(keep_names(pair) for pair in self.keep)
-            basis = cached(
-                names, lambda: orthonormal_span([on_paths(present) - on_paths(absent) for present, absent in names])
-            )
-        return anchored_prediction(run.x0, edited, cached(SOURCE, lambda: on_paths(SOURCE)), self.weight, basis)
+
+def _noised(model_sampling, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """a x0 + b n by the model's own scaling, which may write into the noise it is given."""
+    level = torch.tensor([sigma], dtype=torch.float32, device=x0.device)
+    return model_sampling.noise_scaling(level, noise.clone(), x0)
 
 
 def detach(model: ModelPatcher) -> ModelPatcher:
@@ -273,11 +224,6 @@ def detach(model: ModelPatcher) -> ModelPatcher:
     for kind in KINDS:
         clone.remove_wrappers_with_key(kind, KEY)
     return clone
-
-
-def _mean(tensors: Iterable[Tensor]) -> Tensor:
-    first, *others = tensors
-    return first if not others else sum(others, first) / (1 + len(others))
 
 
 def _check_guidance(model_options: dict, of_the_run: dict) -> None:

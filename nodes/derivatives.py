@@ -2,7 +2,8 @@
 
 - Inference mode makes products silently zero, so callers leave it first (nodes/host.py).
 - `in_training` switches off fused kernels that drop tangents (rotary embeddings of Flux, Lumina, Qwen-Image, Wan).
-- Attention is swapped for core/attention.py.
+- Attention and operations that write into a given tensor are replaced as core/attention.py does, wherever they are
+  called: some models ignore ComfyUI's attention override.
 - Backward passes need layers that save no weights: loaded weights are inference tensors, and may be
   offloaded or quantized.
 - Layers that round their inputs (fp8 and int8 products) take exact products with the same weights.
@@ -20,13 +21,11 @@ import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
-from torch.overrides import TorchFunctionMode
 
-from ..core import attention
+from ..core.attention import DifferentiableFunctions
 from ..core.errors import DerivativeError
+from .caches import drop_step_caches
 
-# ComfyUI's step caches by the keys of their wrappers.
-STEP_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 COMPILE_KEY = "torch.compile"  # of the wrapper that Torch Compile Model adds
 OTHER_ATTENTION = (
     "Another node has put an attention of its own on the MODEL. Exact derivatives go through plain attention in its"
@@ -51,19 +50,6 @@ def derivative_clone(model: ModelPatcher) -> tuple[ModelPatcher, list[str]]:
     return clone, remarks
 
 
-def drop_step_caches(wrappers: dict[str, dict[str, list]]) -> list[str]:
-    """Take step caches off a MODEL's or a run's own wrappers: they answer for one path where we ask for several.
-
-    Returns:
-        A sentence for a report that says which were taken off; empty where there were none.
-    """
-    dropped = {key for of_kind in wrappers.values() for key in STEP_CACHES if of_kind.pop(key, None)}
-    if not dropped:
-        return []
-    names = " and ".join(STEP_CACHES[key] for key in sorted(dropped))
-    return [f"{names} on the MODEL was left out: it reuses earlier answers, and here each must be the model's own."]
-
-
 def swaps_weights(conds: dict[str, list[dict]]) -> bool:
     """Whether a prompt of a guider carries a hook that changes weights; hooks of other kinds change none."""
     groups = [entry.get("hooks") for entries in conds.values() for entry in entries]
@@ -86,14 +72,14 @@ def derivative_mode(diffusion_model: torch.nn.Module, hooked: bool, reverse: boo
         comfy.model_management.in_training = True
         stack.callback(setattr, comfy.model_management, "in_training", training)
         stack.enter_context(_differentiable_layers(diffusion_model, reverse))
-        stack.enter_context(_Swap())
+        stack.enter_context(DifferentiableFunctions(_PLAIN_KERNELS))
         yield
 
 
 def _attention(override, remarks, func, q, k, v, heads, *args, **kwargs):
     """An attention override: another node's own or ComfyUI's outside derivatives, plain torch attention inside.
 
-    ComfyUI's attention_pytorch knows every argument convention; inside derivative_mode its fused call is swapped.
+    ComfyUI's attention_pytorch knows every argument convention; inside derivative_mode its fused call is replaced.
     """
     if comfy.model_management.in_training:
         if override is not None and OTHER_ATTENTION not in remarks:
@@ -104,28 +90,11 @@ def _attention(override, remarks, func, q, k, v, heads, *args, **kwargs):
     return func(q, k, v, heads, *args, **kwargs)
 
 
-class _Swap(TorchFunctionMode):
-    """Replaces torch's fused attention and ComfyUI's fused norms and rotary embeddings wherever they are called.
-
-    Some models ignore the attention override, and some (Cosmos-Predict2, Anima) use fused kernels, which drop
-    tangents and gradients, even in training. ComfyUI's kernel library has the same functions in plain torch.
-    Functions that write into a given tensor have no derivative (attention in chunks takes its exponential so); writing
-    afterwards has one.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            func = attention.scaled_dot_product_attention
-        elif isinstance(func, torch._ops.OpOverloadPacket):
-            func = _PLAIN_KERNELS.get(str(func), func)
-        elif isinstance(kwargs.get("out"), torch.Tensor):
-            return kwargs.pop("out").copy_(func(*args, **kwargs))
-        return func(*args, **kwargs)
-
-
 def _plain_kernels() -> dict[str, Callable]:
-    """ComfyUI's fused norms and rotary embeddings by the names of their operators, in plain torch."""
+    """ComfyUI's fused norms and rotary embeddings by the names of their operators, in plain torch.
+
+    Some models (Cosmos-Predict2, Anima) call the fused ones, which drop tangents and gradients, even in training.
+    """
     try:
         from comfy_kitchen.backends import eager
     except ImportError:  # a ComfyUI without them

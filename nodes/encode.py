@@ -11,15 +11,16 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..core.anchor import NoisePaths, ReferenceCache
-from ..core.denoiser import Denoiser
-from ..core.errors import InputError
-from ..core.inversion import INVERSIONS, controlled_inversion, invert_ode, seeded_noise
+from ..core.anchor import NoisePaths
+from ..core.denoiser import SOURCE, Denoiser
+from ..core.inversion import INVERSIONS, controlled_inversion, invert, seeded_noise
 from ..core.metrics import psnr
-from .anchored import Anchor, RunStatistics, detach
-from .host import family_of, finite, first_noise, is_flow, run, scale_at
+from ..core.search import NEGATIVE
+from .anchored import Anchor, detach
+from .errors import InputError, with_advice
+from .host import finite, first_noise, run
 from .prompts import negative_prompt
-from .sampling import noise_level, sample_euler, schedule_from
+from .sampling import is_flow, noise_level, sample_euler, scale_at, schedule_from
 from .sizes import is_padded, refuse_size, size_report
 from .sockets import EncodedNoise, Inversion, InversionSocket
 
@@ -165,6 +166,7 @@ class InvertImage(io.ComfyNode):
         )
 
     @classmethod
+    @with_advice
     def execute(
         cls,
         model,
@@ -188,7 +190,7 @@ class InvertImage(io.ComfyNode):
         sigma = noise_level(model_sampling, level, sigma)
         scale = scale_at(model, sigma)
         _check_method(model, method, noise)
-        prompts = {"source": positive, **negative_prompt(model, guidance, negative)}
+        prompts = {SOURCE: positive, **negative_prompt(model, guidance, negative)}
         sigmas = schedule_from(model_sampling, scheduler, steps, sigma)
         ascending = [float(s) for s in sigmas.flip(0) if s > 0]
         drift: list[float] = []
@@ -197,7 +199,7 @@ class InvertImage(io.ComfyNode):
 
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
             if method in INSTANT:
-                if is_padded(model, x0):
+                if is_padded(model, x0.shape):
                     denoiser(x0, sigma)  # the only one: not every network can pad
                 return noise.generate_noise(latent).to(x0) if method == GENERATED else seeded_noise(x0, seed)
 
@@ -208,16 +210,18 @@ class InvertImage(io.ComfyNode):
             if method == CONTROLLED:
                 x = controlled_inversion(denoiser, x0, ascending, seeded_noise(x0, seed), on_step=on_step)
             else:
-                x = invert_ode(denoiser, x0, ascending, method=method, guidance=guidance, on_step=on_step)
+                x = invert(denoiser, x0, ascending, method=method, guidance=guidance, on_step=on_step)
             return denoiser.noise_of(finite(x), x0, sigma)
 
         try:
             found, cost = run(model, prompts, latent, sigma, body, expected=expected)
         except RuntimeError as error:
-            refuse_size(model, latent["samples"], error)
+            refuse_size(model, latent["samples"].shape, error)
             raise
-        paths = NoisePaths(found.cpu(), *_more_paths(method, seed, seeds))
-        inversion = make_inversion(model, prompts, latent, paths, sigma, scale)
+        found = found.cpu()
+        paths = NoisePaths(found, *_more_paths(method, seed, seeds))
+        inversion = Inversion(model, positive, prompts.get(NEGATIVE, []), latent, paths, sigma, scale)
+        anchored = Anchor(inversion).model()
         report = {
             "stage": "encode",
             "method": method,
@@ -225,42 +229,18 @@ class InvertImage(io.ComfyNode):
             "steps": len(sigmas) - 1,
             "family": inversion.family,
             "latent": list(latent["samples"].shape),
-            **size_report(model, latent["samples"], vae),
+            **size_report(model, latent["samples"].shape, vae),
             **cost,
             "drift_per_step": drift,
         }
         preview = None
         if vae is not None:
-            checked, picture = _check_return(inversion, sigmas, vae)
+            checked, picture = _check_return(inversion, anchored, sigmas, vae)
             report |= checked
             preview = ui.PreviewImage(picture, cls=cls)
         return io.NodeOutput(
-            latent, inversion.noise, sigmas, inversion.model, inversion, json.dumps(report, indent=1), ui=preview
+            latent, EncodedNoise(found), sigmas, anchored, inversion, json.dumps(report, indent=1), ui=preview
         )
-
-
-def make_inversion(
-    model: ModelPatcher,
-    prompts: dict[str, list],
-    latent: dict,
-    paths: NoisePaths,
-    sigma: float,
-    scale: tuple[float, float],
-) -> Inversion:
-    """Bundle an encoded picture with the anchored model that returns to it."""
-    anchor = Anchor(latent["samples"], paths, paths.base, sigma, prompts["source"], ReferenceCache(), RunStatistics())
-    return Inversion(
-        source_model=model,
-        model=anchor.attach(model),
-        anchor=anchor,
-        positive=prompts["source"],
-        negative=prompts.get("negative", []),
-        latent=latent,
-        noise=EncodedNoise(paths.base),
-        sigma=sigma,
-        scale=scale,
-        family=family_of(model),
-    )
 
 
 def evaluations_of(method: str, steps: int) -> int:
@@ -292,22 +272,22 @@ def _more_paths(method: str, seed: int, seeds: int) -> tuple[tuple[int, ...], bo
     return (tuple(range(seed + 1, seed + seeds)) if method == SEEDED else ()), False
 
 
-def _check_return(inversion: Inversion, sigmas: Tensor, vae) -> tuple[dict, Tensor]:
+def _check_return(inversion: Inversion, anchored: ModelPatcher, sigmas: Tensor, vae) -> tuple[dict, Tensor]:
     """How well the picture comes back with and without the anchor: PSNR to the VAE's picture, and all three."""
-    model, noise = inversion.source_model, inversion.noise.noise
+    model, noise = inversion.source_model, inversion.paths.base
     plain = first_noise(noise, model.get_model_object("model_sampling"), sigmas[0])
     latents = (
         inversion.latent["samples"],
         sample_euler(model, plain, sigmas, inversion.positive, inversion.latent, inversion.negative),
-        sample_euler(inversion.model, noise, sigmas, inversion.positive, inversion.latent, inversion.negative),
+        sample_euler(anchored, noise, sigmas, inversion.positive, inversion.latent, inversion.negative),
     )
-    expected, without, anchored = (vae.decode(finite(samples)).clamp(0, 1) for samples in latents)
+    expected, without, returned = (vae.decode(finite(samples)).clamp(0, 1) for samples in latents)
     report = {
         "psnr_db_without_anchor": psnr(without, expected),
-        "psnr_db_with_anchor": psnr(anchored, expected),
+        "psnr_db_with_anchor": psnr(returned, expected),
         "zero_strength_max_abs_diff": float((latents[2].cpu() - latents[0].cpu()).abs().max()),
     }
-    return report, torch.cat([expected, without, anchored], dim=-2)
+    return report, torch.cat([expected, without, returned], dim=-2)
 
 
 NODES = [InvertImage]

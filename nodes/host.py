@@ -18,10 +18,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..core.denoiser import Denoiser, EvaluationCounter, linear_scale
-from ..core.errors import InputError, UnsupportedModelError
+from ..core.denoiser import SOURCE, Denoiser, EvaluationCounter
+from .caches import CacheDetector
 from .derivatives import derivative_clone, derivative_mode, swaps_weights
+from .errors import InputError, UnsupportedModelError
 from .progress import SearchProgress, peak_megabytes, reset_peak
+from .sampling import linear_scale
 
 Result = TypeVar("Result")
 
@@ -29,17 +31,6 @@ Result = TypeVar("Result")
 def family_of(model: ModelPatcher) -> str:
     """ComfyUI's name of the model family, such as "SDXL" or "SD3": directions carry over only within one."""
     return type(model.model.model_config).__name__
-
-
-def scale_at(model: ModelPatcher, sigma: float) -> tuple[float, float]:
-    """(a, b) of the model's noise process x = a x0 + b n at sigma; refuses what is not of this form."""
-    return linear_scale(model.get_model_object("model_sampling").noise_scaling, sigma)
-
-
-def is_flow(model: ModelPatcher) -> bool:
-    """Whether the model is a flow model with x = (1 - sigma) x0 + sigma n."""
-    a, b = scale_at(model, 0.5)
-    return abs(a - 0.5) < 1e-4 and abs(b - 0.5) < 1e-4
 
 
 def first_noise(noise: Tensor, model_sampling, sigma: Tensor) -> Tensor:
@@ -106,7 +97,7 @@ def counted(model: ModelPatcher, counter: EvaluationCounter) -> Iterator[None]:
 class _PromptGuider(comfy.samplers.CFGGuider):
     """A guider that answers for whichever of its prompts is asked for."""
 
-    prompt, guidance = "source", 1.0
+    prompt, guidance = SOURCE, 1.0
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         """Denoised prediction under the chosen prompt and guidance."""
@@ -136,20 +127,23 @@ class _CoreSampler(comfy.samplers.Sampler):
             _clone_conditioning(model_wrap.conds)
             latent_image = latent_image.clone()
 
-            def predict(x: Tensor, sigma: float, prompt: str, guidance: float) -> Tensor:
+            model_sampling = model_wrap.inner_model.model_sampling
+            network = model_wrap.inner_model.diffusion_model
+            caches = CacheDetector(network, self.counter)
+
+            def predict(x: Tensor, sigma: float, prompt: str = SOURCE, guidance: float = 1.0) -> Tensor:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 model_wrap.prompt, model_wrap.guidance = prompt, guidance
                 level = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-                return model_wrap(x, level, **extra_args)
+                # some models run other layers while they are differentiated
+                with caches.watch((sigma, prompt, guidance, comfy.model_management.in_training)):
+                    return model_wrap(x, level, **extra_args)
 
-            model_sampling = model_wrap.inner_model.model_sampling
-            network = model_wrap.inner_model.diffusion_model
             denoiser = Denoiser(
                 predict,
-                lambda sigma: linear_scale(_on(model_sampling.noise_scaling, noise.device), sigma),
+                functools.cache(functools.partial(linear_scale, _on(model_sampling.noise_scaling, noise.device))),
                 self.counter,
                 functools.partial(derivative_mode, network, swaps_weights(model_wrap.conds)),
-                network,
             )
             with counted(model_wrap.model_patcher, self.counter):
                 self.result = self.body(denoiser, latent_image)

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.denoiser import Denoiser
-from ..core.direction import Direction
-from ..core.errors import InputError
-from ..core.find import (
-    AUTOMATIC,
-    DERIVATIVES,
-    HAS_TEXT_PART,
-    HSDS,
-    LOCO,
-    LOW_PASS,
-    METHODS,
-    NEEDS_TEXT,
-    TEXT,
-    Settings,
-    find_moves,
-)
+from ..core.denoiser import SOURCE, Denoiser
+from ..core.direction import Direction, KeepPair, Prompt
+from ..core.methods import METHODS, names_of_methods_that_read
+from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundMove, Method, Search, Settings, keep_prompts
 from .anchored import detach
+from .errors import InputError, with_advice
 from .host import family_of, run
 from .masks import mask_on_latent
-from .progress import search_evaluations
 from .prompts import encode_text, keep_pairs, negative_prompt, require_text, shifted, with_prompt
-from .sockets import DirectionsSocket, InversionSocket
+from .sockets import DirectionsSocket, Inversion, InversionSocket
+
+DEFAULT = next(iter(METHODS))
 
 
 class FindDirections(io.ComfyNode):
@@ -53,11 +45,8 @@ class FindDirections(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
-                    default=HSDS,
-                    tooltip=(
-                        "HSDS: words, latent and things to keep together. text: words alone, at once. T-LOCO: words "
-                        "through the latent alone. LOCO: no words. The others are for comparison."
-                    ),
+                    default=DEFAULT,
+                    tooltip=" ".join(f"{method.name}: {method.summary}." for method in METHODS.values()),
                 ),
                 io.String.Input("source", default="", tooltip="What the picture shows now, such as 'a sad woman'."),
                 io.String.Input(
@@ -81,7 +70,9 @@ class FindDirections(io.ComfyNode):
                     default=3,
                     min=1,
                     max=32,
-                    tooltip="How many directions LOCO finds; methods with words find one.",
+                    tooltip=(
+                        f"How many directions {names_of_methods_that_read('count')} finds; methods with words find one."
+                    ),
                 ),
                 io.Int.Input(
                     "hold_outside",
@@ -89,13 +80,19 @@ class FindDirections(io.ComfyNode):
                     min=0,
                     max=64,
                     advanced=True,
-                    tooltip="LOCO and T-LOCO: how many ways of changing what lies outside the mask are held still.",
+                    tooltip=(
+                        f"{names_of_methods_that_read('null_rank')}: how many changes of what lies outside the mask"
+                        " are ruled out, the strongest first."
+                    ),
                 ),
                 io.String.Input(
                     "free",
                     default="",
                     advanced=True,
-                    tooltip="HSDS low-pass: the source prompt without the words that change. Empty: the source prompt.",
+                    tooltip=(
+                        f"{names_of_methods_that_read('free')}: the source prompt without the words that change."
+                        " Empty: the source prompt."
+                    ),
                 ),
                 io.Float.Input(
                     "guidance",
@@ -119,7 +116,7 @@ class FindDirections(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="HSDS and DDS: how much of the move the latent takes.",
+                    tooltip="How much of the move the latent takes, for methods that move latent and words.",
                 ),
                 io.Float.Input(
                     "text_share",
@@ -128,7 +125,7 @@ class FindDirections(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="HSDS and DDS: how much of the move the words take.",
+                    tooltip="How much of the move the words take, for methods that move latent and words.",
                 ),
                 io.Combo.Input(
                     "derivatives",
@@ -156,11 +153,12 @@ class FindDirections(io.ComfyNode):
         )
 
     @classmethod
+    @with_advice
     def execute(
         cls,
         model,
         inversion,
-        method=HSDS,
+        method=DEFAULT,
         source="",
         target="",
         keep="",
@@ -177,77 +175,49 @@ class FindDirections(io.ComfyNode):
         negative=None,
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
-        if family_of(model) != inversion.family:
-            msg = (
-                f"'model' is of the family {family_of(model)}, but the picture was inverted with {inversion.family}."
-                " Connect the model that Invert Image used."
-            )
-            raise InputError(msg)
-        if inversion.latent["samples"].shape[0] != 1:
-            msg = (
-                "The inversion holds several pictures, and directions belong to one. Take one out of the batch (Latent"
-                " From Batch) before Invert Image."
-            )
-            raise InputError(msg)
-        change, pairs, free_text = None, (), None
-        if method in NEEDS_TEXT:
-            change, pairs, free_text = _encode_prompts(clip, method, source, target, keep, free)
-        prompts = {"source": inversion.positive}
-        if change is not None:
-            prompts["target"] = shifted(inversion.positive, change, 1.0)
-        if method == LOW_PASS:
-            prompts["free"] = inversion.positive if free_text is None else with_prompt(inversion.positive, free_text)
-        for k, pair in enumerate(pairs):
-            prompts |= {
-                f"keep {k} present": with_prompt(inversion.positive, pair.present),
-                f"keep {k} absent": with_prompt(inversion.positive, pair.absent),
-            }
-        if method != TEXT:
-            prompts |= negative_prompt(model, guidance, negative)
-        cells = None if mask is None else mask_on_latent(mask, inversion.latent["samples"], inversion.family)
+        _check_inversion(model, inversion)
+        record = METHODS[method]
+        words = _encode_words(clip, record, source, target, keep, free) if record.compares_words else _Words()
         settings = Settings(
-            method=method,
             count=count,
             null_rank=hold_outside,
-            keep=len(pairs),
+            keep=len(words.keep),
             guidance=guidance,
             seed=seed,
             derivatives=derivatives,
         )
-        common = {"method": method, "family": inversion.family, "sigma": inversion.sigma, "keep": pairs}
+        # without a search there is no move of the latent: the words are all that moves
+        moves, notes = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
+        if record.run is not None:
+            prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
+            cells = None if mask is None else mask_on_latent(mask, inversion.latent["samples"].shape)
 
-        if method == TEXT:
-            found, notes = (
-                [Direction(name=target.strip(), text=change, **common)],
-                {
-                    "model_evaluations": 0,
-                    "seconds": 0.0,
-                    "peak_megabytes": None,
-                },
-            )
-        else:
+            def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundMove], dict]:
+                x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
+                search = Search(denoiser, x, inversion.sigma, None if cells is None else cells.to(x0), settings)
+                return record.run(search), search.notes
 
-            def body(denoiser: Denoiser, x0: Tensor):
-                x = denoiser.noised(x0, inversion.noise.noise.to(x0), inversion.sigma)
-                return find_moves(denoiser, x, inversion.sigma, None if cells is None else cells.to(x0), settings)
-
-            expected = search_evaluations(settings, cells is not None)
+            expected = round(record.evaluations(settings, cells is not None))
             (moves, notes), cost = run(
                 detach(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
             )
-            notes = {**notes, **cost}
-            shared = method in HAS_TEXT_PART
-            found = [
-                Direction(
-                    name=f"direction {i + 1}" if method == LOCO else target.strip(),
-                    latent=move.vector[0].cpu(),
-                    step=move.step * (image_share if shared else 1.0),
-                    text=change.scaled(text_share) if shared else None,
-                    notes={**move.notes, "source": source, "target": target},
-                    **common,
-                )
-                for i, move in enumerate(moves)
-            ]
+            notes = notes | cost
+        # a method that moves the words alone takes them whole
+        text_share = text_share if record.run else 1.0
+        found = [
+            Direction(
+                name=f"direction {number}" if record.finds_several else target.strip(),
+                method=method,
+                family=inversion.family,
+                sigma=inversion.sigma,
+                latent=None if move is None else move.vector[0].cpu(),
+                step=0.0 if move is None else move.step * (image_share if record.moves_words else 1.0),
+                text=words.change.scaled(text_share) if record.moves_words else None,
+                keep=words.keep,
+                notes={} if move is None else {**move.notes, "source": source, "target": target},
+            )
+            for number, move in enumerate(moves, 1)
+        ]
         report = {
             "stage": "identify",
             "method": method,
@@ -259,15 +229,40 @@ class FindDirections(io.ComfyNode):
         return io.NodeOutput(found, json.dumps(report, indent=1))
 
 
-def _encode_prompts(clip, method: str, source: str, target: str, keep: str, free: str):
+@dataclass(frozen=True)
+class _Words:
+    """The prompts of a search as embeddings; all empty for methods without words."""
+
+    change: Prompt | None = None
+    keep: tuple[KeepPair, ...] = ()
+    free: Prompt | None = None
+
+
+def _check_inversion(model: ModelPatcher, inversion: Inversion) -> None:
+    if family_of(model) != inversion.family:
+        msg = (
+            f"'model' is of the family {family_of(model)}, but the picture was inverted with {inversion.family}."
+            " Connect the model that Invert Image used."
+        )
+        raise InputError(msg)
+    if inversion.latent["samples"].shape[0] != 1:
+        msg = (
+            "The inversion holds several pictures, and directions belong to one. Take one out of the batch (Latent"
+            " From Batch) before Invert Image."
+        )
+        raise InputError(msg)
+
+
+def _encode_words(clip, method: Method, source: str, target: str, keep: str, free: str) -> _Words:
     """The change from source to target, the keep pairs, and the free prompt, as embeddings."""
     if clip is None:
         msg = (
-            f"Method '{method}' works with words and needs 'clip'. Connect the text encoder that belongs to the model."
+            f"Method '{method.name}' works with words and needs 'clip'. Connect the text encoder that belongs to the"
+            " model."
         )
         raise InputError(msg)
-    source = require_text(source, "source", f"method '{method}' compares it with 'target'")
-    target = require_text(target, "target", f"method '{method}' needs to know what strength 1 should show")
+    source = require_text(source, "source", f"method '{method.name}' compares it with 'target'")
+    target = require_text(target, "target", f"method '{method.name}' needs to know what strength 1 should show")
     if source == target:
         msg = "'source' and 'target' are the same, so there is nothing to move. Change the words that differ."
         raise InputError(msg)
@@ -278,7 +273,21 @@ def _encode_prompts(clip, method: str, source: str, target: str, keep: str, free
             " words."
         )
         raise InputError(msg)
-    return change, keep_pairs(clip, keep), encode_text(clip, free) if free.strip() else None
+    return _Words(change, keep_pairs(clip, keep), encode_text(clip, free) if free.strip() else None)
+
+
+def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, list]:
+    """The conditionings of a search by the names that `core` asks for."""
+    source = inversion.positive
+    prompts = {SOURCE: source}
+    if "free" in method.reads:
+        prompts[FREE] = source if words.free is None else with_prompt(source, words.free)
+    if words.change is not None:
+        prompts[TARGET] = shifted(source, words.change, 1.0)
+    for number, pair in enumerate(words.keep):
+        present, absent = keep_prompts(number)
+        prompts |= {present: with_prompt(source, pair.present), absent: with_prompt(source, pair.absent)}
+    return prompts
 
 
 NODES = [FindDirections]

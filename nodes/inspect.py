@@ -7,17 +7,17 @@ import math
 
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from ..core.errors import InputError
-from .anchored import RunStatistics
+from ..core.contact_sheet import contact_sheet
+from ..core.direction import Direction
+from .errors import InputError, with_advice
 from .manipulate import choose, move
-from .progress import SearchProgress
+from .progress import RunStatistics, SearchProgress
 from .sampling import sample_euler, schedule_from
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
-LABEL = 14  # pixels above each picture
 EXACT = 1e-5  # largest difference to the encoded latent that is its rounding, relative to the largest value
 
 
@@ -55,11 +55,12 @@ class PreviewDirections(io.ComfyNode):
         )
 
     @classmethod
+    @with_advice
     def execute(cls, inversion, directions, vae, strength, columns, steps) -> io.NodeOutput:
         """Sample every direction at every strength, decode, and lay the pictures out."""
         strengths = _strengths(strength, columns)
         show = SearchProgress(len(directions) * len(strengths), "pictures")
-        statistics = inversion.anchor.statistics
+        statistics = inversion.statistics
         evaluations, seconds, peaks = statistics.evaluations, statistics.seconds, []
         rows = []
         for index in range(len(directions)):
@@ -71,7 +72,7 @@ class PreviewDirections(io.ComfyNode):
                 peaks.append(statistics.last_peak_megabytes)
                 show(index * len(strengths) + len(row), ("JPEG", picture, 256))
             rows.append((direction.name, row))
-        sheet = _contact_sheet(rows)
+        sheet = contact_sheet(rows)
         image = (
             torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(1, sheet.height, sheet.width, 3)
             / 255.0
@@ -109,6 +110,7 @@ class EditReport(io.ComfyNode):
         )
 
     @classmethod
+    @with_advice
     def execute(cls, inversion, latent) -> io.NodeOutput:
         """Compare with the encoded latent; the latent is passed on."""
         before, after = inversion.latent["samples"], latent["samples"]
@@ -119,7 +121,7 @@ class EditReport(io.ComfyNode):
             )
             raise InputError(msg)
         before = before.to(after)
-        statistics, change = inversion.anchor.statistics, float((after - before).abs().max())
+        statistics, change = inversion.statistics, float((after - before).abs().max())
         report = {
             "stage": "manipulate",
             "summary": _summary(before, after, statistics),
@@ -131,7 +133,7 @@ class EditReport(io.ComfyNode):
             "return_error_at_strength_0": statistics.last_return_error,
             "model_evaluations_of_all_runs": statistics.evaluations,
             "seconds_of_all_runs": round(statistics.seconds, 3),
-            "reference_cache_bytes": inversion.anchor.cache.bytes,
+            "reference_cache_bytes": inversion.cache.bytes,
         }
         if statistics.last_remarks:
             report["remarks"] = statistics.last_remarks
@@ -167,7 +169,7 @@ def _strengths(most: float, columns: int) -> list[float]:
     return [most * k / half for k in range(-half, half + 1)]
 
 
-def _sample(inversion: Inversion, direction, strength: float, steps: int) -> Tensor:
+def _sample(inversion: Inversion, direction: Direction, strength: float, steps: int) -> Tensor:
     """The edited latent, by euler under guidance 1."""
     model, positive, noise = move(inversion, direction, strength)
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", steps, inversion.sigma)
@@ -178,21 +180,6 @@ def _picture(image: Tensor) -> Image.Image:
     """BHWC in 0..1 -> PIL."""
     image = image.reshape(-1, *image.shape[-3:])[0, ..., :3]
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
-
-
-def _contact_sheet(rows: list[tuple[str, list[tuple[str, Image.Image]]]]) -> Image.Image:
-    """Rows of labelled pictures; small ones are enlarged so that labels can be read."""
-    width, height = rows[0][1][0][1].size
-    factor = max(1, round(128 / width))
-    width, height = width * factor, height * factor
-    sheet = Image.new("RGB", (len(rows[0][1]) * width, len(rows) * (height + LABEL)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for y, (name, row) in enumerate(rows):
-        for x, (label, picture) in enumerate(row):
-            corner = (x * width, y * (height + LABEL))
-            draw.text((corner[0] + 3, corner[1] + 1), f"{name}  {label}" if x == 0 else label, fill="black")
-            sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (corner[0], corner[1] + LABEL))
-    return sheet
 
 
 NODES = [PreviewDirections, EditReport]

@@ -8,8 +8,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..core import direction as files
-from ..core.errors import DirectionFileError, InputError
+from ..core import direction_files
+from ..core.errors import DirectionFileError
+from .errors import InputError, with_advice
 from .sockets import DirectionsSocket
 
 FOLDER = "latent_directions"
@@ -53,6 +54,7 @@ class SaveDirection(io.ComfyNode):
         )
 
     @classmethod
+    @with_advice
     def execute(cls, directions, index, name) -> io.NodeOutput:
         """Save under a free name and say which."""
         if not 0 <= index < len(directions):
@@ -60,7 +62,7 @@ class SaveDirection(io.ComfyNode):
             raise InputError(msg)
         root = Path(folder_paths.get_folder_paths(FOLDER)[0])
         path = _free_path(root, name)
-        files.save(directions[index], path)
+        direction_files.save(directions[index], path)
         file = path.relative_to(root).as_posix()
         return io.NodeOutput(directions, file, ui=ui.PreviewText(file))
 
@@ -101,16 +103,14 @@ class LoadDirection(io.ComfyNode):
         return os.path.getmtime(path) if path else float("nan")
 
     @classmethod
+    @with_advice
     def execute(cls, file) -> io.NodeOutput:
         """Find the file inside the pack's folders and read it."""
         for root in folder_paths.get_folder_paths(FOLDER):
             path = Path(root, file)
             if folder_paths.is_within_directory(root, str(path)) and path.is_file():
-                return io.NodeOutput([files.load(path)])
-        msg = (
-            f"There is no direction file '{file}' in models/latent_directions. Choose one from the list, or save one"
-            " with Save Direction."
-        )
+                return io.NodeOutput([direction_files.load(path)])
+        msg = f"There is no direction file '{file}' in models/latent_directions."
         raise DirectionFileError(msg)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..core.errors import InputError
+from ..core.direction import Direction
+from .anchored import Anchor
+from .errors import InputError, with_advice
+from .own_prompts import prompt_name
 from .prompts import shifted
 from .sockets import DirectionsSocket, EncodedNoise, Inversion, InversionSocket
 
@@ -61,12 +64,13 @@ class DirectionSlider(io.ComfyNode):
         )
 
     @classmethod
+    @with_advice
     def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0) -> io.NodeOutput:
-        """Move noise and prompt; at 0 by the same code as anywhere, by nothing."""
+        """Move noise and prompt; strength 0 runs the same code as any other strength."""
         return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength, weight))
 
 
-def choose(inversion: Inversion, directions: list, index: int):
+def choose(inversion: Inversion, directions: list[Direction], index: int) -> Direction:
     """The direction at `index`, or a sentence where there is none or it belongs to another model."""
     if not 0 <= index < len(directions):
         names = ", ".join(f"{i}: {d.name}" for i, d in enumerate(directions))
@@ -82,14 +86,13 @@ def choose(inversion: Inversion, directions: list, index: int):
     return direction
 
 
-def move(inversion: Inversion, direction, strength: float, weight: float = 1.0) -> tuple:
+def move(inversion: Inversion, direction: Direction, strength: float, weight: float = 1.0) -> tuple:
     """(MODEL, CONDITIONING, NOISE) at a strength."""
-    noise = direction.moved_noise(inversion.noise.noise, strength, inversion.scale[1])
-    anchor = inversion.anchor.moved(noise, direction.keep, weight)
+    anchor = Anchor(inversion, direction.moves(strength, prompt_name), direction.keep, weight)
     return (
-        anchor.attach(inversion.source_model),
+        anchor.model(),
         shifted(inversion.positive, direction.text, strength),
-        EncodedNoise(noise),
+        EncodedNoise(anchor.start_noise),
     )
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from .errors import InputError
 
 # A cell counts as masked when at least this share of it is: small features must not vanish.
 COVERED = 0.25
 
 
-def mask_on_latent(mask: Tensor, samples: Tensor, family: str) -> Tensor:
-    """The cells of the latent that a MASK (B, H, W) or (H, W) selects, (1, 1, h, w) or (1, 1, 1, h, w), values 0 and 1.
+def mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
+    """The cells that a MASK (B, H, W) or (H, W) selects on a latent of a shape (B, C, h, w) or (B, C, 1, h, w).
+
+    Returns:
+        (1, 1, h, w) or (1, 1, 1, h, w), values 0 and 1.
 
     Raises:
         InputError: the mask has another shape than the picture, or selects no cell.
     """
     mask = mask.reshape(-1, *mask.shape[-2:])[:1].float()
-    height, width = samples.shape[-2:]
+    height, width = shape[-2:]
     # VAEs crop to whole cells, so a picture may be up to one cell larger than its latent
     cell = (mask.shape[1] / height, mask.shape[2] / width)
     if not (abs(cell[0] - cell[1]) * min(height, width) <= max(cell) + 1e-6):
@@ -35,4 +38,4 @@ def mask_on_latent(mask: Tensor, samples: Tensor, family: str) -> Tensor:
             f"{COVERED:.0%}. Paint a larger area."
         )
         raise InputError(msg)
-    return cells if samples.ndim == 4 else cells.unsqueeze(2)
+    return cells if len(shape) == 4 else cells.unsqueeze(2)

@@ -10,25 +10,31 @@ import comfy.sampler_helpers
 import comfy.samplers
 from torch import Tensor
 
-from ..core.direction import KeepPair
+from ..core.anchor import EDITED
+from ..core.denoiser import SOURCE
+from ..core.direction import KeepPair, Prompt
 from .prompts import with_prompt
 
 KEY = "latent_directions"
-SOURCE = f"{KEY} source"
 
 
 def converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]]:
-    """The source prompt and both prompts of every keep pair by their names, in the form that guiders hold."""
+    """The source prompt and both prompts of every keep pair, in the form and under the keys that guiders have them."""
     prompts = {SOURCE: source}
     for pair in keep:
-        present, absent = keep_names(pair)
-        prompts |= {present: with_prompt(source, pair.present), absent: with_prompt(source, pair.absent)}
-    return {name: comfy.sampler_helpers.convert_cond(conds) for name, conds in prompts.items()}
+        for prompt in (pair.present, pair.absent):
+            prompts[prompt_name(prompt)] = with_prompt(source, prompt)
+    return {_key(name): comfy.sampler_helpers.convert_cond(conds) for name, conds in prompts.items()}
 
 
-def keep_names(pair: KeepPair) -> tuple[str, str]:
-    """Names of a pair's two prompts in a guider; equal prompts have equal names."""
-    return tuple(f"{KEY} keep {digest(prompt.tokens)}" for prompt in (pair.present, pair.absent))
+def prompt_name(prompt: Prompt) -> str:
+    """A name that equal prompts share, by which the anchored prediction asks for them."""
+    pooled = "" if prompt.pooled is None else digest(prompt.pooled)
+    return f"keep {digest(prompt.tokens)} {pooled}"
+
+
+def _key(name: str) -> str:
+    return f"{KEY} {name}"
 
 
 def digest(tensor: Tensor) -> str:
@@ -38,9 +44,9 @@ def digest(tensor: Tensor) -> str:
 
 @contextmanager
 def as_positive(guider: comfy.samplers.CFGGuider, name: str) -> Iterator[None]:
-    """Let a guider answer for one of our prompts in place of the artist's positive."""
+    """Let a guider answer for a prompt by its name: one of ours, or EDITED for the artist's positive itself."""
     positive = guider.conds["positive"]
-    guider.conds["positive"] = guider.conds[name]
+    guider.conds["positive"] = positive if name == EDITED else guider.conds[_key(name)]
     try:
         yield
     finally:

@@ -1,8 +1,9 @@
-"""What a node shows while it works, how long a search is expected to be, and how much memory the work took."""
+"""What a node shows while it works, and what the work took: evaluations, time and memory."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.utils
@@ -11,39 +12,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..core.find import AUTOMATIC, DIFFERENCES, DOUBLE_BACKWARD, HSDS, LOCO, LOW_PASS, T_LOCO, Settings
-from ..core.jacobian_directions import forward_products
-
 # Seconds between two texts on the node.
 INTERVAL = 0.5
-
-
-def search_evaluations(settings: Settings, masked: bool) -> int:
-    """Evaluations that a search is expected to take; only a progress bar depends on them.
-
-    Sums of what each part takes by construction, but for the pairs of products with J and J' that a search needs, of
-    four evaluations each: these depend on the model, and are those of the demo model. Random weights take two to three
-    times as many.
-    """
-    backward = settings.derivatives in (AUTOMATIC, DOUBLE_BACKWARD)
-    reverse = settings.method == T_LOCO or (settings.method in (LOCO, HSDS) and backward)
-    check = (10 if reverse else 7) + 2 * (settings.derivatives in (DIFFERENCES, DOUBLE_BACKWARD))
-    null_rank = settings.null_rank if masked else 0
-    if settings.method == LOCO:
-        if not reverse:
-            return check + forward_products(check, 1, settings.count, null_rank)
-        return round(check + 4 * (_pairs(null_rank) + _pairs(settings.count)))
-    # the difference of the prompts; without guidance that of the source is known
-    words = (1 if settings.guidance == 1 else 4) + settings.keep * (2 if settings.guidance == 1 else 4)
-    if settings.method == T_LOCO:
-        return round(check + words + 4 * _pairs(null_rank) + 5)
-    filters = {HSDS: 32 if reverse else 16, LOW_PASS: check + 2}
-    return check + words + filters.get(settings.method, 0) + 2  # and a product for the step of strength 1
-
-
-def _pairs(count: int) -> float:
-    """Pairs of products for so many singular vectors."""
-    return min(60.0, 5 * count**0.6)
 
 
 class SearchProgress:
@@ -67,6 +37,42 @@ class SearchProgress:
         left = (now - self.started) * max(0, self.expected - done) / done
         text = f"{done} of about {self.expected} {self.unit}, {left:.0f} s left"
         self.server.send_progress_text(text, self.node)
+
+
+@dataclass
+class RunStatistics:
+    """What the sampling runs on one inversion have cost so far, and of the latest run alone what a report says.
+
+    Attributes:
+        last_peak_megabytes: peak memory on a CUDA device; None elsewhere.
+        last_return_error: how far the sampler strays when it returns to the picture, relative, by the proof before the
+            run; None where the run did not get as far.
+        last_remarks: sentences on what was done to the MODEL for the run.
+    """
+
+    runs: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    last_evaluations: int = 0
+    last_seconds: float = 0.0
+    last_peak_megabytes: float | None = None
+    last_return_error: float | None = None
+    last_remarks: list[str] = field(default_factory=list)
+
+    def add(
+        self,
+        evaluations: int,
+        seconds: float,
+        peak_megabytes: float | None,
+        return_error: float | None,
+        remarks: list[str],
+    ) -> None:
+        """Count one run, whether it came to its end or not."""
+        self.runs += 1
+        self.evaluations += evaluations
+        self.seconds += seconds
+        self.last_evaluations, self.last_seconds = evaluations, seconds
+        self.last_peak_megabytes, self.last_return_error, self.last_remarks = peak_megabytes, return_error, remarks
 
 
 def reset_peak(device: torch.device) -> None:

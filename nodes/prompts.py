@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 
 from ..core.direction import KeepPair, Prompt
-from ..core.errors import InputError
+from .errors import InputError
 
 
 def encode_text(clip, text: str) -> Prompt:

@@ -1,6 +1,9 @@
-"""Where a sampling run starts, how its steps are spaced, and the plain run by which results are shown."""
+"""Noise levels and scales of a MODEL, how sampling steps are spaced, and the plain run by which results are shown."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import comfy.sample
 import comfy.samplers
@@ -8,8 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..core.denoiser import sigma_at_level
-from ..core.errors import InputError
+from .errors import InputError, UnsupportedModelError
 
 
 def schedule_from(model_sampling, scheduler: str, steps: int, sigma: float) -> Tensor:
@@ -54,3 +56,60 @@ def noise_level(model_sampling, level: float, sigma: float) -> float:
         )
         raise InputError(msg)
     return sigma
+
+
+def linear_scale(noise_scaling: Callable[..., Tensor], sigma: float) -> tuple[float, float]:
+    """Read (a, b) of x = a x0 + b n from a model's own `noise_scaling(sigma, noise, latent)`.
+
+    Raises:
+        UnsupportedModelError: x is not of this form (an offset, or a or b is 0), so Tweedie's formula does not hold.
+    """
+    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    level = torch.tensor([sigma])
+
+    def at(noise: Tensor, latent: Tensor) -> float:
+        # some families scale in place, so every call gets its own tensors
+        return float(noise_scaling(level, noise.clone(), latent.clone()))
+
+    a, b, offset, both = at(zero, one), at(one, zero), at(zero, zero), at(one, one)
+    if abs(offset) > 1e-6 or abs(both - a - b) > 1e-4 * (abs(a) + abs(b)):
+        msg = (
+            "This model does not noise a picture as 'picture + noise', which the slider's formulas need. "
+            "Use an image model of the eps, v or flow kind."
+        )
+        raise UnsupportedModelError(msg)
+    if a <= 1e-6 or b <= 1e-6:
+        msg = (
+            f"Noise level sigma {sigma:.4g} leaves {'nothing of the picture' if a <= 1e-6 else 'no noise'} in the "
+            "latent, so there is nothing to edit at it. Set 'level' to a value between 0.05 and 0.95."
+        )
+        raise UnsupportedModelError(msg)
+    return a, b
+
+
+def sigma_at_level(
+    percent_to_sigma: Callable[[float], float], level: float, sigma_min: float, sigma_max: float
+) -> float:
+    """Sigma of noise level f in (0, 1]: `percent_to_sigma(1 - f)`, clamped to the model's range.
+
+    Raises:
+        InputError: f is outside (0, 1] or not a number.
+    """
+    if not (math.isfinite(level) and 0.0 < level <= 1.0):
+        msg = (
+            f"'level' is {level}, outside the schedule: it is the share of the noise schedule to go back, more than 0 "
+            "and at most 1. Typical values are 0.5 to 0.8."
+        )
+        raise InputError(msg)
+    return min(max(float(percent_to_sigma(1.0 - level)), sigma_min), sigma_max)
+
+
+def scale_at(model: ModelPatcher, sigma: float) -> tuple[float, float]:
+    """(a, b) of the model's noise process x = a x0 + b n at sigma; refuses what is not of this form."""
+    return linear_scale(model.get_model_object("model_sampling").noise_scaling, sigma)
+
+
+def is_flow(model: ModelPatcher) -> bool:
+    """Whether the model is a flow model with x = (1 - sigma) x0 + sigma n."""
+    a, b = scale_at(model, 0.5)
+    return abs(a - 0.5) < 1e-4 and abs(b - 0.5) < 1e-4

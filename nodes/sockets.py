@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from .anchored import Anchor
+from ..core.anchor import NoisePaths, ReferenceCache
+from .host import family_of
+from .progress import RunStatistics
 
 InversionSocket = io.Custom("LATENT_INVERSION")
 DirectionsSocket = io.Custom("LATENT_DIRECTIONS")
@@ -30,17 +32,29 @@ class EncodedNoise:
 class Inversion:
     """An encoded picture: all that the sliders need to move it and to come back exactly.
 
-    `model`, `noise` and `positive` are what a slider at 0 hands on: the very objects. `negative` is empty where neither
-    guidance nor the MODEL asked for one.
+    Attributes:
+        source_model: the artist's MODEL, without an anchor.
+        positive: conditioning that describes the picture as it is.
+        negative: empty where neither guidance nor the MODEL asked for one.
+        latent: the LATENT of the picture, ComfyUI's latent space.
+        paths: the noises of the reference paths, model space, on the CPU.
+        sigma: noise level sigma* that sampling starts at, at the highest.
+        scale: (a, b) of the noise process there.
+        cache: predictions on the reference paths, shared by all sliders.
+        statistics: what sampling runs on this picture have cost.
     """
 
     source_model: ModelPatcher
-    model: ModelPatcher
-    anchor: Anchor
     positive: list
     negative: list
     latent: dict
-    noise: EncodedNoise
+    paths: NoisePaths
     sigma: float
     scale: tuple[float, float]
-    family: str
+    cache: ReferenceCache = field(default_factory=ReferenceCache)
+    statistics: RunStatistics = field(default_factory=RunStatistics)
+
+    @property
+    def family(self) -> str:
+        """The model family, within which directions carry over."""
+        return family_of(self.source_model)

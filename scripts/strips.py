@@ -10,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from scripts import measures, workflow
+from latent_directions.core.contact_sheet import contact_sheet
+from latent_directions.demo import measures
+from scripts import workflow
 from scripts.comfy_client import Result
 from scripts.comfy_server import Server
 from scripts.environment import ROOT
 
 TEMPLATE = ROOT / "example_workflows" / "latent_directions_first_slider.json"
 STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
-SIZE, ENLARGED, LABEL = 64, 4, 22  # the demo model's pictures, their factor in strips, pixels for a label
+SIZE, WIDTH = 64, 256  # pixels of the demo model's pictures, and in strips
 PLAIN_PROMPT = "a portrait of a person"
 PORTRAIT, INVERT, FIND, SLIDER, REPORT = (
     f"LatentDirections_{name}"
@@ -70,12 +72,12 @@ def make_strips(server: Server, options: argparse.Namespace) -> list[Path]:
         for strength, made in edits.items():
             keep(made.picture, f"{strip.name}_{label(strength)}.png")
         row = (strip.name, [(label(strength), made.picture) for strength, made in edits.items()])
-        keep(sheet([row]), f"strip_{strip.name}.png")
+        keep(contact_sheet([row], WIDTH), f"strip_{strip.name}.png")
         rows.append(row)
         find_inputs = changed[workflow.find(changed, FIND)]["inputs"]
         reports.append(describe(reader, find_inputs, edits, before, encoded))
         print(summary(reports[-1]), flush=True)
-    keep(sheet(rows), "strips.png")
+    keep(contact_sheet(rows, WIDTH), "strips.png")
     files.append(out / "report.json")
     seconds = round(time.monotonic() - began, 1)
     files[-1].write_text(json.dumps({"runs": reports, "seconds": seconds}, indent=1), encoding="utf-8")
@@ -229,16 +231,3 @@ def summary(report: dict) -> str:
         f"{report['method']}: {target}mean leakage at the ends {np.mean(ends):.2f}, "
         f"pixels changed at 0: {report['zero_strength_pixels_changed']}"
     )
-
-
-def sheet(rows: list[tuple[str, list[tuple[str, Image.Image]]]]) -> Image.Image:
-    """Lay strips out below each other, pictures enlarged, with name and strength above each."""
-    side = SIZE * ENLARGED
-    whole = Image.new("RGB", (side * len(rows[0][1]), (side + LABEL) * len(rows)), "white")
-    draw = ImageDraw.Draw(whole)
-    for y, (name, pictures) in enumerate(rows):
-        for x, (shown, picture) in enumerate(pictures):
-            text = f"{name}   {shown}" if x == 0 else shown
-            draw.text((x * side + 6, y * (side + LABEL) + 3), text, fill="black", font_size=15)
-            whole.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * (side + LABEL) + LABEL))
-    return whole

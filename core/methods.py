@@ -1,0 +1,25 @@
+"""The methods of finding directions, one row each; nodes, progress bars and help read this table.
+
+To add one: write its file beside core/hessian_directions.py, with a `Method` at its end, and add it here.
+"""
+
+from .hessian_directions import DDS, HSDS, LOW_PASS
+from .jacobian_directions import LOCO, T_LOCO
+from .search import Method
+
+TEXT = Method(
+    name="text",
+    summary="words alone, at once",
+    run=None,
+    evaluations=lambda settings, masked: 0,
+    reads=("keep",),
+    moves_words=True,
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in (HSDS, TEXT, T_LOCO, LOCO, DDS, LOW_PASS)}
+
+
+def names_of_methods_that_read(setting: str) -> str:
+    """The names of the methods that read a setting, as words: "LOCO and T-LOCO"."""
+    *first, last = [method.name for method in METHODS.values() if setting in method.reads]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,203 @@
+"""What every method of finding directions shares: its record, its settings, and the search that it works on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .denoiser import SOURCE, Denoiser
+from .errors import EqualPredictionsError, NotFiniteError, ZeroOperatorError
+from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, prediction_jacobian
+from .self_check import SelfCheck, self_check
+
+EQUAL_PREDICTIONS = "The direction came out empty: source and target say the same to this model at this noise level."
+TARGET, FREE, NEGATIVE = "target", "free", "negative"
+AUTOMATIC, FORWARD_ONLY = "automatic", "forward only"
+DERIVATIVES = (AUTOMATIC, FORWARD_ONLY, DIFFERENCES, DOUBLE_BACKWARD)
+
+
+def keep_prompts(number: int) -> tuple[str, str]:
+    """Names of the two prompts of keep pair `number`: with what is to be kept, and without it."""
+    return f"keep {number} present", f"keep {number} absent"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to look for directions.
+
+    Attributes:
+        count: directions to find, for methods that find several.
+        null_rank: directions outside the mask that are projected off.
+        keep: number of keep pairs among the denoiser's prompts, named by `keep_prompts`.
+        guidance: guidance of the differences between prompts.
+        damping: damping of the least-squares methods, relative to K = 1.
+        max_pairs: bound on the products with J and J' of the least-squares methods.
+        seed: of the vector that the self-check draws, from which searches start.
+        derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass), DIFFERENCES (neither that nor forward AD: memory as in
+            sampling) or DOUBLE_BACKWARD (no forward AD). T-LOCO takes a backward pass with any of them.
+    """
+
+    count: int = 1
+    null_rank: int = 5
+    keep: int = 0
+    guidance: float = 1.0
+    damping: float = 0.01
+    max_pairs: int = 16
+    seed: int = 0
+    derivatives: str = AUTOMATIC
+
+    @property
+    def mode(self) -> str:
+        """The mode of products with J that is tried first."""
+        return self.derivatives if self.derivatives in (DIFFERENCES, DOUBLE_BACKWARD) else FORWARD_AD
+
+    @property
+    def backward(self) -> bool:
+        """Whether a backward pass may be taken by methods that can do without."""
+        return self.derivatives in (AUTOMATIC, DOUBLE_BACKWARD)
+
+
+@dataclass(frozen=True)
+class FoundMove:
+    """A move of the noisy latent that a search has found.
+
+    Attributes:
+        vector: unit-norm, shaped as the latent (1, C, H, W).
+        step: norm of the move at strength 1, in units of the noisy latent.
+        notes: what is known of it, for a report.
+    """
+
+    vector: Tensor
+    step: float
+    notes: dict
+
+    def __post_init__(self):
+        if not (torch.isfinite(self.vector).all() and math.isfinite(self.step)):
+            msg = "The search ended in values that are not numbers (NaN or infinity)."
+            raise NotFiniteError(msg)
+        if not self.step > 0:
+            msg = "the move that was found has no length"
+            raise ZeroOperatorError(msg)
+
+
+@dataclass
+class Search:
+    """A point and its settings, on which a method looks for moves.
+
+    Attributes:
+        denoiser: answers to the prompts SOURCE and, as the method needs them, TARGET, FREE, NEGATIVE and keep pairs.
+        x: the noisy latent (1, C, H, W), at noise level `sigma`.
+        mask: where the change should happen, (1, 1, H, W) with values 0 to 1; None for everywhere.
+        settings: how to look.
+        notes: what the report says of the search as a whole.
+    """
+
+    denoiser: Denoiser
+    x: Tensor
+    sigma: float
+    mask: Tensor | None = None
+    settings: Settings = field(default_factory=Settings)
+    notes: dict = field(default_factory=dict)
+
+    def jacobian(self, prompt: str = SOURCE, like: Jacobian | None = None) -> Jacobian:
+        """The Jacobian of the prediction here under a prompt, not checked; its mode and step are those of `like`."""
+        if like is None:
+            return prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, mode=self.settings.mode)
+        made = prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, mode=like.mode)
+        return replace(made, difference_step=like.difference_step)
+
+    @contextmanager
+    def checked(self, *, backward: bool, prompt: str = SOURCE, note: str = "self_check") -> Iterator[SelfCheck]:
+        """The Jacobian after its self-check, which the report tells under `note`; its graphs are freed at the end."""
+        candidate = self.jacobian(prompt)
+        try:
+            check = self_check(candidate, self.settings.seed, backward=backward)
+            self.notes[note] = check.report()
+            yield check
+        finally:
+            candidate.release()
+
+
+@dataclass(frozen=True)
+class Method:
+    """All that the rest of the package knows of one method: a row of core/methods.py.
+
+    Attributes:
+        name: what it is called in lists, files and reports.
+        summary: what it does, in a clause that can follow "name: ".
+        run: finds the moves; None where the change of the words themselves is all there is.
+        evaluations: (settings, whether there is a mask) -> model evaluations that `run` is expected to take, for a
+            progress bar.
+        reads: the fields of Settings, and of Search beside the point, that the method reads.
+        compares_words: whether it needs the target prompt.
+        moves_words: whether the change of the words is a part of the direction.
+        finds_several: whether it finds as many directions as `count` says, which have no names then.
+    """
+
+    name: str
+    summary: str
+    run: Callable[[Search], list[FoundMove]] | None
+    evaluations: Callable[[Settings, bool], float]
+    reads: tuple[str, ...]
+    compares_words: bool = True
+    moves_words: bool = False
+    finds_several: bool = False
+
+
+def words_difference(search: Search, value: Tensor) -> Tensor:
+    """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units, shaped as x.
+
+    Args:
+        search: the point; the guidance of both predictions is that of its settings.
+        value: D(x, source) without guidance, which is known from the self-check.
+
+    Raises:
+        EqualPredictionsError: q is zero.
+    """
+    denoiser, guidance = search.denoiser, search.settings.guidance
+    before = value if guidance == 1.0 else denoiser(search.x, search.sigma, SOURCE, guidance)
+    return nonzero(denoiser(search.x, search.sigma, TARGET, guidance) - before)
+
+
+def inside(q: Tensor, mask: Tensor | None) -> Tensor:
+    """What the words change inside the mask, not zero."""
+    return nonzero(q if mask is None else mask * q)
+
+
+def nonzero(q: Tensor) -> Tensor:
+    """q itself; an EqualPredictionsError where it is zero."""
+    if not q.any():
+        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+    return q
+
+
+def matching_step(image: Tensor, q: Tensor, mask: Tensor | None) -> float:
+    """The step at which the effect J v = `image` of a move is, inside the mask, as large as q."""
+    return float(q.norm() / (image if mask is None else mask * image).norm())
+
+
+# What the parts of a search are expected to cost, in evaluations; a progress bar adds them up.
+
+
+def check_evaluations(settings: Settings, backward: bool) -> int:
+    """Evaluations of a self-check."""
+    return (10 if backward else 7) + 2 * (settings.mode != FORWARD_AD)
+
+
+def words_evaluations(settings: Settings) -> int:
+    """Evaluations of the differences between prompts; without guidance the source's prediction is known."""
+    guided = settings.guidance != 1
+    return (4 if guided else 1) + settings.keep * (4 if guided else 2)
+
+
+def pairs_evaluations(count: int) -> float:
+    """Evaluations for so many singular vectors, four a pair of products.
+
+    The number of pairs depends on the model; this is the demo model's. Random weights take two to three times as many.
+    """
+    return 4 * min(60.0, 5 * count**0.6)

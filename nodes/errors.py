@@ -1,0 +1,69 @@
+"""Errors of the nodes, and what to do in ComfyUI about the errors of `core`: which input or node they concern."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from ..core import errors
+from ..core.errors import LatentDirectionsError
+
+
+class InputError(LatentDirectionsError):
+    """An input of a node cannot be used as it is."""
+
+
+class UnsupportedModelError(LatentDirectionsError):
+    """The model's noise process or code path is outside what the formulas hold for."""
+
+
+class UnsupportedSamplerError(LatentDirectionsError):
+    """The sampler leaves the reference path, so strength 0 would not return the picture."""
+
+
+class CachedModelError(LatentDirectionsError):
+    """The model answers from a cache where it is asked to run."""
+
+
+# The most specific class of an error counts.
+ADVICE: dict[type[LatentDirectionsError], str] = {
+    errors.NotFiniteError: "Run the model in a higher precision (start ComfyUI with --fp32-unet, say).",
+    errors.NotFiniteDerivativeError: "Try a higher precision for the model.",
+    errors.ZeroDerivativeError: "Use the method 'text', which needs no derivative.",
+    errors.NotRepeatableError: "Remove nodes that add randomness to the MODEL.",
+    errors.NoTrustedModeError: "Use the method 'text', which needs none.",
+    errors.NoBackwardError: "Use 'HSDS' or 'LOCO', which can do without.",
+    errors.TargetDerivativeError: "Use the method 'HSDS' or 'LOCO', which take none there.",
+    errors.EqualPredictionsError: (
+        "Write 'source' and 'target' so that they differ more, or raise 'level' of Invert Image."
+    ),
+    errors.EverythingKeptError: "Name in 'keep' only what is to stay as it is beside the wanted change.",
+    errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
+    errors.PromptLengthError: "Write 'source' and 'target' with the same number of words.",
+    errors.ShapeError: "Find the direction again on a picture of this size.",
+    errors.DirectionFileError: "Choose a file made by Save Direction, or save the direction again.",
+}
+
+
+def with_advice(execute: Callable) -> Callable:
+    """Decorate a node's `execute`: errors of `core` get a sentence on what to do about them in ComfyUI."""
+
+    @functools.wraps(execute)
+    def advised(*args, **kwargs):
+        try:
+            return execute(*args, **kwargs)
+        except LatentDirectionsError as error:
+            advice = advice_on(error)
+            if advice:
+                error.args = (f"{error} {advice}",)
+            raise
+
+    return advised
+
+
+def advice_on(error: LatentDirectionsError) -> str:
+    """What to do about an error of `core`; empty for errors of the nodes, which say so themselves."""
+    advice = next((ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE), "")
+    if isinstance(error, errors.NoTrustedModeError) and error.asked_for:
+        return f"Set 'derivatives' to 'automatic', or {advice[0].lower()}{advice[1:]}"
+    return advice

@@ -1,0 +1,279 @@
+"""The direction file: bitwise round trips, also into a new process, and a sentence for every file that is none."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from latent_directions.core import direction as files
+from latent_directions.core.direction import Direction, KeepPair, Prompt, load, save
+from latent_directions.core.errors import DirectionFileError
+from latent_directions.nodes.errors import InputError
+
+
+def random(*shape: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def prompt(seed: int, pooled: bool = True) -> Prompt:
+    return Prompt(random(1, 7, 24, seed=seed), random(1, 32, seed=seed + 50) if pooled else None)
+
+
+def full() -> Direction:
+    return Direction(
+        name="smiling, très",
+        method="HSDS",
+        family="SD3",
+        sigma=0.1 + 0.2,  # no short decimal
+        latent=random(16, 8, 8, seed=1),
+        step=1 / 3,
+        text=prompt(2),
+        keep=(KeepPair("a hat", prompt(3), prompt(4)), KeepPair("grey hair", prompt(5, False), prompt(6, False))),
+        notes={"pairs": 11, "least_squares_residual": 1e-3 / 7, "source": "a sad person", "nothing": None},
+    )
+
+
+def bare() -> Direction:
+    return Direction(name="direction 1", method="LOCO", family="SDXL", sigma=2.5, latent=random(4, 8, 8), step=2.0)
+
+
+def words() -> Direction:
+    return Direction(name="older", method="text", family="Flux", sigma=0.8, text=prompt(1, False))
+
+
+def same(a: Direction, b: Direction) -> bool:
+    """Equal to the last bit."""
+
+    def tensors(d: Direction) -> list:
+        prompts = [d.text, *(p for k in d.keep for p in (k.present, k.absent))]
+        return [d.latent, *(t for p in prompts for t in ((None, None) if p is None else (p.tokens, p.pooled)))]
+
+    def equal(x, y) -> bool:
+        if x is None or y is None:
+            return x is y
+        return x.dtype == y.dtype and torch.equal(x, y)
+
+    def plain(d: Direction):
+        return d.name, d.method, d.family, d.sigma, d.step, [k.name for k in d.keep], d.notes
+
+    return plain(a) == plain(b) and all(equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+@pytest.mark.parametrize("make", [full, bare, words])
+def test_round_trip(make, tmp_path):
+    path = tmp_path / "folder" / "a b.safetensors"  # the folder is made
+    save(make(), path)
+    assert same(load(path), make())
+    assert [p.name for p in path.parent.iterdir()] == ["a b.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_keep_their_type(dtype, tmp_path):
+    direction = Direction("d", "LOCO", "SD3", 0.5, latent=random(4, 3, 3, dtype=dtype), step=1.0)
+    save(direction, tmp_path / "d.safetensors")
+    assert same(load(tmp_path / "d.safetensors"), direction)
+
+
+def test_views_and_inference_tensors_are_saved(tmp_path):
+    with torch.inference_mode():
+        latent = random(2, 16, 8, 8)[1].transpose(1, 2)
+        direction = Direction("d", "LOCO", "SD3", 0.5, latent=latent, step=1.0)
+        save(direction, tmp_path / "d.safetensors")
+    assert same(load(tmp_path / "d.safetensors"), direction)
+
+
+def test_a_new_process_reads_and_writes_the_same_file(tmp_path):
+    save(full(), tmp_path / "first.safetensors")
+    script = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
+        "from scripts.environment import register_package; register_package()\n"
+        "from latent_directions.core.direction import load, save\n"
+        "folder = pathlib.Path(sys.argv[2])\n"
+        "save(load(folder / 'first.safetensors'), folder / 'second.safetensors')\n"
+        "assert not any(name.split('.')[0] == 'comfy' for name in sys.modules), 'core must not need ComfyUI'\n"
+    )
+    root = files.__file__.rsplit("core", 1)[0]
+    subprocess.run([sys.executable, "-c", script, root, str(tmp_path)], check=True, timeout=600)
+    assert same(load(tmp_path / "second.safetensors"), full())
+    # the order of the header's metadata is not fixed by safetensors, its content is
+    headers = [safetensors.safe_open(tmp_path / f"{n}.safetensors", "pt").metadata() for n in ("first", "second")]
+    assert headers[0] == headers[1]
+
+
+def test_any_program_can_read_the_header(tmp_path):
+    save(full(), tmp_path / "d.safetensors")
+    with safetensors.safe_open(tmp_path / "d.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "latent-directions/1"
+        meta = json.loads(file.metadata()["direction"])
+        assert (meta["name"], meta["family"], meta["keep"]) == ("smiling, très", "SD3", ["a hat", "grey hair"])
+        assert {"latent", "text.tokens", "text.pooled", "keep.0.present.tokens"} <= set(file.keys())
+
+
+def written(path, tensors: dict | None = None, **meta):
+    """A file like ours, with some of it replaced; a value of None takes a key away."""
+    save(full(), path)
+    with safetensors.safe_open(path, "pt") as file:
+        old = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        metadata = json.loads(file.metadata()["direction"])
+    metadata = {k: v for k, v in {**metadata, **meta}.items() if v is not None}
+    chosen = {k: v for k, v in {**old, **(tensors or {})}.items() if v is not None}
+    safetensors.torch.save_file(chosen, path, {"format": files.FORMAT, "direction": json.dumps(metadata)})
+
+
+class TestFilesThatAreNone:
+    @pytest.fixture
+    def path(self, tmp_path):
+        return tmp_path / "bad.safetensors"
+
+    def refused(self, path, match: str):
+        with pytest.raises(DirectionFileError, match=match) as caught:
+            load(path)
+        assert "bad.safetensors" in str(caught.value)
+        assert str(path.parent) not in str(caught.value)  # no paths of the machine in a message
+
+    def test_missing(self, path):
+        self.refused(path, "There is no direction file")
+        path.mkdir()
+        self.refused(path, "There is no direction file")
+
+    @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+    def test_cut_off(self, path, share):
+        save(full(), path)
+        data = path.read_bytes()
+        path.write_bytes(data[: int(share * len(data))])
+        self.refused(path, "not a readable safetensors file")
+
+    def test_pickle_is_never_opened(self, path):
+        marker = path.with_name("ran")
+        path.write_bytes(pickle.dumps(_Bomb(str(marker))))
+        self.refused(path, "such as a pickle, which this pack never opens")
+        torch.save({"latent": torch.zeros(2), "bomb": _Bomb(str(marker))}, path)
+        self.refused(path, "such as a pickle")
+        assert not marker.exists()
+
+    def test_text_and_garbage(self, path):
+        for data in (b"{}", b"\xff" * 64, b"\x10" + b"\0" * 7 + b"{}", b"PK\x03\x04" + b"\0" * 100):
+            path.write_bytes(data)
+            self.refused(path, "not a readable safetensors file")
+
+    def test_safetensors_of_another_kind(self, path):
+        safetensors.torch.save_file({"lora.weight": torch.zeros(3)}, path)
+        self.refused(path, "not a direction")
+        safetensors.torch.save_file({"a": torch.zeros(3)}, path, {"format": "pt"})
+        self.refused(path, "has format 'pt', this version reads 'latent-directions/1'")
+        safetensors.torch.save_file({"a": torch.zeros(3)}, path, {"format": "latent-directions/2", "direction": "{}"})
+        self.refused(path, "Update the pack")
+
+    @pytest.mark.parametrize("header", ["", "no json", "[]", "null", "3", '{"name": "x"}'])
+    def test_headers_that_are_no_direction(self, path, header):
+        safetensors.torch.save_file({"latent": torch.ones(3)}, path, {"format": files.FORMAT, "direction": header})
+        self.refused(path, "not a direction")
+
+    @pytest.mark.parametrize("key", ["name", "method", "family", "sigma", "step", "keep", "notes"])
+    def test_missing_entries(self, path, key):
+        written(path, **{key: None})
+        self.refused(path, f"not a direction .*{key}")
+
+    @pytest.mark.parametrize("key", ["keep.0.present.tokens", "keep.1.absent.tokens"])
+    def test_missing_tensors(self, path, key):
+        written(path, {key: None})
+        self.refused(path, f"not a direction .*{key}")
+
+    @pytest.mark.parametrize("key", ["latent", "text.tokens", "text.pooled", "keep.1.present.tokens"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_values_that_are_not_numbers(self, path, key, value):
+        written(path, {key: torch.full((1, 7, 24) if "tokens" in key else (16, 8, 8), value)})
+        self.refused(path, f"tensor {key} holds values that are not numbers")
+
+    @pytest.mark.parametrize("key", ["sigma", "step"])
+    @pytest.mark.parametrize("value", ["much", [1], float("nan"), float("inf")])
+    def test_numbers_that_are_none(self, path, key, value):
+        written(path, **{key: value})
+        self.refused(path, "not a direction")
+
+    @pytest.mark.parametrize("change", [{"keep": 3}, {"notes": 3}, {"keep": "x"}])
+    def test_entries_of_another_type(self, path, change):
+        written(path, **change)
+        self.refused(path, "not a direction")
+
+    @pytest.mark.parametrize(
+        ("key", "shape"),
+        [("latent", (8,)), ("latent", (1, 1, 16, 8, 8)), ("text.tokens", (7, 24)), ("text.pooled", ())],
+    )
+    def test_wrong_shapes(self, path, key, shape):
+        written(path, {key: torch.ones(shape)})
+        self.refused(path, "not a direction")
+
+    def test_a_direction_that_moves_nothing(self, path):
+        written(path, {"latent": None, "text.tokens": None, "text.pooled": None})
+        self.refused(path, "not a direction")
+
+
+class _Bomb:
+    def __init__(self, marker: str):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (self.marker, "w")
+
+
+class TestFailingSave:
+    def test_nothing_is_left(self, tmp_path, monkeypatch):
+        def full_disk(tensors, filename, metadata):
+            filename.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(files.safetensors.torch, "save_file", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            save(full(), tmp_path / "d.safetensors")
+        assert not list(tmp_path.iterdir())
+
+    def test_the_old_file_stays(self, tmp_path, monkeypatch):
+        path = tmp_path / "d.safetensors"
+        save(bare(), path)
+
+        def full_disk(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(files.safetensors.torch, "save_file", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            save(full(), path)
+        assert same(load(path), bare())
+
+    def test_notes_that_are_no_json(self, tmp_path):
+        direction = Direction("d", "LOCO", "SD3", 0.5, latent=random(4, 3, 3), notes={"tensor": torch.zeros(1)})
+        with pytest.raises(TypeError):
+            save(direction, tmp_path / "d.safetensors")
+        assert not list(tmp_path.iterdir())
+
+
+class TestMovedNoise:
+    def test_strength_one_moves_the_latent_by_the_step(self):
+        direction, noise = bare(), random(2, 4, 8, 8, seed=3)
+        b = 2.5
+        moved = direction.moved_noise(noise, 1.5, b)
+        assert torch.allclose(b * (moved - noise), 1.5 * 2.0 * direction.latent.expand(2, -1, -1, -1), atol=1e-5)
+        assert torch.equal(direction.moved_noise(noise, 0.0, b), noise)
+        assert words().moved_noise(noise, 1.0, b) is noise
+
+    def test_another_size(self):
+        with pytest.raises(InputError, match="found on a latent of 4 x 8 x 8, but this picture's is 4 x 8 x 9"):
+            bare().moved_noise(random(1, 4, 8, 9), 1.0, 1.0)
+
+
+class TestPrompt:
+    def test_difference_and_scale(self):
+        a, b = prompt(1), prompt(2)
+        change = (a - b).scaled(0.5)
+        assert torch.equal(change.tokens, 0.5 * (a.tokens - b.tokens))
+        assert torch.equal(change.pooled, 0.5 * (a.pooled - b.pooled))
+        assert (prompt(1, False) - b).pooled is None
+
+    def test_prompts_of_other_lengths(self):
+        longer = Prompt(random(1, 9, 24))
+        with pytest.raises(InputError, match="different lengths .*7 and 9 slots"):
+            prompt(1) - longer
