@@ -1,7 +1,7 @@
 """The anchored prediction: it leads every deterministic sampler back to the encoded picture where nothing is moved.
 
 With the reference path x_ref(sigma) = a x0 + b n the sampler sees
-    D'(x) = x0 + w { M P [D(x, edited) - D(x_ref, source)] + sum_j s_j M_j P_j [D(x, towards_j) - D(x, away_j)] }.
+    D'(x) = x0 + w { M P [D(x, prompt) - D(x_ref, source)] + sum_j s_j M_j P_j [D(x, towards_j) - D(x, away_j)] }.
 The first bracket is what moves of the noise and of the sampler's own prompt bring about, the sum what moves of the
 prediction add. P projects off what is to be kept, M is a mask, w the weight. On the reference path with the source
 prompt D' = x0, and a sampler that is exact for a constant prediction ends at x0.
@@ -29,7 +29,6 @@ from .linalg import orthonormal_span, project_off
 
 # Rounding differs between two computations of the same point; below this relative distance they are the same point.
 SNAP = 1e-5
-EDITED = "edited"  # the prompt that the sampler itself asks with
 Predictions = Callable[[Tensor, float, Sequence[str]], list[Tensor]]
 
 
@@ -131,8 +130,9 @@ class AnchoredPrediction:
         noised: (x0, noise, sigma) -> a x0 + b n, such as `Denoiser.noised`.
         moves: what is moved, how far, what stays and where; none at all gives the picture back.
         weight: w, how much of the model's change is let through.
-        cache: predictions on the reference paths, for runs on the same picture.
-        key: what these depend on beside picture, noise, level and prompt.
+        prompt: name of the prompt that the sampler itself asks with, which may be an edited one.
+        cache: predictions on the reference paths, for runs on the same x0 and paths.
+        key: what these depend on beside x0, paths, level and prompt.
         snap: points nearer than this to the reference path, relative to its largest value, are on it.
     """
 
@@ -141,6 +141,7 @@ class AnchoredPrediction:
     noised: Callable[[Tensor, Tensor, float], Tensor]
     moves: Sequence[Move] = ()
     weight: float = 1.0
+    prompt: str = SOURCE
     cache: ReferenceCache = field(default_factory=ReferenceCache)
     key: Hashable = ()
     snap: float = SNAP
@@ -161,8 +162,8 @@ class AnchoredPrediction:
         Args:
             x: the point (B, C, H, W) that the sampler asks at.
             sigma: its noise level.
-            predictions: (x, sigma, prompt names) -> D(x, sigma, prompt) for each of them. It answers to SOURCE, EDITED
-                and the names in the moves; all prompts of a point are asked for in one call.
+            predictions: (x, sigma, prompt names) -> D(x, sigma, prompt) for each of them. It answers to SOURCE,
+                `prompt` and the names in the moves; all prompts of a point are asked for in one call.
         """
         x_ref = self.reference(sigma)
         displacement = snap_to_reference(x, x_ref, self.snap) - x_ref
@@ -176,7 +177,7 @@ class AnchoredPrediction:
             return {name: _mean(of_name) for name, of_name in zip(names, zip(*asked, strict=True), strict=True)}
 
         def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-            return self.cache.get((name, self.paths.seeds, float(sigma), self.key), compute)
+            return self.cache.get((name, self.paths.seeds, self.paths.fresh, float(sigma), self.key), compute)
 
         def kept_off(change: Tensor, moves: Sequence[Move]) -> Tensor:
             """The part of a change that the moves' keeps and masks let through."""
@@ -191,9 +192,10 @@ class AnchoredPrediction:
             mask = union_of_masks(moves)
             return change if mask is None else mask.to(change) * change
 
-        beside = mean([EDITED, *(name for move in self._added for name in (move.towards, move.away))], displacement)
+        compared = (name for move in self._added for name in (move.towards, move.away))
+        beside = mean([self.prompt, *compared], displacement)
         source = cached(SOURCE, lambda: mean([SOURCE], None)[SOURCE])
-        change = kept_off(beside[EDITED] - source, self._carried)
+        change = kept_off(beside[self.prompt] - source, self._carried)
         for move in self._added:
             change = change + move.strength * kept_off(beside[move.towards] - beside[move.away], [move])
         return self.x0 + self.weight * change

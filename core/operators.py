@@ -30,8 +30,10 @@ ONE_SIDED = "one-sided differences"
 
 @dataclass
 class _Kept:
-    """What products at one point share: the value there, and graphs that `release` frees."""
+    """What products with one function at one point share: the value there, and graphs that `release` frees."""
 
+    function: Callable[[Tensor], Tensor]
+    x: Tensor
     value: Tensor | None = None
     graph: tuple[Tensor, Tensor] | None = None  # x, f(x)
     graph_cost: int = 0  # evaluations: guidance and prompts of several parts take more than one a vector
@@ -49,7 +51,8 @@ class Jacobian:
     with one more for the forward that builds the graph, which is kept for blocks of the same size. By double backward
     the graph of J' is built and kept too, for another 2.
 
-    The fields never change; `dataclasses.replace` gives an operator at the same point, which shares the kept graphs.
+    The fields never change. `dataclasses.replace` gives another operator; of the same function and point it shares the
+    kept graphs.
 
     Attributes:
         function: f.
@@ -69,14 +72,18 @@ class Jacobian:
     one_sided_step: float | None = None
     counter: EvaluationCounter | None = None
     differentiable: Callable[[bool], AbstractContextManager] = differentiable_attention
-    _kept: _Kept = field(default_factory=_Kept, repr=False)
+    _kept: _Kept | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if self.counter is None:
             counter = EvaluationCounter()
             object.__setattr__(self, "counter", counter)
             object.__setattr__(self, "function", counter.counting(self.function))
-        object.__setattr__(self, "x", self.x.detach())
+        if self.x.requires_grad:
+            object.__setattr__(self, "x", self.x.detach())
+        kept = self._kept
+        if kept is None or kept.function is not self.function or kept.x is not self.x:
+            object.__setattr__(self, "_kept", _Kept(self.function, self.x))
 
     @property
     def value(self) -> Tensor:

@@ -27,7 +27,7 @@ from .caches import drop_step_caches
 from .errors import InputError, UnsupportedSamplerError
 from .fingerprint import settings_of
 from .host import counted, first_noise
-from .own_prompts import KEY, as_positive, converted, digest
+from .own_prompts import EDITED, KEY, as_positive, converted, digest
 from .progress import peak_megabytes, reset_peak
 from .sockets import Inversion
 
@@ -168,6 +168,7 @@ class Anchor:
             functools.partial(_noised, model.model_sampling),
             self.moves,
             self.weight,
+            EDITED,
             self.inversion.cache,
             settings_of(guider, None if denoise_mask is None else digest(denoise_mask), KEY),
         )

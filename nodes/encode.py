@@ -166,7 +166,7 @@ class InvertImage(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice
+    @with_advice()
     def execute(
         cls,
         model,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..core import errors
 from ..core.errors import LatentDirectionsError
@@ -45,20 +45,16 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
 }
 
 
-def with_advice(execute: Callable) -> Callable:
-    """Decorate a node's `execute`: errors of `core` get a sentence on what to do about them in ComfyUI."""
-
-    @functools.wraps(execute)
-    def advised(*args, **kwargs):
-        try:
-            return execute(*args, **kwargs)
-        except LatentDirectionsError as error:
-            advice = advice_on(error)
-            if advice:
-                error.args = (f"{error} {advice}",)
-            raise
-
-    return advised
+@contextmanager
+def with_advice() -> Iterator[None]:
+    """Decorates a node's `execute`: errors of `core` get a sentence on what to do about them in ComfyUI."""
+    try:
+        yield
+    except LatentDirectionsError as error:
+        advice = advice_on(error)
+        if advice:
+            error.args = (f"{error} {advice}",)
+        raise
 
 
 def advice_on(error: LatentDirectionsError) -> str:

@@ -153,7 +153,7 @@ class FindDirections(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice
+    @with_advice()
     def execute(
         cls,
         model,

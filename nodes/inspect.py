@@ -55,7 +55,7 @@ class PreviewDirections(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice
+    @with_advice()
     def execute(cls, inversion, directions, vae, strength, columns, steps) -> io.NodeOutput:
         """Sample every direction at every strength, decode, and lay the pictures out."""
         strengths = _strengths(strength, columns)
@@ -110,7 +110,7 @@ class EditReport(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice
+    @with_advice()
     def execute(cls, inversion, latent) -> io.NodeOutput:
         """Compare with the encoded latent; the latent is passed on."""
         before, after = inversion.latent["samples"], latent["samples"]

@@ -54,7 +54,7 @@ class SaveDirection(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice
+    @with_advice()
     def execute(cls, directions, index, name) -> io.NodeOutput:
         """Save under a free name and say which."""
         if not 0 <= index < len(directions):
@@ -103,7 +103,7 @@ class LoadDirection(io.ComfyNode):
         return os.path.getmtime(path) if path else float("nan")
 
     @classmethod
-    @with_advice
+    @with_advice()
     def execute(cls, file) -> io.NodeOutput:
         """Find the file inside the pack's folders and read it."""
         for root in folder_paths.get_folder_paths(FOLDER):

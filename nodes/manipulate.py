@@ -64,7 +64,7 @@ class DirectionSlider(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice
+    @with_advice()
     def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0) -> io.NodeOutput:
         """Move noise and prompt; strength 0 runs the same code as any other strength."""
         return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength, weight))

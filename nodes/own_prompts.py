@@ -10,12 +10,12 @@ import comfy.sampler_helpers
 import comfy.samplers
 from torch import Tensor
 
-from ..core.anchor import EDITED
 from ..core.denoiser import SOURCE
 from ..core.direction import KeepPair, Prompt
 from .prompts import with_prompt
 
 KEY = "latent_directions"
+EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
 
 
 def converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]]:

@@ -10,6 +10,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, set_torch_compile
 from families import CORE, Family, flux, sd1, sd3
 from node_runs import HashingClip, deviation, find, invert, loaded, picture, sample
 
+from latent_directions.core.errors import EverythingKeptError, ShapeError
 from latent_directions.core.methods import METHODS
 from latent_directions.nodes.derivatives import COMPILED
 from latent_directions.nodes.errors import InputError
@@ -132,7 +133,7 @@ def test_keep_prompts_are_projected_off(small):
     assert 0.05 < abs(cosine) < 1
     assert abs(float((free.latent * kept.latent).sum())) < 1e-4  # free is the keep difference itself
     assert [k.name for k in kept.keep] == ["a happy person"]
-    with pytest.raises(InputError, match="'keep' holds still all that 'target' would change"):
+    with pytest.raises(EverythingKeptError, match="covers all .* Name in 'keep' only"):
         find(test_model, encoded.inversion, "DDS", target="a happy person", keep=pair)
 
 
@@ -233,7 +234,7 @@ class TestSentences:
         test_model, encoded = small
         directions, _ = find(test_model, encoded.inversion, "DDS")
         larger = invert(test_model, picture(test_model, size=(8, 16)))
-        with pytest.raises(InputError, match="found on a latent of 16 x 8 x 8, but this picture's is 16 x 8 x 16"):
+        with pytest.raises(ShapeError, match="found on a latent of 16 x 8 x 8, but this picture's is 16 x 8 x 16"):
             slide(larger, directions, 1.0)
 
     def test_words_of_another_text_encoder(self, small):

@@ -14,12 +14,13 @@ from node_runs import anchored, deviation, find, invert, loaded, sample
 from PIL import Image
 
 from latent_directions.core.anchor import NoisePaths
+from latent_directions.core.contact_sheet import label_height
 from latent_directions.nodes.demo_model import DemoPortrait, LoadDemoModel
 from latent_directions.nodes.derivatives import OTHER_ATTENTION
 from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.errors import UnsupportedSamplerError
 from latent_directions.nodes.identify import FindDirections
-from latent_directions.nodes.inspect import LABEL, EditReport, PreviewDirections
+from latent_directions.nodes.inspect import EditReport, PreviewDirections
 from latent_directions.nodes.manipulate import DirectionSlider
 
 
@@ -105,8 +106,8 @@ def test_the_middle_of_a_contact_sheet_is_the_picture(strength):
     assert report["model_evaluations"] == 7 * 3 + 3  # and the way back, once for all
     assert report["seconds"] > 0
     assert report["peak_megabytes"] is None  # no graphics card
-    cells = (sheet[0, LABEL:] * 255).round().split(sheet.shape[1] - LABEL, dim=1)
-    side = cells[0].shape[0]
+    side = sheet.shape[2] // 7
+    cells = (sheet[0, label_height(side) :] * 255).round().split(side, dim=1)
     drawn = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
     expected = torch.from_numpy(np.array(drawn.resize((side, side), Image.Resampling.LANCZOS)))
     distances = [float((cell - expected).abs().mean()) for cell in cells]

@@ -42,7 +42,7 @@ def test_patch_size(name):
 
 def test_pixel_space_is_not_cropped():
     test_model = loaded(FAMILIES["chroma_radiance"])
-    report = size_report(test_model.model, torch.zeros(1, 3, 16, 24))
+    report = size_report(test_model.model, torch.Size((1, 3, 16, 24)))
     assert report == {"picture_pixels": [24, 16], "size": "The picture comes back at 24 x 16 pixels."}
 
 
@@ -69,6 +69,6 @@ def test_the_crop_of_vae_encode_is_what_the_report_says():
         inside = vae.encode(image[:, 1:73, 3:83])  # 75 = 1 + 72 + 2 and 86 = 3 + 80 + 3
         shown = vae.decode(samples)
     assert torch.equal(samples, inside)
-    report = size_report(model, samples, vae)
+    report = size_report(model, samples.shape, vae)
     assert report["picture_pixels"] == [80, 72] == list(shown.shape[2:0:-1])
     assert "multiple of 8 it crops, half on each side" in report["size"]

@@ -1,138 +1,241 @@
-"""The anchored prediction: its algebra, the exact return, what is snapped, kept and cached."""
+"""The anchored prediction: its algebra, the exact return, what each move adds, what is snapped, kept and cached."""
 
 import pytest
 import torch
-from analytic import SHAPE, analytic
+from analytic import SCALES, SHAPE, analytic, box, sample_euler, sample_heun
 
 from latent_directions.core.anchor import (
+    AnchoredPrediction,
+    NoiseMove,
     NoisePaths,
+    PredictionMove,
     ReferenceCache,
-    anchored_prediction,
-    orthonormal_span,
-    project_off,
+    WordsMove,
+    moved_noise,
     snap_to_reference,
+    union_of_masks,
 )
+from latent_directions.core.errors import ShapeError
+from latent_directions.core.inversion import seeded_noise
+
+KEEP = ("keep 0 present", "keep 0 absent")
+
+
+@pytest.fixture(params=SCALES)
+def model(request):
+    return analytic(request.param)
 
 
 def random(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-class TestPrediction:
-    def test_on_the_reference_path_it_is_the_picture(self):
-        x0, d = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1)
-        basis = orthonormal_span([random(2, 4, 3, 3, seed=2)])
-        assert torch.equal(anchored_prediction(x0, d, d, 1.0, None), x0)
-        assert torch.equal(anchored_prediction(x0, d, d, 0.7, basis), x0)
+def pair_of_pictures(model) -> torch.Tensor:
+    """A batch of two."""
+    return torch.cat([model.x0, model.x0 + 0.3 * random(*SHAPE, seed=9)])
 
-    def test_weight(self):
-        x0, edited, reference = (random(*SHAPE, seed=s) for s in range(3))
-        for weight in (0.0, 0.5, 1.0, 1.5):
-            result = anchored_prediction(x0, edited, reference, weight, None)
-            assert torch.allclose(result, x0 + weight * (edited - reference))
 
-    def test_what_is_kept_gets_no_part_of_the_change(self):
-        x0, edited, reference = (random(2, 4, 3, 3, seed=s) for s in range(3))
-        kept = [random(2, 4, 3, 3, seed=s) for s in (7, 8)]
-        change = anchored_prediction(x0, edited, reference, 1.0, orthonormal_span(kept)) - x0
+class Predictions:
+    """The model's predictions by prompt; every call is recorded."""
+
+    def __init__(self, model, guidance: float = 1.0):
+        self.denoiser, self.guidance = model.denoiser, guidance
+        self.calls: list[list[str]] = []
+
+    def __call__(self, x, sigma, names):
+        self.calls.append(list(names))
+        return [self.denoiser(x, sigma, name, self.guidance) for name in names]
+
+
+def anchored(model, x0, noise, *moves, **options) -> AnchoredPrediction:
+    paths = options.pop("paths", None) or NoisePaths(noise)
+    return AnchoredPrediction(x0, paths, model.denoiser.noised, moves, **options)
+
+
+def off(change: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+    """The part of a change that is orthogonal to what is kept, sample by sample, by least squares."""
+    left = []
+    for sample in range(len(change)):
+        span = torch.stack([k[sample].flatten() for k in kept], dim=1)
+        flat = change[sample].flatten()[:, None]
+        left.append((flat - span @ torch.linalg.lstsq(span, flat).solution).view_as(change[sample]))
+    return torch.stack(left)
+
+
+class TestReturn:
+    @pytest.mark.parametrize("share", [0.05, 0.4, 1.0])
+    @pytest.mark.parametrize("keep", [(), (KEEP,)])
+    def test_on_the_reference_path_it_is_the_picture(self, model, share, keep):
+        """To the last bit, whatever the weight and whatever is kept."""
+        x0, sigma = pair_of_pictures(model), share * model.sigma
+        noise = seeded_noise(x0, 3)
+        for weight in (1.0, 0.7):
+            anchor = anchored(model, x0, noise, WordsMove(strength=0.0, keep=keep), weight=weight)
+            assert torch.equal(anchor(anchor.reference(sigma), sigma, Predictions(model)), x0)
+        anchor = anchored(model, x0, noise)
+        assert torch.equal(anchor(anchor.reference(sigma), sigma, Predictions(model, guidance=4.0)), x0)
+
+    @pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
+    @pytest.mark.parametrize("steps", [1, 2, 7])
+    def test_sampling_returns_exactly(self, model, sampler, steps):
+        """From x* under any guidance the anchored prediction ends at x0; the plain one does not."""
+        noise = model.denoiser.noise_of(model.x, model.x0, model.sigma)
+        sigmas = torch.linspace(model.sigma, 0, steps + 1, dtype=torch.float64).tolist()
+        predictions = Predictions(model, guidance=4.0)
+        anchor = anchored(model, model.x0, noise)
+
+        def plain(x, sigma):
+            return model.denoiser(x, sigma, "source", 4.0)
+
+        back = sampler(model.denoiser.scale, model.x, sigmas, lambda x, sigma: anchor(x, sigma, predictions))
+        assert torch.allclose(back, model.x0, atol=1e-12)
+        assert not torch.allclose(sampler(model.denoiser.scale, model.x, sigmas, plain), model.x0, atol=1e-2)
+
+    def test_moves_of_strength_zero_move_nothing(self, model):
+        noise = seeded_noise(model.x0, 3)
+        moves = (
+            NoiseMove(strength=0.0, displacement=random(*SHAPE[1:])),
+            WordsMove(strength=0.0),
+            PredictionMove(strength=0.0, towards="target"),
+        )
+        start = model.denoiser.noised(model.x0, moved_noise(noise, moves, model.b), model.sigma)
+        predictions = Predictions(model)
+        assert torch.equal(anchored(model, model.x0, noise, *moves)(start, model.sigma, predictions), model.x0)
+        assert predictions.calls == [["source"], ["source"]]
+
+
+class TestCarriedMoves:
+    """Moves of the noise and of the sampler's own prompt: the change of the prediction beside the path."""
+
+    def parts(self, model):
+        x0 = pair_of_pictures(model)
+        noise = seeded_noise(x0, 3)
+        x_ref = model.denoiser.noised(x0, noise, model.sigma)
+        return x0, noise, x_ref, x_ref + 0.2 * random(*x0.shape, seed=4)
+
+    @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 1.5])
+    def test_weight(self, model, weight):
+        x0, noise, x_ref, x = self.parts(model)
+        found = anchored(model, x0, noise, weight=weight, prompt="target")(x, model.sigma, Predictions(model))
+        change = model.denoiser(x, model.sigma, "target") - model.denoiser(x_ref, model.sigma)
+        assert torch.allclose(found, x0 + weight * change, atol=1e-12)
+
+    def test_what_is_kept_gets_no_part_of_the_change(self, model):
+        """The keeps of all moves of this kind; for each sample of the batch what is kept at its own reference point."""
+        x0, noise, x_ref, x = self.parts(model)
+        other = ("free", "negative")
+        moves = (
+            NoiseMove(strength=1.0, keep=(KEEP,), displacement=random(*SHAPE[1:])),
+            WordsMove(strength=1.0, keep=(other, KEEP)),
+        )
+        found = anchored(model, x0, noise, *moves, prompt="target")(x, model.sigma, Predictions(model))
+        change = model.denoiser(x, model.sigma, "target") - model.denoiser(x_ref, model.sigma)
+        kept = [model.denoiser(x_ref, model.sigma, p) - model.denoiser(x_ref, model.sigma, q) for p, q in (KEEP, other)]
+        assert torch.allclose(found - x0, off(change, kept), atol=1e-10)
         for direction in kept:
-            inner = (change * direction).flatten(1).sum(1)  # for each of the batch
-            assert (inner.abs() < 1e-5 * direction.norm() * change.norm()).all()
-        # and the rest of the change is all there: the difference lies in the span
-        taken = (edited - reference - change).flatten(1)
-        for sample in range(2):
-            span = torch.stack([d.flatten(1)[sample] for d in kept], dim=1)
-            fit = span @ torch.linalg.lstsq(span, taken[sample, :, None]).solution
-            assert torch.allclose(fit[:, 0], taken[sample], atol=1e-5)
+            assert ((found - x0) * direction).flatten(1).sum(1).abs().max() < 1e-10
+
+    def test_the_change_is_let_through_where_any_move_acts(self, model):
+        x0, noise, x_ref, x = self.parts(model)
+        left, right = torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)
+        left[..., :2], right[..., 1:3] = 1.0, 0.5
+        moves = (
+            NoiseMove(strength=1.0, mask=left, displacement=random(*SHAPE[1:])),
+            WordsMove(strength=1.0, mask=right),
+            PredictionMove(strength=0.0, towards="target"),  # moves nothing, and acts nowhere
+        )
+        found = anchored(model, x0, noise, *moves, prompt="target")(x, model.sigma, Predictions(model))
+        change = model.denoiser(x, model.sigma, "target") - model.denoiser(x_ref, model.sigma)
+        weights = torch.tensor([1.0, 1.0, 0.5, 0.0], dtype=torch.float64)
+        assert torch.allclose(found, x0 + weights * change, atol=1e-12)
+        moves = (*moves, WordsMove(strength=1.0))
+        found = anchored(model, x0, noise, *moves, prompt="target")(x, model.sigma, Predictions(model))
+        assert torch.allclose(found, x0 + change, atol=1e-12)  # one without a mask acts everywhere
+
+    def test_each_sample_of_a_batch_for_itself(self, model):
+        x0, noise, _, x = self.parts(model)
+        move = WordsMove(strength=1.0, keep=(KEEP,), mask=box())
+        whole = anchored(model, x0, noise, move, prompt="target")(x, model.sigma, Predictions(model))
+        for i in (0, 1):
+            one = slice(i, i + 1)
+            alone = anchored(model, x0[one], noise[one], move, prompt="target")
+            assert torch.allclose(whole[one], alone(x[one], model.sigma, Predictions(model)), atol=1e-12)
 
 
-def euler(x, sigmas, predict):
-    for sigma, lower in zip(sigmas, sigmas[1:], strict=False):
-        x = x + (lower - sigma) * (x - predict(x, sigma)) / sigma
-    return x
+class TestPredictionMoves:
+    """They add differences of two prompts at the sampled point."""
 
+    @pytest.fixture
+    def point(self, model):
+        x0 = pair_of_pictures(model)
+        noise = seeded_noise(x0, 3)
+        return x0, noise, model.denoiser.noised(x0, noise, model.sigma) + 0.2 * random(*x0.shape, seed=4)
 
-def heun(x, sigmas, predict):
-    for sigma, lower in zip(sigmas, sigmas[1:], strict=False):
-        v = (x - predict(x, sigma)) / sigma
-        up = x + (lower - sigma) * v
-        x = up if lower == 0 else x + (lower - sigma) * (v + (up - predict(up, lower)) / lower) / 2
-    return x
+    def difference(self, model, x, towards, away="source"):
+        return model.denoiser(x, model.sigma, towards) - model.denoiser(x, model.sigma, away)
 
+    @pytest.mark.parametrize("strength", [1.0, -0.6, 2.5])
+    def test_closed_formula(self, model, point, strength):
+        x0, noise, x = point
+        x_ref = model.denoiser.noised(x0, noise, model.sigma)
+        move = PredictionMove(strength=strength, towards="target", away="free", keep=(KEEP,), mask=box())
+        found = anchored(model, x0, noise, move, weight=0.8)(x, model.sigma, Predictions(model))
+        carried = model.denoiser(x, model.sigma) - model.denoiser(x_ref, model.sigma)
+        kept = self.difference(model, x_ref, *KEEP)
+        added = strength * box() * off(self.difference(model, x, "target", "free"), [kept])
+        # keep and mask are those of the move alone: what the noise carries is let through whole
+        assert torch.allclose(found, x0 + 0.8 * (carried + added), atol=1e-10)
 
-@pytest.mark.parametrize("kind", ["eps", "flow"])
-@pytest.mark.parametrize("sampler", [euler, heun])
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_sampling_returns_exactly(kind, sampler, steps):
-    """From x* under any guidance the anchored prediction ends at x0; the plain one does not."""
-    model = analytic(kind)
-    noise = model.denoiser.noise_of(model.x, model.x0, model.sigma)
-    sigmas = torch.linspace(model.sigma, 0, steps + 1).tolist()
-    sigmas[0] = model.sigma
+    def test_on_the_reference_path_only_the_difference_is_added(self, model, point):
+        x0, noise, _ = point
+        anchor = anchored(model, x0, noise, PredictionMove(strength=0.5, towards="target"))
+        x_ref = anchor.reference(model.sigma)
+        found = anchor(x_ref, model.sigma, Predictions(model))
+        assert torch.allclose(found, x0 + 0.5 * self.difference(model, x_ref, "target"), atol=1e-12)
 
-    def plain(x, sigma):
-        return model.denoiser(x, sigma, "source", 4.0)
+    def test_several_add_up_each_with_its_own_keep_and_mask(self, model, point):
+        x0, noise, x = point
+        moves = (
+            PredictionMove(strength=1.5, towards="target", keep=(KEEP,)),
+            PredictionMove(strength=-0.7, towards="free", mask=box()),
+            PredictionMove(strength=0.4, towards="negative", away="target"),
+            WordsMove(strength=1.0, mask=1 - box()),
+        )
+        anchor = anchored(model, x0, noise, *moves, prompt="keep 0 absent")
+        x_ref = anchor.reference(model.sigma)
+        expected = (1 - box()) * (model.denoiser(x, model.sigma, "keep 0 absent") - model.denoiser(x_ref, model.sigma))
+        expected = expected + 1.5 * off(self.difference(model, x, "target"), [self.difference(model, x_ref, *KEEP)])
+        expected = expected - 0.7 * box() * self.difference(model, x, "free")
+        expected = expected + 0.4 * self.difference(model, x, "negative", "target")
+        assert torch.allclose(anchor(x, model.sigma, Predictions(model)), x0 + expected, atol=1e-10)
 
-    def anchored(x, sigma):
-        x_ref = model.denoiser.noised(model.x0, noise, sigma)
-        edited = plain(snap_to_reference(x, x_ref), sigma)
-        return anchored_prediction(model.x0, edited, plain(x_ref, sigma), 1.0, None)
+    def test_all_prompts_of_a_point_are_asked_for_in_one_call(self, model, point):
+        x0, noise, x = point
+        moves = (
+            PredictionMove(strength=1.0, towards="target", keep=(KEEP,)),
+            PredictionMove(strength=2.0, towards="free", keep=(KEEP, ("free", "negative"))),
+            PredictionMove(strength=0.0, towards="a prompt that there is not", keep=(("nor", "this"),)),
+        )
+        predictions = Predictions(model)
+        anchored(model, x0, noise, *moves, prompt="negative")(x, model.sigma, predictions)
+        beside, *on_path = predictions.calls
+        assert sorted(beside) == ["free", "negative", "source", "target"]  # each once
+        assert on_path == [["source"], [*KEEP], [*KEEP, "free", "negative"]]
 
-    assert torch.allclose(sampler(model.x, sigmas, anchored), model.x0, atol=1e-12)
-    assert not torch.allclose(sampler(model.x, sigmas, plain), model.x0, atol=1e-2)
-
-
-class TestSnap:
-    def test_rounding_is_taken_away_bitwise(self):
-        x_ref = random(3, 4, 5, 5, dtype=torch.float32)
-        assert torch.equal(snap_to_reference(x_ref * (1 + 3e-6), x_ref), x_ref)
-
-    def test_moves_are_left_alone(self):
-        x_ref = random(3, 4, 5, 5, dtype=torch.float32)
-        x = x_ref.clone()
-        x[0, 1, 2, 3] += 1e-4 * x_ref[0].abs().max()  # one cell is enough
-        assert torch.equal(snap_to_reference(x, x_ref), x)
-
-    def test_each_sample_of_a_batch_for_itself(self):
-        x_ref = random(2, 4, 5, 5, dtype=torch.float32)
-        x = x_ref * 1.000002
-        x[1] += 0.1
-        snapped = snap_to_reference(x, x_ref)
-        assert torch.equal(snapped[0], x_ref[0])
-        assert torch.equal(snapped[1], x[1])
-
-    def test_radius(self):
-        x_ref = random(1, 4, 5, 5)
-        x = x_ref + 5e-5 * x_ref.abs().max()
-        assert torch.equal(snap_to_reference(x, x_ref), x)
-        assert torch.equal(snap_to_reference(x, x_ref, 1e-4), x_ref)
-
-
-class TestSpan:
-    def test_orthonormal_for_every_sample(self):
-        basis = orthonormal_span([random(2, 4, 3, 3, seed=s) for s in range(3)])
-        gram = basis.transpose(1, 2) @ basis
-        assert torch.allclose(gram, torch.eye(3).to(gram).expand(2, 3, 3), atol=1e-5)
-
-    def test_projecting_twice_is_projecting_once(self):
-        basis = orthonormal_span([random(2, 4, 3, 3, seed=s) for s in range(3)])
-        once = project_off(random(2, 4, 3, 3, seed=9).to(basis), basis)
-        assert torch.allclose(project_off(once, basis), once, atol=1e-5)
-
-    def test_dependent_and_zero_differences_add_nothing(self):
-        d = random(1, 4, 3, 3)
-        change = random(1, 4, 3, 3, seed=1)
-        alone = orthonormal_span([d])
-        more = orthonormal_span([d, -2 * d, torch.zeros_like(d)])
-        a, b = (project_off(change.to(basis), basis) for basis in (alone, more))
-        assert torch.allclose(a, b, atol=1e-5)
-        assert torch.equal(project_off(change.to(alone), orthonormal_span([0 * d])), change.to(alone))
-
-    def test_double_precision_stays(self):
-        d = [random(1, 4, 3, 3, seed=s) for s in range(2)]
-        change = project_off(random(1, 4, 3, 3, seed=5), orthonormal_span(d))
-        assert change.dtype == torch.float64
-        assert all(abs((change * direction).sum()) < 1e-12 for direction in d)
+    def test_a_run_with_a_move_comes_near_the_target(self, model):
+        """FlowEdit's difference at strength 1, in many steps: the picture changes as the words ask for."""
+        noise = model.denoiser.noise_of(model.x, model.x0, model.sigma)
+        sigmas = torch.linspace(model.sigma, 0, 21, dtype=torch.float64).tolist()
+        wanted = (model.prompts["target"].means - model.prompts["source"].means)[0].view(SHAPE)
+        shares = []
+        for strength in (-1.0, 0.0, 1.0):
+            anchor = anchored(model, model.x0, noise, PredictionMove(strength=strength, towards="target"))
+            predictions = Predictions(model)
+            end = sample_euler(model.denoiser.scale, model.x, sigmas, lambda x, s, a=anchor, p=predictions: a(x, s, p))
+            shares.append(float(((end - model.x0) * wanted).sum() / wanted.square().sum()))
+        assert shares[0] < -0.3
+        assert abs(shares[1]) < 1e-12
+        assert shares[2] > 0.3
 
 
 class TestCache:
@@ -168,6 +271,36 @@ class TestCache:
         cache.get("small", lambda: self.entry(1))
         assert cache.bytes == 1024
 
+    def test_is_shared_by_all_strengths(self):
+        """What is known of the reference path is not asked for again; another level, key or path is."""
+        model, cache = analytic("flow"), ReferenceCache()
+        noise = seeded_noise(model.x0, 3)
+
+        def calls(sigma=0.6, strength=1.0, **options):
+            move = PredictionMove(strength=strength, towards="target", keep=(KEEP,))
+            predictions = Predictions(model)
+            anchored(model, model.x0, noise, move, cache=cache, **options)(model.x, sigma, predictions)
+            return len(predictions.calls)
+
+        assert calls() == 3  # beside the path, the source on it, and what is kept
+        assert calls() == calls(strength=-2.0) == 1
+        assert calls(sigma=0.5) == 3
+        assert calls(key="another negative prompt") == 3
+        assert calls(paths=NoisePaths(noise, seeds=(4,))) == 6  # of two paths
+        assert calls(paths=NoisePaths(noise, seeds=(4,))) == 2
+        assert calls(paths=NoisePaths(noise, seeds=(4,), fresh=True)) == 3
+        assert calls() == 1
+
+    def test_a_cached_run_comes_to_the_same(self, model):
+        noise, cache = seeded_noise(model.x0, 3), ReferenceCache()
+        move = WordsMove(strength=1.0, keep=(KEEP,))
+        first, again, alone = (
+            anchored(model, model.x0, noise, move, cache=c, prompt="target")(model.x, model.sigma, Predictions(model))
+            for c in (cache, cache, ReferenceCache())
+        )
+        assert torch.equal(first, again)
+        assert torch.equal(first, alone)
+
 
 class TestNoisePaths:
     def test_one_path_is_the_base(self):
@@ -189,3 +322,125 @@ class TestNoisePaths:
         assert not torch.equal(a, other)
         assert a.shape == SHAPE
         assert a.dtype == torch.float64
+
+    @pytest.mark.parametrize("fresh", [False, True])
+    def test_changes_are_averaged_over_the_paths(self, model, fresh):
+        """The displacement from the first path is carried over to all of them."""
+        base = seeded_noise(model.x0, 3)
+        paths = NoisePaths(base, seeds=(5, 6), fresh=fresh)
+        move = PredictionMove(strength=0.5, towards="target", keep=(KEEP,))
+        anchor = anchored(model, model.x0, base, move, paths=paths)
+        displacement = 0.2 * random(*SHAPE, seed=4)
+        for sigma in (model.sigma, 0.5 * model.sigma):
+            points = [model.denoiser.noised(model.x0, noise, sigma) for noise in paths.at(sigma)]
+            assert len(points) == (2 if fresh else 3)
+
+            def mean(name, moved, points=points, sigma=sigma):
+                return sum(model.denoiser(point + moved, sigma, name) for point in points) / len(points)
+
+            found = anchor(anchor.reference(sigma) + displacement, sigma, Predictions(model))
+            carried = mean("source", displacement) - mean("source", 0)
+            added = 0.5 * (mean("target", displacement) - mean("source", displacement))
+            added = off(added, [mean(KEEP[0], 0) - mean(KEEP[1], 0)])
+            assert torch.allclose(found, model.x0 + carried + added, atol=1e-10)
+
+    @pytest.mark.parametrize("fresh", [False, True])
+    def test_without_moves_any_paths_lead_back(self, model, fresh):
+        noise = model.denoiser.noise_of(model.x, model.x0, model.sigma)
+        anchor = anchored(model, model.x0, noise, paths=NoisePaths(noise, seeds=(5, 6), fresh=fresh))
+        sigmas = torch.linspace(model.sigma, 0, 6, dtype=torch.float64).tolist()
+        predictions = Predictions(model, guidance=3.0)
+        back = sample_euler(model.denoiser.scale, model.x, sigmas, lambda x, sigma: anchor(x, sigma, predictions))
+        assert torch.allclose(back, model.x0, atol=1e-12)
+
+    def test_paths_follow_the_picture(self):
+        """They may be kept in another type of number."""
+        model = analytic("flow")
+        noise = seeded_noise(model.x0, 3).float()
+        anchor = anchored(model, model.x0, noise, paths=NoisePaths(noise, seeds=(5,)))
+        assert anchor.noise.dtype == torch.float64
+        found = anchor(anchor.reference(0.6), 0.6, Predictions(model))
+        assert found.dtype == torch.float64
+        assert torch.equal(found, model.x0)
+
+
+class TestMovedNoise:
+    def test_puts_the_noisy_latent_where_the_moves_want_it(self, model):
+        noise = random(2, *SHAPE[1:], seed=3)
+        first, second = (0.7 * random(*SHAPE[1:], seed=s) for s in (4, 5))
+        moves = (
+            NoiseMove(strength=1.5, displacement=first),
+            PredictionMove(strength=3.0, towards="target"),
+            WordsMove(strength=3.0),
+            NoiseMove(strength=-0.5, displacement=second),
+        )
+        moved = moved_noise(noise, moves, model.b)
+        assert torch.allclose(moved, noise + (1.5 * first - 0.5 * second) / model.b)
+        before, after = (model.denoiser.noised(model.x0, n, model.sigma) for n in (noise, moved))
+        assert torch.allclose(after, before + 1.5 * first - 0.5 * second)
+
+    def test_nothing_moves(self):
+        noise = random(2, *SHAPE[1:], seed=3)
+        move = NoiseMove(strength=0.0, displacement=random(*SHAPE[1:]))
+        assert torch.equal(moved_noise(noise, (move,), 2.5), noise)
+        assert moved_noise(noise, (WordsMove(strength=1.0),), 2.5) is noise
+        assert moved_noise(noise, (), 2.5) is noise
+
+    def test_displacements_of_another_type_of_number(self):
+        noise = random(1, *SHAPE[1:], seed=3)
+        move = NoiseMove(strength=1.0, displacement=random(*SHAPE[1:]).half())
+        assert moved_noise(noise, (move,), 1.0).dtype == torch.float64
+
+    def test_another_size(self):
+        move = NoiseMove(strength=1.0, displacement=random(4, 8, 8))
+        with pytest.raises(ShapeError, match="found on a latent of 4 x 8 x 8, but this picture's is 4 x 8 x 9"):
+            moved_noise(random(1, 4, 8, 9), (move,), 1.0)
+
+
+class TestUnionOfMasks:
+    def move(self, mask):
+        return WordsMove(strength=1.0, mask=mask)
+
+    def test_is_the_largest_value_of_each_cell(self):
+        a, b = torch.tensor([0.0, 0.2, 1.0]), torch.tensor([0.5, 0.1, 0.0])
+        assert torch.equal(union_of_masks([self.move(a), self.move(b)]), torch.tensor([0.5, 0.2, 1.0]))
+        assert union_of_masks([self.move(a)]) is a
+
+    def test_everywhere(self):
+        assert union_of_masks([]) is None
+        assert union_of_masks([self.move(box()), self.move(None)]) is None
+
+
+class TestSnap:
+    def test_rounding_is_taken_away_bitwise(self):
+        x_ref = random(3, 4, 5, 5, dtype=torch.float32)
+        assert torch.equal(snap_to_reference(x_ref * (1 + 3e-6), x_ref), x_ref)
+
+    def test_moves_are_left_alone(self):
+        x_ref = random(3, 4, 5, 5, dtype=torch.float32)
+        x = x_ref.clone()
+        x[0, 1, 2, 3] += 1e-4 * x_ref[0].abs().max()  # one cell is enough
+        assert torch.equal(snap_to_reference(x, x_ref), x)
+
+    def test_each_sample_of_a_batch_for_itself(self):
+        x_ref = random(2, 4, 5, 5, dtype=torch.float32)
+        x = x_ref * 1.000002
+        x[1] += 0.1
+        snapped = snap_to_reference(x, x_ref)
+        assert torch.equal(snapped[0], x_ref[0])
+        assert torch.equal(snapped[1], x[1])
+
+    def test_radius(self):
+        x_ref = random(1, 4, 5, 5)
+        x = x_ref + 5e-5 * x_ref.abs().max()
+        assert torch.equal(snap_to_reference(x, x_ref), x)
+        assert torch.equal(snap_to_reference(x, x_ref, 1e-4), x_ref)
+
+    def test_the_prediction_snaps_within_its_radius(self, model):
+        noise = seeded_noise(model.x0, 3)
+        x = anchored(model, model.x0, noise).reference(model.sigma) * (1 + 1e-4)
+        near, beside = (
+            anchored(model, model.x0, noise, snap=snap)(x, model.sigma, Predictions(model)) for snap in (1e-3, 1e-5)
+        )
+        assert torch.equal(near, model.x0)
+        assert not torch.equal(beside, model.x0)

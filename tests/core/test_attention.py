@@ -5,7 +5,12 @@ import torch
 from torch.autograd import forward_ad
 
 from latent_directions.core import attention
-from latent_directions.core.attention import scaled_dot_product_attention
+from latent_directions.core.attention import (
+    DifferentiableFunctions,
+    differentiable_attention,
+    scaled_dot_product_attention,
+)
+from latent_directions.core.operators import DOUBLE_BACKWARD, FORWARD_AD, Jacobian
 
 B, H, L, S, E = 2, 3, 7, 5, 4
 
@@ -180,3 +185,75 @@ def test_no_score_matrix_is_kept(twice):
         return sum(sizes)
 
     assert saved(64) <= 4 * saved(16)
+
+
+def fused(q, k, v, **options):
+    """As model code calls it."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
+
+
+class TestDifferentiableFunctions:
+    """A context in which code that calls torch's fused attention has derivatives."""
+
+    def test_fused_attention_has_no_forward_ad_outside(self):
+        with pytest.raises(NotImplementedError, match="forward AD"):
+            dual(fused_kernel, [t.float() for t in inputs()], [t.float() for t in tangents()])
+
+    def test_forward_ad_through_fused_attention(self, mask):
+        with DifferentiableFunctions():
+            ours = dual(lambda q, k, v: fused(q, k, v, attn_mask=mask), inputs(), tangents())
+        assert torch.allclose(ours, dual(lambda q, k, v: plain(q, k, v, mask), inputs(), tangents()), atol=1e-12)
+
+    def test_the_value_stays_the_same(self):
+        with DifferentiableFunctions():
+            value = fused(*inputs(), scale=0.3)
+        assert torch.equal(value, fused(*inputs(), scale=0.3))
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_the_default_context_of_jacobians(self, reverse):
+        """A function of plain torch code with fused attention, in every mode against the dense Jacobian."""
+        x = random(1, L, E, seed=0)
+        mixes = [random(E, H * E, seed=s) for s in (1, 2, 3)]
+
+        def through(attend):
+            def function(points):
+                heads = [(points @ mix).unflatten(-1, (H, E)).transpose(1, 2) for mix in mixes]
+                return points + attend(*heads).mean(1)
+
+            return function
+
+        exact = torch.func.jacrev(lambda flat: through(plain)(flat.view_as(x)).flatten())(x.flatten())
+        identity = torch.eye(L * E, dtype=torch.float64).view(-1, L, E)
+        assert isinstance(differentiable_attention(reverse), DifferentiableFunctions)
+        jacobian = Jacobian(through(fused), x, mode=DOUBLE_BACKWARD if reverse else FORWARD_AD)
+        assert torch.allclose(jacobian.matvec(identity).flatten(1).T, exact, atol=1e-11)
+        assert torch.allclose(jacobian.rmatvec(identity).flatten(1), exact, atol=1e-11)
+
+    def test_custom_operators_are_replaced_by_name(self):
+        q, k, v = inputs()
+        with DifferentiableFunctions({"latent_directions_core_tests.kernel": scaled_dot_product_attention}):
+            ours = dual(torch.ops.latent_directions_core_tests.kernel, (q, k, v), tangents())
+        assert torch.allclose(ours, dual(plain, (q, k, v), tangents()), atol=1e-12)
+        with DifferentiableFunctions():  # without its derivative it loses tangents
+            assert dual(torch.ops.latent_directions_core_tests.kernel, (q, k, v), tangents()) is None
+
+    def test_functions_that_write_into_a_given_tensor(self):
+        """torch.exp(x, out=y) has no forward AD; writing into y afterwards has."""
+        x, direction = random(3, 4, seed=0), random(3, 4, seed=1)
+
+        def write(t):
+            return torch.exp(t, out=torch.empty_like(t))
+
+        with DifferentiableFunctions():
+            value, tangent = write(x), dual(write, (x,), (direction,))
+        assert torch.equal(value, x.exp())
+        assert torch.allclose(tangent, x.exp() * direction)
+
+
+fused_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+@torch.library.custom_op("latent_directions_core_tests::kernel", mutates_args=())
+def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """A fused kernel without derivatives."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)

@@ -284,3 +284,14 @@ class TestFaults:
             jacobian.matvec(v)
         with pytest.raises(NotFiniteDerivativeError, match="backward derivative .* not a finite number"):
             jacobian.rmatvec(v)
+
+
+def test_an_operator_at_another_point_shares_nothing(model):
+    first = model.operator()
+    first.rmatvec(model.x)
+    same, other = replace(first, mode=DOUBLE_BACKWARD), replace(first, x=model.x + 0.1)
+    before = model.denoiser.counter.evaluations
+    assert torch.equal(same.value, first.value)
+    assert model.denoiser.counter.evaluations <= before + 1
+    assert not torch.allclose(other.value, first.value)
+    assert torch.allclose(other.value, model.denoiser(model.x + 0.1, model.sigma))
