@@ -1,14 +1,14 @@
-"""Derivatives on every model family: the way taken, its error, and what is refused.
+"""Derivatives on every model family: the mode in which they are taken, its error, and what is refused.
 
     python -m benchmarks.families [--quick] [--json FILE]
 
 Small random-weight models of ComfyUI's own classes. `error` is the largest relative error of J v over blocks of one
 and two directions, against differences of a float64 copy extrapolated to fourth order, which settle to 1e-5 or better;
-`double` is the error by double backward, the next way where forward AD fails.
+`double` is the error by double backward, the next mode where forward AD fails.
 `adjoint` is |<Jv, Jv> - <v, J'Jv>| / |J'Jv|, `distance` that of the sampled prediction to the float64 one. For
 quantised weights the float64 copy holds them dequantised; for half precision it holds the same rounded weights.
-`status` is ok where errors stay below 1e-3 and both ways are trusted, fallback where something less precise or without
-a part is used and said so, refused where no product is given.
+`status` is ok where errors stay below 1e-3 and forward and backward products are trusted, fallback where something less
+precise or without a part is used and said so, refused where no product is given.
 """
 
 import sys
@@ -103,7 +103,7 @@ def rows_of(case: Case, quick: bool) -> Iterator[dict]:
         truth = errors.reference(exact, guidance)
         found = errors.measure(model, truth, guidance)
         check = found.check
-        row = {"family": case.family, "variant": case.variant, "guidance": guidance, "way": "none"}
+        row = {"family": case.family, "variant": case.variant, "guidance": guidance, "mode": "none"}
         if check is None:
             yield (
                 row
@@ -117,14 +117,15 @@ def rows_of(case: Case, quick: bool) -> Iterator[dict]:
             continue
         error = max(found.forward.values())
         worst = max([error, *found.double.values(), *found.adjoint.values()])
-        status = "ok" if check.way == "forward AD" and check.backward else "fallback"
+        mode = check.jacobian.mode
+        status = "ok" if mode == "forward AD" and check.backward else "fallback"
         if not worst <= LIMIT or case.variant.removeprefix("fault: ") in variants.STEP_CACHES:
             status = "fallback"
         passed = check.sentence == "Derivatives passed their self-check."
         reasons = ["" if passed else check.sentence, case.note if status == "fallback" else ""]
         yield {
             **row,
-            "way": f"{check.way}{', reverse' if check.backward else ''}",
+            "mode": f"{mode}{', backward' if check.backward else ''}",
             "error": error,
             "double": max(found.double.values()) if found.double else None,
             "adjoint": max(found.adjoint.values()) if found.adjoint else None,

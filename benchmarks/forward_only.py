@@ -86,13 +86,15 @@ def compare(case: Case, method: str, sliders: dict[str, Slider]) -> list[dict]:
 
 
 def rows(bench: Bench, count: int) -> list[dict]:
-    """LOCO and HSDS, each searched both ways, on `count` portraits an attribute."""
+    """LOCO and HSDS, each searched with and without a backward pass, on `count` portraits an attribute."""
     found = []
     for _, case in cases(count):
         inversion, sigmas = bench.encode(case, LEVEL)
         encoded = inversion, sigmas, bench.unmoved(inversion, sigmas)
         for method, slider in (("LOCO", loco_slider), ("HSDS", hsds_slider)):
-            searches = {way: slider(bench, case, encoded, way) for way in (AUTOMATIC, FORWARD_ONLY)}
+            searches = {
+                derivatives: slider(bench, case, encoded, derivatives) for derivatives in (AUTOMATIC, FORWARD_ONLY)
+            }
             found += compare(case, method, searches)
     return found
 
@@ -100,7 +102,7 @@ def rows(bench: Bench, count: int) -> list[dict]:
 def summary(found: list[dict]) -> list[dict]:
     """One line a search; leakage over the cases in which it reached the change, and over the automatic search's there.
 
-    "automatic reached its" is the comparison the other way round: at its own change, or a third where that is less.
+    "automatic reached its" is the reverse comparison: at its own change, or a third where that is less.
     """
     lines = []
     for method, mine in by_method(found).items():

@@ -139,7 +139,7 @@ def under(setting: str, model: torch.nn.Module) -> comfy.model_patcher.ModelPatc
 
 
 def check_in_force(subject: Subject) -> None:
-    """Raise RuntimeError where ComfyUI loaded the weights in another way than the setting says."""
+    """Raise RuntimeError where ComfyUI loaded the weights otherwise than the setting says."""
     model = subject.model
     share = model.loaded_size() / model.model_size()
     # dynamic VRAM counts pages of 32 MB, and buffers and small weights, which are always there

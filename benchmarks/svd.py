@@ -4,7 +4,8 @@
 
 `ours` is Golub-Kahan-Lanczos with a residual stop test, started as in Find Directions: from the products, and on the
 graph, of the self-check that every search begins with, whose evaluations stand apart in `self_check_evaluations`.
-`forward_only` is the SVD inside a bank of products J v, with its asymmetry and its largest principal angle to ours.
+`forward_only` is the SVD inside a Krylov space of products J v, with its asymmetry and its largest principal angle to
+ours.
 Both baselines are one block subspace iteration as the papers' code has it, with as many columns as triplets and the
 graph of J' built in every iteration: `subspace_published` stops on the signed vectors, as that code does,
 `subspace_sign_safe` on vectors with their signs aligned. `evaluations_there` and `seconds_there` are what it took to a

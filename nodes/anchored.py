@@ -142,7 +142,7 @@ class Anchor:
         return base + denoise_mask.to(base) * (self.start_noise - base)
 
     def _continues(self, noise: Tensor, latent_image: Tensor, sigmas: Tensor) -> bool:
-        """Whether the sampler goes on from where another one stopped: no noise of its own, and a latent on the way."""
+        """Whether the sampler goes on from where another stopped: no noise of its own, and not the encoded latent."""
         below_start = float(sigmas[0]) <= self.inversion.sigma * (1 + 1e-6)
         encoded = self.inversion.latent["samples"]
         return below_start and not noise.any() and not torch.equal(latent_image.cpu(), encoded.cpu())
@@ -231,7 +231,7 @@ def _check_guidance(model_options: dict, of_the_run: dict) -> None:
     """Refuse a sampler that hooks into the guidance: it goes by predictions that the anchor has moved away from."""
     if any(model_options.get(name) != of_the_run.get(name) for name in GUIDANCE_OPTIONS):
         msg = (
-            "This sampler guides the model in a way of its own, as those whose names end in 'cfg_pp' do, so the slider"
+            "This sampler changes the model's guidance, as those whose names end in 'cfg_pp' do, so the slider"
             f" at 0 would not give the picture back. {DETERMINISTIC}"
         )
         raise UnsupportedSamplerError(msg)

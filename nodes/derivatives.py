@@ -189,7 +189,7 @@ def _is_linear(layer):
 
 
 def _is_recastable(layer):
-    """ComfyUI's own linear and convolution layers; others (GGUF's, say) cast their weights in their own way."""
+    """ComfyUI's own linear and convolution layers; others (GGUF's, say) cast their weights differently."""
     if type(layer).__module__ != "comfy.ops" or "forward" in layer.__dict__ or getattr(layer, "weight", None) is None:
         return False
     if _is_linear(layer):

@@ -1,7 +1,7 @@
 """Make the demo's pictures with the example workflow in a real ComfyUI.
 
-By default three strips of one portrait: T-LOCO inside a mask with the outside held still, HSDS with something to keep,
-and text alone. Only the slider moves along a strip, from -3 to +3, so directions are found once for each.
+By default three strips of one portrait: T-LOCO inside a mask with the outside left as it is, HSDS with something to
+keep, and text alone. Only the slider moves along a strip, from -3 to +3, so directions are found once for each.
 """
 
 from __future__ import annotations

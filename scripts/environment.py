@@ -33,7 +33,9 @@ CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd46713
 CARRIER_FOLDER = "vendor/ComfyUI"
 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-TOOLS = ["pytest", "ruff"]
+TOOLS = ["pytest", "pytest-xdist", "ruff"]
+# What examples/ needs beside torch and ComfyUI's requirements.
+EXAMPLES = ["diffusers", "importlib_metadata", "lazy-importer", "zipp"]
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 
 
@@ -157,18 +159,20 @@ def venv_python(venv: Path) -> Path:
 
 
 def tools_folder(environment: Environment) -> Path | None:
-    """Return a folder with pytest and ruff for an artist's own environment, or None where ours has them."""
+    """Return a folder with the tools for an artist's own environment, or None where ours has them."""
     if not os.environ.get("COMFYUI_PATH"):
         return None
     folder = ROOT / ".tools"
-    stamp = f"{environment.python}\n{' '.join(TOOLS)}\n{CONSTRAINTS.read_text(encoding='utf-8')}"
+    stamp = f"{environment.python}\n{' '.join(TOOLS + EXAMPLES)}\n{CONSTRAINTS.read_text(encoding='utf-8')}"
     if not has_stamp(folder, stamp):
         shutil.rmtree(folder, ignore_errors=True)
         command = [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-        command += ["--target", str(folder), "--constraint", str(CONSTRAINTS), *TOOLS]
-        if subprocess.run(command, check=False).returncode:
-            message = f"{' and '.join(TOOLS)} could not be installed into {folder}; pip's own words are above."
-            raise SetupError(message)
+        command += ["--target", str(folder), "--constraint", str(CONSTRAINTS)]
+        # without their requirements, so that those of the artist's ComfyUI stay first
+        for packages in (TOOLS, ["--no-deps", *EXAMPLES]):
+            if subprocess.run([*command, *packages], check=False).returncode:
+                message = f"{', '.join(packages)} could not be installed into {folder}; pip's own words are above."
+                raise SetupError(message)
         write_stamp(folder, stamp)
     return folder
 
@@ -188,7 +192,8 @@ def comfyui_stamp() -> str:
 
 def packages_stamp(comfyui: Path) -> str:
     """Return a digest of every pin the virtual environment depends on."""
-    pins = [CONSTRAINTS.read_bytes(), (comfyui / "requirements.txt").read_bytes(), " ".join(TORCH + TOOLS).encode()]
+    packages = " ".join(TORCH + TOOLS + EXAMPLES)
+    pins = [CONSTRAINTS.read_bytes(), (comfyui / "requirements.txt").read_bytes(), packages.encode()]
     return hashlib.sha256(b"\n".join(pins)).hexdigest()
 
 
@@ -223,7 +228,8 @@ def install_packages(python: Path, comfyui: Path) -> None:
     """Install torch, ComfyUI's requirements and the development tools, all at pinned versions."""
     print("Installing pinned packages (torch and ComfyUI's requirements; several GB the first time)", flush=True)
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    command += ["--constraint", str(CONSTRAINTS), "--requirement", str(comfyui / "requirements.txt"), *TORCH, *TOOLS]
+    command += ["--constraint", str(CONSTRAINTS), "--requirement", str(comfyui / "requirements.txt"), *TORCH]
+    command += [*TOOLS, *EXAMPLES]
     if subprocess.run(command, check=False).returncode:
         message = (
             "The pinned packages could not be installed; pip's own words are above. "

@@ -1,4 +1,7 @@
-"""Run ruff and the whole test suite in the project's own environment: python scripts/test.py [pytest arguments]."""
+"""Run ruff and the whole test suite in the project's own environment: python scripts/test.py [pytest arguments].
+
+The tests of `core` come first, which need no ComfyUI; then the others. With arguments pytest runs once, with these.
+"""
 
 import os
 import subprocess
@@ -9,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.environment import ROOT, SetupError, enter, tools_folder
 
+IN_PARALLEL = ["--numprocesses", "2", "--dist", "loadgroup"]
+
 
 def main() -> int:
     """Return the exit status: of ruff where it finds something, else of pytest."""
@@ -18,7 +23,8 @@ def main() -> int:
     except SetupError as error:
         sys.exit(f"error: {error}")
     variables = {**os.environ, "PYTHONPATH": str(tools)} if tools else None
-    for command in (["ruff", "check", "."], ["pytest", *sys.argv[1:]]):
+    suites = [sys.argv[1:]] if sys.argv[1:] else [[*IN_PARALLEL, folder] for folder in ("tests/core", "tests/comfyui")]
+    for command in (["ruff", "check", "."], *(["pytest", *arguments] for arguments in suites)):
         print("$", *command, flush=True)
         status = subprocess.run(
             [str(environment.python), "-m", *command], cwd=ROOT, env=variables, check=False

@@ -1,14 +1,24 @@
+import os
+
 import pytest
 
 from scripts.comfy_server import Server
 from scripts.environment import ROOT, add_comfyui_to_path, ensure
 
 ENVIRONMENT = ensure()
-add_comfyui_to_path(ENVIRONMENT, ROOT / ".run" / "in-process")
+# every process of a parallel run has folders of its own
+add_comfyui_to_path(ENVIRONMENT, ROOT / ".run" / f"in-process-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
+
+
+def pytest_collection_modifyitems(items):
+    """Keep together what shares something: the tests of a file, and all tests that share the running ComfyUI."""
+    for item in items:
+        group = "comfy" if "comfy" in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
 def comfy():
-    """One running ComfyUI with the pack for the whole session."""
+    """One running ComfyUI with the pack for all tests that need one."""
     with Server(ENVIRONMENT) as server:
         yield server.wait()

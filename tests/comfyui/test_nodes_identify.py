@@ -110,10 +110,10 @@ def test_moves_of_the_unmasked_outside_stay_small(small):
     test_model, encoded = small
     outside = (1 - LEFT)[:, 4::8, 4::8].bool().expand(16, 8, 8)
     leaks = []
-    for held in (0, 12):
-        (direction,), report = find(test_model, encoded.inversion, "T-LOCO", mask=LEFT, hold_outside=held)
+    for null_rank in (0, 12):
+        (direction,), report = find(test_model, encoded.inversion, "T-LOCO", mask=LEFT, hold_outside=null_rank)
         share = json.loads(report)["found"][0]["share_left_by_null_space"]
-        assert (share == pytest.approx(1, abs=1e-5)) == (held == 0)
+        assert (share == pytest.approx(1, abs=1e-5)) == (null_rank == 0)
         change = edited(test_model, encoded, [direction], 0.2)[0] - encoded.latent["samples"][0]
         leaks.append(float(change[outside].norm() / change[~outside].norm()))
     assert leaks[1] < leaks[0]

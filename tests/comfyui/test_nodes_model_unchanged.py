@@ -203,8 +203,8 @@ def test_unchanged_after_a_cancel(family):
         assert deviation(sample(test_model, encoded), encoded.latent["samples"]) <= 1e-5, name
 
 
-@pytest.mark.parametrize(("method", "way"), [("LOCO", "double backward"), ("T-LOCO", "automatic")])
-def test_a_cancel_ends_backward_passes_too(monkeypatch, method, way):
+@pytest.mark.parametrize(("method", "derivatives"), [("LOCO", "double backward"), ("T-LOCO", "automatic")])
+def test_a_cancel_ends_backward_passes_too(monkeypatch, method, derivatives):
     """On a kept graph no layer is called, so nothing of ComfyUI's own would ask for it."""
     test_model = loaded(Family("sd3", sd3))
     encoded, counted, passes = invert(test_model), EvaluationCounter.backward, []
@@ -219,7 +219,7 @@ def test_a_cancel_ends_backward_passes_too(monkeypatch, method, way):
     mask = torch.zeros(1, 64, 64)
     mask[:, 16:48, 8:32] = 1
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        find(test_model, encoded.inversion, method, mask=mask, derivatives=way)
+        find(test_model, encoded.inversion, method, mask=mask, derivatives=derivatives)
     assert len(passes) == 5
 
 

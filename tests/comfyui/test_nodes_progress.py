@@ -13,7 +13,7 @@ from latent_directions.nodes import host
 from latent_directions.nodes.encode import INSTANT, METHODS
 from latent_directions.nodes.progress import SearchProgress
 
-# method, directions, directions held outside, whether there is a mask
+# method, directions, directions of the null space, whether there is a mask
 SEARCHES = [
     ("LOCO", 1, 0, False),
     ("LOCO", 3, 5, False),
@@ -54,8 +54,8 @@ def small():
 def test_searches_take_about_what_their_bars_expect(bars, derivatives):
     bench, case = Bench(), held_out("smile", 0, 80001)
     inversion, _ = bench.encode(case, 0.5)
-    for method, count, held, masked in SEARCHES:
-        options = {"count": count, "hold_outside": held, "derivatives": derivatives}
+    for method, count, null_rank, masked in SEARCHES:
+        options = {"count": count, "hold_outside": null_rank, "derivatives": derivatives}
         _, report = bench.find(case, inversion, method, masked=masked, **options)
         share = report["model_evaluations"] / bars[-1]
         assert 0.7 <= share <= 1.6, (method, options, masked, share)

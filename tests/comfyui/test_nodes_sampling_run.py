@@ -146,8 +146,8 @@ class TestStepCachesAreMentioned:
         assert "remarks" not in json.loads(report)
 
 
-@pytest.mark.parametrize(("strength", "way"), [(1.0, "forward AD"), (0.5, "central differences")])
-def test_an_attention_of_another_node_is_mentioned_where_derivatives_go_around_it(small, strength, way):
+@pytest.mark.parametrize(("strength", "mode"), [(1.0, "forward AD"), (0.5, "central differences")])
+def test_an_attention_of_another_node_is_mentioned_where_derivatives_go_around_it(small, strength, mode):
     """Where it computes what plain attention does, exact derivatives are used, and differences where it does not."""
     test_model, encoded = small
     calls = []
@@ -163,14 +163,14 @@ def test_an_attention_of_another_node_is_mentioned_where_derivatives_go_around_i
     assert "remarks" not in json.loads(inverted.report)
     report = json.loads(find(test_model, encoded.inversion, "DDS", model=model)[1])
     assert report["remarks"] == [OTHER_ATTENTION]
-    assert report["self_check"]["mode"] == way
+    assert report["self_check"]["mode"] == mode
 
 
 class TestRefusals:
     @pytest.mark.parametrize("sampler", ["euler_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp"])
     def test_guidance_of_the_samplers_own(self, small, sampler):
         test_model, encoded = small
-        with pytest.raises(UnsupportedSamplerError, match="guides the model in a way of its own"):
+        with pytest.raises(UnsupportedSamplerError, match="changes the model's guidance"):
             sample(test_model, encoded, sampler=sampler, cfg=2.0)
 
     def test_guidance_of_another_node_is_no_matter_of_the_sampler(self, small):
