@@ -27,8 +27,8 @@ from .caches import drop_step_caches
 from .errors import InputError, UnsupportedSamplerError
 from .fingerprint import settings_of
 from .host import counted, first_noise
-from .own_prompts import EDITED, KEY, as_positive, converted, digest
 from .progress import peak_megabytes, reset_peak
+from .prompts import EDITED, KEY, as_positive, converted, digest
 from .sockets import Inversion
 
 KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)

@@ -7,8 +7,7 @@ from comfy_api.latest import io
 from ..core.direction import Direction
 from .anchored import Anchor
 from .errors import InputError, with_advice
-from .own_prompts import prompt_name
-from .prompts import shifted
+from .prompts import prompt_name, shifted
 from .sockets import DirectionsSocket, EncodedNoise, Inversion, InversionSocket
 
 
