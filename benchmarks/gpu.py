@@ -25,7 +25,7 @@ import torch
 from benchmarks.command import parser, write
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
-from latent_directions.core.errors import DerivativeError
+from latent_directions.core.errors import DerivativeError, NotFiniteError
 from latent_directions.core.jacobian_directions import loco
 from latent_directions.core.operators import DIFFERENCES
 from latent_directions.core.search import AUTOMATIC, FORWARD_ONLY, Search, Settings
@@ -197,7 +197,7 @@ def compare(subject: Subject, steps: int, directions: int) -> list[dict]:
         what = f"{directions} directions, {derivatives}"
         try:
             rows.append(in_words(what) | relative(measured(subject, functools.partial(search, derivatives)), base))
-        except (DerivativeError, torch.OutOfMemoryError) as refusal:
+        except (DerivativeError, NotFiniteError, torch.OutOfMemoryError) as refusal:
             rows.append(in_words(f"{what}: refused. {refusal}"))
     return rows
 

@@ -150,10 +150,10 @@ def solve(problem: Problem, ranks: list[int], with_dense: bool) -> list[dict]:
     def body(denoiser: Denoiser, x0: Tensor) -> list[dict]:
         generator = torch.Generator().manual_seed(SEED)
         x = denoiser.noised(x0, torch.randn(x0.shape, generator=generator), problem.sigma)
-        candidate = prediction_jacobian(denoiser, x, problem.sigma)
-        rows, transposed = [], dense(candidate) if with_dense else None
+        rows, transposed = [], dense(prediction_jacobian(denoiser, x, problem.sigma)) if with_dense else None
         for start in range(max(STARTS.get(k, 1) for k in ranks)):
             before = denoiser.counter.evaluations
+            candidate = prediction_jacobian(denoiser, x, problem.sigma)
             check = self_check(candidate, SEED + 1 + start)  # of SEED is the noise in x
             labels = {"start": start, "self_check_evaluations": denoiser.counter.evaluations - before}
             for mask in (None, problem.mask):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE
-from .errors import ShapeError
+from .errors import ShapeError, size_in_words
 from .inversion import seeded_noise
 from .linalg import orthonormal_span, project_off
 
@@ -156,6 +156,7 @@ class AnchoredPrediction:
         """x_ref = a x0 + b n of the path that sampling starts on when nothing is moved."""
         return self.noised(self.x0, self.noise, sigma)
 
+    @torch.no_grad()
     def __call__(self, x: Tensor, sigma: float, predictions: Predictions) -> Tensor:
         """D'(x) (B, C, H, W).
 
@@ -243,11 +244,6 @@ def snap_to_reference(x: Tensor, x_ref: Tensor, radius: float = SNAP) -> Tensor:
     dims = tuple(range(1, x.ndim))
     distance = (x - x_ref).abs().amax(dims, keepdim=True)
     return torch.where(distance <= radius * x_ref.abs().amax(dims, keepdim=True), x_ref, x)
-
-
-def size_in_words(tensor: Tensor) -> str:
-    """A tensor's shape as "4 x 64 x 64"."""
-    return " x ".join(str(n) for n in tensor.shape)
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -103,7 +103,8 @@ class Denoiser:
     @functools.cached_property
     def _has_prompts(self) -> bool:
         try:
-            inspect.signature(self.predict).bind(None, None, None, None)
+            predict = inspect.unwrap(self.predict)  # a torch module takes anything; its forward says what it needs
+            inspect.signature(getattr(predict, "forward", predict)).bind(None, None, None, None)
         except TypeError:
             return False
         return True

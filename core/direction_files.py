@@ -11,9 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .anchor import size_in_words
 from .direction import Direction, KeepPair, Prompt
-from .errors import DirectionFileError
+from .errors import DirectionFileError, DirectionFormatError, size_in_words
 
 FORMAT = "latent-directions/1"
 
@@ -64,7 +63,7 @@ def load(path: Path) -> Direction:
     try:
         if metadata["format"] != FORMAT:
             msg = f"'{path.name}' has format {metadata['format']!r}, but this version reads {FORMAT!r}."
-            raise DirectionFileError(msg)
+            raise DirectionFormatError(msg)
         return _assemble(json.loads(metadata["direction"]), tensors)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DirectionFileError):

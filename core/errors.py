@@ -13,6 +13,10 @@ class NotFiniteError(LatentDirectionsError):
     """A latent or a prediction holds values that are not numbers."""
 
 
+class LatentNotFiniteError(NotFiniteError):
+    """The latent that is to be encoded holds values that are not numbers."""
+
+
 class ShapeError(LatentDirectionsError):
     """Two things that belong together differ in size."""
 
@@ -77,5 +81,14 @@ class DirectionFileError(LatentDirectionsError):
     """A direction file cannot be read."""
 
 
+class DirectionFormatError(DirectionFileError):
+    """A direction file is of a format that this version does not know."""
+
+
 class ZeroOperatorError(ValueError):
     """A matrix-free operator is zero on all that a solver may start from; solvers raise it, searches explain it."""
+
+
+def size_in_words(tensor) -> str:
+    """A tensor's shape as "4 x 64 x 64"."""
+    return " x ".join(str(n) for n in tensor.shape)

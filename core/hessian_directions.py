@@ -43,7 +43,7 @@ def low_pass(search: Search) -> list[FoundMove]:
     """H1, f(K) = K: d = K q, K at the prompt that leaves the target unnamed (ours)."""
     with search.checked(backward=False) as check:
         q = score_difference(search, check.jacobian)
-        with search.checked(backward=False, prompt=FREE, note="self_check_free") as free:
+        with search.checked(backward=False, prompt=FREE, like=check.jacobian, note="self_check_free") as free:
             d = scaled_hessian(free.jacobian, search.denoiser, search.sigma)(q)
         return [_move_along(d, check.jacobian, q, search.mask, {})]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE, Denoiser
-from .errors import NotFiniteError
+from .errors import LatentNotFiniteError
 
 
 class Split(NamedTuple):
@@ -86,7 +86,7 @@ def _backward_euler(iterations: int):
         y = steps.step(x, latest, sigma, up)  # the first guess goes by the prediction of the step before: no cost
         for _ in range(iterations):
             latest = steps.split(y, up)
-            y = y + x - steps.step(y, latest, up, sigma)
+            y = steps.step(x, latest, sigma, up)  # y + x - r y - g D(y), with y = a D(y) + b n there
         return y, latest
 
     return step
@@ -118,7 +118,7 @@ def invert(
     Args:
         denoiser: the model.
         x0: clean latent (B, C, H, W) in the model's space.
-        sigmas: ascending noise levels, with b > 0 at all of them.
+        sigmas: ascending noise levels, with b > 0 at all of them. "midpoint" asks the model at levels between them too.
         method: a key of INVERSIONS; the cost is its evaluations a step, and 2 for the first.
         prompt: name of the prompt that describes x0.
         guidance: guidance of the predictions.
@@ -129,7 +129,7 @@ def invert(
     and AIDI do, started from the prediction of the step before so that one evaluation a step is enough (ours).
 
     Raises:
-        NotFiniteError: x0 holds values that are not numbers.
+        LatentNotFiniteError: x0 holds values that are not numbers.
     """
     return _walk(_Steps(denoiser, prompt, guidance), x0, sigmas, INVERSIONS[method].step, on_step)
 
@@ -152,7 +152,7 @@ def controlled_inversion(
     Source: RF inversion (arXiv 2410.10792, eq. 8).
 
     Raises:
-        NotFiniteError: x0 holds values that are not numbers.
+        LatentNotFiniteError: x0 holds values that are not numbers.
     """
 
     def controlled(steps, x, sigma, up, _):
@@ -168,10 +168,11 @@ def seeded_noise(x0: Tensor, seed: int) -> Tensor:
     return torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0)
 
 
+@torch.no_grad()
 def _walk(steps, x0, sigmas, step, on_step) -> Tensor:
     if not torch.isfinite(x0).all():
         msg = "The picture's latent holds values that are not numbers (NaN or infinity), so it cannot be inverted."
-        raise NotFiniteError(msg)
+        raise LatentNotFiniteError(msg)
 
     def finished(number: int) -> None:
         if on_step is not None:

@@ -109,20 +109,27 @@ def _by_svd(
 ) -> _Found:
     """By Golub-Kahan; the search inside starts from the best guess that the space of the one outside has (ours)."""
     null_space, converged, pairs = None, True, 0
-    if null_rank:
+    outside_start = first_start(jacobian, probe, 1 - mask) if null_rank else None
+    if outside_start is not None and outside_start.any():  # else nothing changes outside of the mask
         outside = RestrictedOperator(jacobian, 1 - mask, record=True)
-        null, null_space = _null_space(outside, first_start(jacobian, probe, 1 - mask), null_rank, max_pairs)
+        null, null_space = _null_space(outside, outside_start, null_rank, max_pairs)
         converged, pairs = null.converged, null.pairs
-        space, image = KrylovSpace.of(outside), probe.image
-        if len(space) > len(null.right):  # the best moves inside that it has already
-            image = space.apply(space.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True))
-        start = RestrictedOperator(jacobian, mask, null_space).rmatvec(image)
+        image = _best_inside(KrylovSpace.of(outside), null, mask, count)
+        del outside  # and all that it has recorded
+        start = RestrictedOperator(jacobian, mask, null_space).rmatvec(probe.image if image is None else image)
     else:
         start = first_start(jacobian, probe, mask)
     operator = RestrictedOperator(jacobian, mask, null_space, record=True)
     found = partial_svd(operator.matvec, operator.rmatvec, start, count, max_pairs=max_pairs)
     notes = {"converged": converged and found.converged, "pairs": pairs + found.pairs}
     return found, KrylovSpace.of(operator), notes
+
+
+def _best_inside(space: KrylovSpace, null: SingularTriplets, mask: Tensor, count: int) -> Tensor | None:
+    """The image J v (1, ...) of the best moves inside that the search outside has come across; None where of none."""
+    if len(space) <= len(null.right):
+        return None
+    return space.apply(space.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True))
 
 
 def _null_space(
@@ -179,8 +186,10 @@ def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
         null_space, notes = None, {"pairs": 0}
         if null_rank and has_outside(mask):
             outside = RestrictedOperator(source, 1 - mask)
-            null, null_space = _null_space(outside, first_start(source, probe, 1 - mask), null_rank, max_pairs)
-            notes = {"pairs": null.pairs}
+            start = first_start(source, probe, 1 - mask)
+            if start.any():  # else nothing changes outside of the mask
+                null, null_space = _null_space(outside, start, null_rank, max_pairs)
+                notes = {"pairs": null.pairs}
         source.release()  # one kept graph at a time
         vector, raw, image = _pulled_back(search.jacobian(TARGET, like=source), q, null_space, probe.tolerance)
         notes["share_left_by_null_space"] = float(vector.norm() / raw.norm())

@@ -62,8 +62,7 @@ class KrylovBasis:
     def of(cls, vectors: Tensor) -> KrylovBasis:
         """A basis of orthonormal vectors (m, ...)."""
         basis = cls(len(vectors))
-        basis.shape = vectors.shape[1:]
-        basis.append(vectors.flatten(1))
+        basis.shape, basis._memory, basis._length = vectors.shape[1:], vectors.flatten(1), len(vectors)
         return basis
 
     def __len__(self) -> int:

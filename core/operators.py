@@ -89,7 +89,8 @@ class Jacobian:
     def value(self) -> Tensor:
         """f(x), evaluated once."""
         if self._kept.value is None:
-            self._kept.value = self.function(self.x)
+            with torch.no_grad():
+                self._kept.value = self.function(self.x)
         return self._kept.value
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -114,12 +115,14 @@ class Jacobian:
         """J v as (f(x + h v) - f(x - h v)) / 2h with |h v| = `difference_step` |x|: 2 evaluations a vector."""
         return self.difference(v, self.difference_step)[0]
 
+    @torch.no_grad()
     def difference(self, v: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
         """J v (p, ...) by a central difference with |h v| = step |x|, and the f(x + h v) and h (p, 1, ...) it took."""
         v, h = self._scaled(v, step)
         ahead, behind = self.function(self.x + h * v), self.function(self.x - h * v)
         return _nonzero((ahead - behind) / (2 * _like(h, ahead)), v, "measured"), ahead, h
 
+    @torch.no_grad()
     def approximate_matvec(self, v: Tensor) -> Tensor:
         """J v (p, ...) as (f(x + h v) - f(x)) / h with h from `one_sided_step`; by `matvec` where that is None."""
         if self.one_sided_step is None:
@@ -164,6 +167,7 @@ class Jacobian:
         self.counter.backward(kept.graph_cost)
         return _nonzero(product.detach(), v, "double backward")
 
+    @torch.no_grad()
     def _forward_ad(self, v: Tensor) -> Tensor:
         with self.differentiable(False), self.counter.forward_ad(), forward_ad.dual_level():
             # a dual number needs memory of its own, and GroupNorm a contiguous tangent

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE, Denoiser
-from .errors import EqualPredictionsError, NotFiniteError, ZeroOperatorError
+from .errors import EqualPredictionsError, NotFiniteError, NothingToMoveError
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, prediction_jacobian
 from .self_check import SelfCheck, self_check
 
@@ -81,8 +81,8 @@ class FoundMove:
             msg = "The search ended in values that are not numbers (NaN or infinity)."
             raise NotFiniteError(msg)
         if not self.step > 0:
-            msg = "the move that was found has no length"
-            raise ZeroOperatorError(msg)
+            msg = f"The move that was found has the length {self.step}, so it moves nothing."
+            raise NothingToMoveError(msg)
 
 
 @dataclass
@@ -112,13 +112,19 @@ class Search:
         return replace(made, difference_step=like.difference_step)
 
     @contextmanager
-    def checked(self, *, backward: bool, prompt: str = SOURCE, note: str = "self_check") -> Iterator[SelfCheck]:
-        """The Jacobian after its self-check, which the report tells under `note`; its graphs are freed at the end."""
-        candidate = self.jacobian(prompt)
+    def checked(
+        self, *, backward: bool, prompt: str = SOURCE, like: Jacobian | None = None, note: str = "self_check"
+    ) -> Iterator[SelfCheck]:
+        """The Jacobian after its self-check, which the report tells under `note`; its graphs are freed at the end.
+
+        The check starts from the mode of `like`, or where that is None from the one that the settings ask for.
+        """
+        candidate = self.jacobian(prompt, like)
         try:
-            check = self_check(candidate, self.settings.seed, backward=backward)
-            self.notes[note] = check.report()
-            yield check
+            with torch.no_grad():  # products that need a graph build their own
+                check = self_check(candidate, self.settings.seed, backward=backward)
+                self.notes[note] = check.report()
+                yield check
         finally:
             candidate.release()
 
@@ -177,8 +183,15 @@ def nonzero(q: Tensor) -> Tensor:
 
 
 def matching_step(image: Tensor, q: Tensor, mask: Tensor | None) -> float:
-    """The step at which the effect J v = `image` of a move is, inside the mask, as large as q."""
-    return float(q.norm() / (image if mask is None else mask * image).norm())
+    """The step at which the effect J v = `image` of a move is, inside the mask, as large as q.
+
+    Raises:
+        EqualPredictionsError: the move has no effect inside the mask.
+    """
+    effect = image if mask is None else mask * image
+    if not effect.any():
+        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+    return float(q.norm() / effect.norm())
 
 
 # What the parts of a search are expected to cost, in evaluations; a progress bar adds them up.

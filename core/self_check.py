@@ -83,8 +83,9 @@ class SelfCheck:
         }
 
 
+@torch.no_grad()
 def self_check(candidate: Jacobian, seed: int = 0, *, backward: bool = True) -> SelfCheck:
-    """Test a Jacobian before it is trusted; 10 evaluations where all is well.
+    """Test a Jacobian before it is trusted; 10 evaluations where all is well and no value or graph of it is known.
 
     Calls that must be equal, forward products against central differences, and, with `backward`, the adjoint identity
     at u = Jv, where a wrong adjoint cannot hide behind a small inner product. As v is random with norm sqrt(N), <v, e>

@@ -19,6 +19,7 @@ from .errors import ZeroOperatorError
 from .linalg import KrylovBasis, damped_least_squares
 
 Product = Callable[[Tensor], Tensor]
+RESERVED = 16  # vectors that memory is reserved for at first; most searches need no more
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ class Bidiagonalisation:
 
     From right start vectors B is upper bidiagonal; from left ones it is lower bidiagonal, at the price of one more
     product with A'. With p > 1 it is so in blocks, and each product runs p vectors at once, which a GPU likes.
-    Memory for `capacity` vectors on each side is reserved at once.
+    Memory for `capacity` vectors on each side is reserved at first.
     """
 
-    def __init__(self, matvec: Product, rmatvec: Product, start: Tensor, *, left: bool = False, capacity: int = 16):
+    def __init__(
+        self, matvec: Product, rmatvec: Product, start: Tensor, *, left: bool = False, capacity: int = RESERVED
+    ):
         self._matvec, self._rmatvec = matvec, rmatvec
         self.left, self.right = KrylovBasis(capacity), KrylovBasis(capacity)
         _, first, coefficients = (self.left if left else self.right).split(start)
@@ -156,7 +159,7 @@ def partial_svd(
     Raises:
         ZeroOperatorError: A sends the start vectors to zero.
     """
-    space = Bidiagonalisation(matvec, rmatvec, start, capacity=max_pairs + len(start))
+    space = Bidiagonalisation(matvec, rmatvec, start, capacity=min(max_pairs, RESERVED))
     enough = None
     while not space.exhausted and space.pairs < max_pairs:
         space.grow()
@@ -183,7 +186,7 @@ def least_squares(
     Raises:
         ZeroOperatorError: A' sends the target to zero, so that no v brings A v nearer to it.
     """
-    space = Bidiagonalisation(matvec, rmatvec, target, left=True, capacity=max_pairs + len(target))
+    space = Bidiagonalisation(matvec, rmatvec, target, left=True, capacity=min(max_pairs, RESERVED))
     if space.exhausted:
         msg = "the operator sends the wanted change to zero, so no move can make it"
         raise ZeroOperatorError(msg)

@@ -20,15 +20,15 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.anchor import SNAP, AnchoredPrediction, Move, moved_noise, snap_to_reference
+from ..core.anchor import SNAP, AnchoredPrediction, moved_noise, snap_to_reference
 from ..core.denoiser import EvaluationCounter
-from ..core.direction import KeepPair
+from ..core.direction import Direction
 from .caches import drop_step_caches
 from .errors import InputError, UnsupportedSamplerError
 from .fingerprint import settings_of
 from .host import counted, first_noise
 from .progress import peak_megabytes, reset_peak
-from .prompts import EDITED, KEY, as_positive, converted, digest
+from .prompts import EDITED, KEY, as_positive, converted, digest, prompt_name
 from .sockets import Inversion
 
 KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
@@ -57,19 +57,20 @@ class Anchor:
 
     Attributes:
         inversion: the encoded picture.
-        moves: what is moved and how far; a change of the words is already in the conditioning that the sampler gets.
-        keep: the pairs of prompts that the moves name as what is to be kept.
+        sliders: directions and the strengths they are moved by. A change of the words must already be in the
+            conditioning that the sampler gets.
         weight: how much of the model's change is let through.
     """
 
     inversion: Inversion
-    moves: tuple[Move, ...] = ()
-    keep: tuple[KeepPair, ...] = ()
+    sliders: tuple[tuple[Direction, float], ...] = ()
     weight: float = 1.0
     _run: _Run | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        self.start_noise = moved_noise(self.inversion.paths.base, self.moves, self.inversion.scale[1])
+        self._keep = tuple(pair for direction, _ in self.sliders for pair in direction.keep)
+        self._moves = [move for slider, strength in self.sliders for move in slider.moves(strength, prompt_name)]
+        self.start_noise = moved_noise(self.inversion.paths.base, self._moves, self.inversion.scale[1])
 
     def model(self) -> ModelPatcher:
         """A clone of the artist's MODEL that samples back to the picture."""
@@ -108,7 +109,7 @@ class Anchor:
         remarks = drop_step_caches(guider.model_options["transformer_options"].get("wrappers", {}))
         for remark in remarks:
             logging.info("Latent Directions: %s", remark)
-        guider.conds |= converted(self.inversion.positive, self.keep)
+        guider.conds |= converted(self.inversion.positive, self._keep)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         reset_peak(guider.model_patcher.load_device)
         counter, started = EvaluationCounter(), time.perf_counter()
@@ -166,7 +167,7 @@ class Anchor:
             model.process_latent_in(self.inversion.latent["samples"].to(latent_image)),
             self.inversion.paths,
             functools.partial(_noised, model.model_sampling),
-            self.moves,
+            self._moves,
             self.weight,
             EDITED,
             self.inversion.cache,

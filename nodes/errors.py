@@ -28,12 +28,14 @@ class CachedModelError(LatentDirectionsError):
 # The most specific class of an error counts.
 ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.NotFiniteError: "Run the model in a higher precision (start ComfyUI with --fp32-unet, say).",
+    errors.LatentNotFiniteError: "Encode the picture again.",
     errors.NotFiniteDerivativeError: "Try a higher precision for the model.",
     errors.ZeroDerivativeError: "Use the method 'text', which needs no derivative.",
     errors.NotRepeatableError: "Remove nodes that add randomness to the MODEL.",
     errors.NoTrustedModeError: "Use the method 'text', which needs none.",
     errors.NoBackwardError: "Use 'HSDS' or 'LOCO', which can do without.",
     errors.TargetDerivativeError: "Use the method 'HSDS' or 'LOCO', which take none there.",
+    errors.NothingToMoveError: "Raise 'level' of Invert Image.",
     errors.EqualPredictionsError: (
         "Write 'source' and 'target' so that they differ more, or raise 'level' of Invert Image."
     ),
@@ -41,6 +43,7 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
     errors.PromptLengthError: "Write 'source' and 'target' with the same number of words.",
     errors.ShapeError: "Find the direction again on a picture of this size.",
+    errors.DirectionFormatError: "Update the pack, or save the direction again.",
     errors.DirectionFileError: "Choose a file made by Save Direction, or save the direction again.",
 }
 

@@ -178,6 +178,7 @@ class FindDirections(io.ComfyNode):
         _check_inversion(model, inversion)
         record = METHODS[method]
         words = _encode_words(clip, record, source, target, keep, free) if record.compares_words else _Words()
+        cells = None if mask is None else mask_on_latent(mask, inversion.latent["samples"].shape)
         settings = Settings(
             count=count,
             null_rank=hold_outside,
@@ -190,7 +191,6 @@ class FindDirections(io.ComfyNode):
         moves, notes = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
         if record.run is not None:
             prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
-            cells = None if mask is None else mask_on_latent(mask, inversion.latent["samples"].shape)
 
             def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundMove], dict]:
                 x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)

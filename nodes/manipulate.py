@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..core.direction import Direction
 from .anchored import Anchor
 from .errors import InputError, with_advice
-from .prompts import prompt_name, shifted
+from .prompts import shifted
 from .sockets import DirectionsSocket, EncodedNoise, Inversion, InversionSocket
 
 
@@ -87,7 +87,7 @@ def choose(inversion: Inversion, directions: list[Direction], index: int) -> Dir
 
 def move(inversion: Inversion, direction: Direction, strength: float, weight: float = 1.0) -> tuple:
     """(MODEL, CONDITIONING, NOISE) at a strength."""
-    anchor = Anchor(inversion, direction.moves(strength, prompt_name), direction.keep, weight)
+    anchor = Anchor(inversion, ((direction, strength),), weight)
     return (
         anchor.model(),
         shifted(inversion.positive, direction.text, strength),

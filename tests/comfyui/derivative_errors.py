@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from latent_directions.core.denoiser import Denoiser
-from latent_directions.core.errors import DerivativeError
+from latent_directions.core.errors import DerivativeError, NotFiniteError
 from latent_directions.core.operators import DOUBLE_BACKWARD, prediction_jacobian
 from latent_directions.core.self_check import SelfCheck, self_check
 from latent_directions.nodes.errors import CachedModelError
@@ -104,7 +104,7 @@ def measure(test_model: TestModel, truth: Reference, guidance: float, blocks: tu
         candidate = prediction_jacobian(denoiser, x, test_model.sigma, guidance=guidance)
         try:
             check = self_check(candidate)
-        except (CachedModelError, DerivativeError) as error:
+        except (CachedModelError, DerivativeError, NotFiniteError) as error:
             return Errors(None, str(error), distance, {}, {}, {})
         jacobian, forward, double, adjoint = check.jacobian, {}, {}, {}
         for block in blocks:

@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from families import Family, TestModel
 
-from latent_directions.core.anchor import NoiseMove
+from latent_directions.core.direction import Direction
 from latent_directions.nodes.anchored import Anchor
 from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.identify import FindDirections
@@ -52,8 +52,9 @@ def invert(test_model: TestModel, latent: dict | None = None, model=None, **chan
 def anchored(encoded, model=None, push: torch.Tensor | None = None):
     """The MODEL of an inversion, on another MODEL where one is given, its noise moved by `push` (B, C, H, W)."""
     inversion = encoded.inversion if model is None else replace(encoded.inversion, source_model=model)
-    moves = () if push is None else (NoiseMove(strength=inversion.scale[1], displacement=push[0]),)
-    return Anchor(inversion, moves).model()
+    b = inversion.scale[1]
+    sliders = () if push is None else ((Direction("", "", "", inversion.sigma, latent=push[0], step=b), 1.0),)
+    return Anchor(inversion, sliders).model()
 
 
 def sample(

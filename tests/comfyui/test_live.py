@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from latent_directions.core.direction import Direction
-from latent_directions.core.direction import save as save_direction
+from latent_directions.core.direction_files import save as save_direction
 from scripts import strips, workflow
 from scripts.comfy_client import Interrupted, PromptError
 from scripts.environment import ROOT

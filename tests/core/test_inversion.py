@@ -2,11 +2,15 @@
 
 import pytest
 import torch
-from analytic import SCALES, analytic, ode_step, sample_euler
+from analytic import SCALES, SHAPE, analytic, ode_step, sample_euler
 
+from latent_directions.core.anchor import AnchoredPrediction, NoisePaths
 from latent_directions.core.denoiser import Denoiser
 from latent_directions.core.errors import NotFiniteError
 from latent_directions.core.inversion import INVERSIONS, controlled_inversion, invert, seeded_noise
+from latent_directions.core.methods import METHODS
+from latent_directions.core.operators import prediction_jacobian
+from latent_directions.core.search import Search, Settings
 
 TOP = {"eps": 2.0, "flow": 0.8, "vp": 2.0}
 ORDERS = {"backward euler": 1, "backward euler, refined": 1, "euler": 1, "heun": 2, "midpoint": 2}
@@ -222,3 +226,20 @@ def test_seeded_noise():
     assert not torch.equal(seeded_noise(x0, 1), seeded_noise(x0, 2))
     assert seeded_noise(x0, 1).dtype == torch.float64
     assert seeded_noise(x0.half(), 2**64 - 1).dtype == torch.float16
+
+
+def test_weights_that_ask_for_gradients_leave_no_graph_behind():
+    """A library user's network may have parameters with gradients; only backward products need a graph."""
+    weight = torch.nn.Parameter(torch.full((1,), 0.5, dtype=torch.float64))
+    denoiser = Denoiser(lambda x, sigma: weight * torch.tanh(x), SCALES["vp"])
+    x0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = invert(denoiser, x0, [0.2, 0.6, 1.0])
+    assert not x.requires_grad
+    for derivatives in ("automatic", "forward only", "central differences"):
+        search = Search(denoiser, x, 1.0, None, Settings(count=2, derivatives=derivatives))
+        for move in METHODS["LOCO"].run(search):
+            assert not move.vector.requires_grad
+    anchored = AnchoredPrediction(x0, NoisePaths(denoiser.noise_of(x, x0, 1.0)), denoiser.noised)
+    assert not anchored(x + 0.1, 1.0, denoiser.predictions).requires_grad
+    jacobian = prediction_jacobian(denoiser, x, 1.0)
+    assert not any(t.requires_grad for t in (jacobian.value, jacobian.matvec(x), jacobian.rmatvec(x)))

@@ -15,6 +15,8 @@ from latent_directions.core.errors import (
     TargetDerivativeError,
 )
 from latent_directions.core.jacobian_directions import forward_products, has_outside, loco, t_loco
+from latent_directions.core.methods import METHODS
+from latent_directions.core.search import Search, Settings
 
 EYE = torch.eye(SIZE, dtype=torch.float64)
 
@@ -208,3 +210,23 @@ def test_has_outside():
     assert has_outside(0.5 * torch.ones(1, 1, 3, 4))
     assert not has_outside(torch.ones(1, 1, 3, 4))
     assert not has_outside(None)
+
+
+class TestNothingOutside:
+    """Where nothing changes outside of the mask there is nothing to rule out there, and no error."""
+
+    def test_loco_needs_no_null_space(self, model):
+        denoiser = Denoiser(lambda x, sigma, *prompt: box() * model.denoiser(x, sigma, *prompt), model.denoiser.scale)
+        search = Search(denoiser, model.x, model.sigma, box(), Settings(count=2, null_rank=3))
+        found = METHODS["LOCO"].run(search)
+        exact = torch.linalg.svdvals(rows_of(box()) @ model.jacobian())
+        assert [move.notes["singular_value"] for move in found] == pytest.approx(exact[:2].tolist(), rel=1e-3)
+
+    def test_t_loco_needs_no_null_space(self, model):
+        denoiser = Denoiser(lambda x, sigma, *prompt: box() * model.denoiser(x, sigma, *prompt), model.denoiser.scale)
+        search = Search(denoiser, model.x, model.sigma, box(), Settings(null_rank=3))
+        (move,) = METHODS["T-LOCO"].run(search)
+        q = (rows_of(box()) @ (model.exact("target") - model.exact()).flatten()).view(SHAPE)
+        expected = model.jacobian("target").T @ q.flatten()
+        assert torch.allclose(move.vector.flatten(), expected / expected.norm(), atol=1e-6)
+        assert move.notes["pairs"] == 0

@@ -8,7 +8,7 @@ from analytic import SCALES, SHAPE, analytic, box
 from planted import Identity
 
 from latent_directions.core.denoiser import Denoiser
-from latent_directions.core.errors import EqualPredictionsError, NotFiniteError, ZeroOperatorError
+from latent_directions.core.errors import EqualPredictionsError, NotFiniteError, NothingToMoveError
 from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD
 from latent_directions.core.search import (
     DERIVATIVES,
@@ -69,7 +69,7 @@ class TestFoundMove:
 
     @pytest.mark.parametrize("step", [0.0, -1.0])
     def test_a_step_that_moves_nothing(self, step):
-        with pytest.raises(ZeroOperatorError, match="no length"):
+        with pytest.raises(NothingToMoveError, match="moves nothing"):
             FoundMove(unit(), step, {})
 
     def test_is_frozen(self):
