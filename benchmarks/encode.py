@@ -30,7 +30,7 @@ from benchmarks.tables import print_table
 from latent_directions.core.inversion import INVERSIONS
 from latent_directions.core.metrics import psnr
 from latent_directions.demo.world import caption, sample_portrait
-from latent_directions.nodes.encode import CONTROLLED, METHODS, SEEDED, InvertImage
+from latent_directions.nodes.encode import CONTROLLED, INVERSION_METHODS, SEEDED, InvertImage
 from latent_directions.nodes.errors import UnsupportedSamplerError
 from latent_directions.nodes.host import first_noise
 from latent_directions.nodes.sampling import is_flow, sample_euler
@@ -92,7 +92,7 @@ def exact_return(subject: Subject, quick: bool) -> list[dict]:
     rows, before = [], subject.latent["samples"]
     shown, ceiling = eight_bit(subject.decode(before)), subject.psnr(before)
     noise = EncodedNoise(torch.randn(before.shape, generator=torch.Generator().manual_seed(1)))
-    for method, schedule in itertools.product(METHODS, SCHEDULES):
+    for method, schedule in itertools.product(INVERSION_METHODS, SCHEDULES):
         if method == CONTROLLED and not is_flow(subject.model):
             continue
         out = InvertImage.execute(

@@ -10,7 +10,7 @@ from latent_directions.core.direction import Direction
 from latent_directions.demo.architecture import load_demo_model
 from latent_directions.demo.measures import Reader, leakage, target_values
 from latent_directions.demo.world import ATTRIBUTES, Portrait, caption, draw, masks, sample_portrait
-from latent_directions.nodes.anchored import Anchor
+from latent_directions.nodes.anchored import AnchoredModel
 from latent_directions.nodes.encode import DEFAULT, InvertImage
 from latent_directions.nodes.identify import FindDirections
 from latent_directions.nodes.manipulate import move
@@ -102,7 +102,7 @@ class Bench:
     def unmoved(self, inversion, sigmas) -> np.ndarray:
         """The 8-bit picture at strength 0, whatever the direction."""
         return self._sampled(
-            inversion, sigmas, Anchor(inversion).model(), inversion.positive, EncodedNoise(inversion.paths.base)
+            inversion, sigmas, AnchoredModel(inversion).model(), inversion.positive, EncodedNoise(inversion.paths.base)
         )
 
     def _sampled(self, inversion, sigmas, model, positive, noise) -> np.ndarray:

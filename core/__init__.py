@@ -1,8 +1,9 @@
-"""Directions in the latent of a diffusion model, and the exact way back: torch only, any denoiser given as a function.
+"""Directions in the latent of a diffusion model, and the exact return to a picture, for any denoiser.
 
 `Denoiser` wraps a model, `invert` encodes a picture, the `METHODS` look for moves of a `Search`, and an
 `AnchoredPrediction` moves the picture and leads a sampler back to it. `Jacobian`, `self_check` and `partial_svd` serve
-any differentiable function. ARCHITECTURE.md shows how the modules belong together, examples/ how they are used.
+any differentiable function. It needs torch alone; `direction_files` also safetensors, `contact_sheet` also
+Pillow. ARCHITECTURE.md describes the modules, examples/ uses them.
 """
 
 from .anchor import AnchoredPrediction, NoiseMove, NoisePaths, PredictionMove, moved_noise

@@ -3,12 +3,14 @@
 With the reference path x_ref(sigma) = a x0 + b n the sampler sees
     D'(x) = x0 + w { M P [D(x, prompt) - D(x_ref, source)] + sum_j s_j M_j P_j [D(x, towards_j) - D(x, away_j)] }.
 The first bracket is what moves of the noise and of the sampler's own prompt bring about, the sum what moves of the
-prediction add. P projects off what is to be kept, M is a mask, w the weight. On the reference path with the source
-prompt D' = x0, and a sampler that is exact for a constant prediction ends at x0.
+prediction add. P_j projects off the changes of prediction between the two prompts of each keep pair of move j, M_j is
+its mask. P and M belong to all moves of the noise and of the sampler's prompt together: the union of their keep pairs,
+and the largest of their masks. w is the weight. On the reference path with the source prompt D' = x0, and a sampler
+that is exact for a constant prediction ends at x0.
 
-Our construction; compare direct inversion (arXiv 2310.01506). The brackets may be averaged over several noises n, or
-taken with noise drawn anew at every level, which makes Euler's method the one of FlowEdit (arXiv 2412.08629) and of
-edit-friendly DDPM inversion without its own noise (arXiv 2304.06140). A move of the prediction at strength 1 is
+Our construction; compare direct inversion (arXiv 2310.01506). The brackets may be averaged over several noises n. With
+noise drawn anew at every level Euler's method on D' is FlowEdit (arXiv 2412.08629), and edit-friendly DDPM inversion
+without its own noise (arXiv 2304.06140). A move of the prediction at strength 1 is
 FlowEdit's difference; signed strengths, keeps and masks are ours.
 """
 
@@ -60,12 +62,12 @@ class NoiseMove(Move):
 
 @dataclass(frozen=True, kw_only=True)
 class WordsMove(Move):
-    """A change of the prompt that the sampler itself asks with; whoever asks has made it already."""
+    """A change of the sampler's own prompt. The caller changes that prompt; this has its keep pairs and mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionMove(Move):
-    """A move of the prediction itself, by the difference of two prompts at the sampled point.
+    """A move of the prediction itself, by the difference of two prompts at the sampled point; no node makes one yet.
 
     Attributes:
         towards: name of the prompt that strength 1 should show.
@@ -82,7 +84,7 @@ class NoisePaths:
 
     Attributes:
         base: the noise (B, C, H, W) that sampling starts from when nothing is moved.
-        seeds: of further noises; with `fresh` of all of them.
+        seeds: seeds of the further noises; with `fresh`, of all noises.
         fresh: whether noise is drawn anew at every noise level, in place of `base` too.
     """
 
@@ -100,7 +102,12 @@ class NoisePaths:
 
 @dataclass
 class ReferenceCache:
-    """Predictions on the reference path, shared by all strengths; the entry unused longest leaves first."""
+    """Predictions on the reference path, shared by all strengths; the least recently used entry is evicted first.
+
+    Attributes:
+        max_bytes: size of all entries beyond which entries are evicted.
+        bytes: their size now.
+    """
 
     max_bytes: int = 512 * 2**20
     _entries: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
@@ -125,15 +132,15 @@ class AnchoredPrediction:
     """D' of one sampling run.
 
     Attributes:
-        x0: the encoded picture (B, C, H, W) in the model's space.
+        x0: the clean latent of the picture (B, C, H, W), in the model's space.
         paths: the noises of the reference paths; they are moved to x0's device and kept there.
         noised: (x0, noise, sigma) -> a x0 + b n, such as `Denoiser.noised`.
-        moves: what is moved, how far, what stays and where; none at all gives the picture back.
+        moves: what is moved. With none, SOURCE as the prompt and a start on the reference path, sampling ends at x0.
         weight: w, how much of the model's change is let through.
         prompt: name of the prompt that the sampler itself asks with, which may be an edited one.
         cache: predictions on the reference paths, for runs on the same x0 and paths.
-        key: what these depend on beside x0, paths, level and prompt.
-        snap: points nearer than this to the reference path, relative to its largest value, are on it.
+        key: what cached predictions depend on besides x0, paths, level and prompt.
+        snap: distance to x_ref, relative to its largest value, below which x is replaced by x_ref.
     """
 
     x0: Tensor
@@ -149,8 +156,8 @@ class AnchoredPrediction:
     def __post_init__(self):
         self.noise = self.paths.base.to(self.x0)
         self._noises = [] if self.paths.fresh else [noise.to(self.x0) for noise in self.paths.at(0.0)]
-        self._carried = [move for move in self.moves if not isinstance(move, PredictionMove)]
-        self._added = [move for move in self.moves if isinstance(move, PredictionMove) and move.strength]
+        self._start_moves = [move for move in self.moves if not isinstance(move, PredictionMove)]
+        self._prediction_moves = [move for move in self.moves if isinstance(move, PredictionMove) and move.strength]
 
     def reference(self, sigma: float) -> Tensor:
         """x_ref = a x0 + b n of the path that sampling starts on when nothing is moved."""
@@ -180,7 +187,7 @@ class AnchoredPrediction:
         def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
             return self.cache.get((name, self.paths.seeds, self.paths.fresh, float(sigma), self.key), compute)
 
-        def kept_off(change: Tensor, moves: Sequence[Move]) -> Tensor:
+        def projected_and_masked(change: Tensor, moves: Sequence[Move]) -> Tensor:
             """The part of a change that the moves' keeps and masks let through."""
             pairs = tuple(dict.fromkeys(pair for move in moves for pair in move.keep))
             if pairs:
@@ -193,12 +200,14 @@ class AnchoredPrediction:
             mask = union_of_masks(moves)
             return change if mask is None else mask.to(change) * change
 
-        compared = (name for move in self._added for name in (move.towards, move.away))
-        beside = mean([self.prompt, *compared], displacement)
+        compared = (name for move in self._prediction_moves for name in (move.towards, move.away))
+        at_sample = mean([self.prompt, *compared], displacement)
         source = cached(SOURCE, lambda: mean([SOURCE], None)[SOURCE])
-        change = kept_off(beside[self.prompt] - source, self._carried)
-        for move in self._added:
-            change = change + move.strength * kept_off(beside[move.towards] - beside[move.away], [move])
+        change = projected_and_masked(at_sample[self.prompt] - source, self._start_moves)
+        for move in self._prediction_moves:
+            change = change + move.strength * projected_and_masked(
+                at_sample[move.towards] - at_sample[move.away], [move]
+            )
         return self.x0 + self.weight * change
 
 

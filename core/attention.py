@@ -135,11 +135,10 @@ def scaled_dot_product_attention(
 
 
 class DifferentiableFunctions(TorchFunctionMode):
-    """Inside it torch's fused attention is the one of this module wherever it is called.
+    """Inside it every call of torch's fused attention is replaced by the function of this module.
 
-    `operators` gives further functions with derivatives, by the names of the custom operators that they replace.
-    Functions that write into a given tensor have no derivative (attention in chunks takes its exponential so); writing
-    afterwards has one.
+    `operators` gives further replacements, by the name of the custom operator. A call with `out=` has no derivative
+    (attention in chunks takes its exponential so), so the result is computed first and then copied into `out`.
     """
 
     def __init__(self, operators: Mapping[str, Callable] | None = None):
@@ -157,6 +156,6 @@ class DifferentiableFunctions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def differentiable_attention(reverse: bool) -> DifferentiableFunctions:
-    """The context in which a model of plain torch code can be differentiated, whether `reverse` or not."""
+def differentiable_attention(backward: bool) -> DifferentiableFunctions:
+    """The context in which a model of plain torch code can be differentiated, forward and backward alike."""
     return DifferentiableFunctions()

@@ -20,19 +20,19 @@ SOURCE = "source"  # the prompt that describes the picture as it is
 class EvaluationCounter:
     """Model evaluations: one forward of the diffusion model for one latent and one prompt.
 
-    `weight` is what one forward costs at the moment: 1, or 2 inside a forward-AD product, which computes the tangent
-    along with the value. A backward pass costs 2.
+    `cost_per_forward` is what one forward costs at the moment: 1, or 2 inside a forward-AD product, which computes the
+    tangent along with the value. A backward pass costs 2.
     """
 
     evaluations: int = 0
     forwards: int = 0
-    weight: int = 1
+    cost_per_forward: int = 1
     on_change: Callable[[int], None] | None = None
 
     def forward(self, batch: int) -> None:
         """Add one forward of the diffusion model for `batch` latents."""
         self.forwards += 1
-        self._add(batch * self.weight)
+        self._add(batch * self.cost_per_forward)
 
     def backward(self, evaluations: int) -> None:
         """Add one backward pass through a forward of that many evaluations."""
@@ -56,11 +56,11 @@ class EvaluationCounter:
     @contextmanager
     def forward_ad(self) -> Iterator[None]:
         """Count every forward inside as two: value and tangent."""
-        self.weight = 2
+        self.cost_per_forward = 2
         try:
             yield
         finally:
-            self.weight = 1
+            self.cost_per_forward = 1
 
 
 @dataclass
@@ -71,10 +71,10 @@ class Denoiser:
         predict: (x BCHW, sigma) -> denoised prediction BCHW under the source prompt without guidance; a model with
             prompts also takes (x, sigma, prompt name, guidance).
         scale: noise level sigma -> (a, b) of the noise process x = a x0 + b n. Any number that grows with the noise can
-            stand for the level: a sigma, or the timestep of a discrete schedule.
+            stand for the level, such as the timestep of a discrete schedule.
         counter: counts the evaluations that `predict` causes. Without one, every call counts its batch.
-        differentiable: reverse -> context in which `predict` can be differentiated, backward too with `reverse`. The
-            default suits plain torch code with torch's fused attention.
+        differentiable: called with whether a backward pass will be taken; gives a context inside which `predict` can be
+            differentiated. The default suits plain torch code with torch's fused attention.
     """
 
     predict: Callable[..., Tensor]
@@ -103,7 +103,7 @@ class Denoiser:
     @functools.cached_property
     def _has_prompts(self) -> bool:
         try:
-            predict = inspect.unwrap(self.predict)  # a torch module takes anything; its forward says what it needs
+            predict = inspect.unwrap(self.predict)  # a module's __call__ accepts anything: look at its forward
             inspect.signature(getattr(predict, "forward", predict)).bind(None, None, None, None)
         except TypeError:
             return False

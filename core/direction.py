@@ -49,7 +49,7 @@ class KeepPair:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of the joint latent; strength s moves x by s * step * latent and the prompt by s * text.
+    """One direction of latent and prompt embedding; strength s moves x by s * step * latent and the prompt by s * text.
 
     Attributes:
         name: what an artist sees, such as "smiling" or "direction 1".

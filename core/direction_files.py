@@ -1,4 +1,4 @@
-"""Direction files: one direction as safetensors, with what is no tensor as JSON in the metadata."""
+"""Direction files: the tensors of one direction as safetensors, the rest as JSON in the metadata."""
 
 from __future__ import annotations
 

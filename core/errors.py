@@ -85,8 +85,8 @@ class DirectionFormatError(DirectionFileError):
     """A direction file is of a format that this version does not know."""
 
 
-class ZeroOperatorError(ValueError):
-    """A matrix-free operator is zero on all that a solver may start from; solvers raise it, searches explain it."""
+class ZeroOperatorError(LatentDirectionsError):
+    """An operator maps the start vector of a solver to zero."""
 
 
 def size_in_words(tensor) -> str:

@@ -1,9 +1,9 @@
 """Directions by Hessian score distillation: what the words change, filtered by the Hessian of log p.
 
-The target signal is q = D(x, target) - D(x, source), a delta denoising score with paired noise in x0 units. K = a J is
-the scaled Hessian of log p. Each filter f(K) turns q into a move d in x0 units; the latent moves by a d. The
-published HSDS formula was not available to us: the filters here, their names and their use of keep prompts are our own
-derivation from the gradient of delta score distillation (arXiv 2304.07090), in the spirit of arXiv 2411.08196.
+The target signal is q = D(x, target) - D(x, source), a delta denoising score with paired noise in x0 units. Each filter
+f(K) of K = a J = I + b^2 Hessian of log p (core/operators.py) turns q into a move d in x0 units; the latent moves by
+a d. The published HSDS formula was not available to us: the filters here, their names and their use of keep prompts are
+our own derivation from the gradient of delta score distillation (arXiv 2304.07090), in the spirit of arXiv 2411.08196.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import EqualPredictionsError, EverythingKeptError, ZeroOperatorError
+from .errors import EverythingKeptError, NothingToMoveError, ZeroOperatorError
 from .krylov import ForwardKrylovSpace
 from .linalg import orthonormal_span, project_off
 from .operators import Jacobian, RestrictedOperator, scaled_hessian
 from .search import (
-    EQUAL_PREDICTIONS,
     FREE,
-    FoundMove,
+    NO_MOVE,
+    FoundDirection,
     Method,
     Search,
     Settings,
@@ -32,15 +32,15 @@ from .search import (
 from .svd import least_squares
 
 
-def delta_score(search: Search) -> list[FoundMove]:
+def dds(search: Search) -> list[FoundDirection]:
     """f(K) = 1: the delta denoising score itself, d = q (arXiv 2304.07090), the control without a Hessian."""
     with search.checked(backward=False) as check:
         q = score_difference(search, check.jacobian)
         return [_move_along(q, check.jacobian, q, search.mask, {})]
 
 
-def low_pass(search: Search) -> list[FoundMove]:
-    """H1, f(K) = K: d = K q, K at the prompt that leaves the target unnamed (ours)."""
+def low_pass(search: Search) -> list[FoundDirection]:
+    """f(K) = K: d = K q, K at the prompt that leaves the target unnamed (ours)."""
     with search.checked(backward=False) as check:
         q = score_difference(search, check.jacobian)
         with search.checked(backward=False, prompt=FREE, like=check.jacobian, note="self_check_free") as free:
@@ -48,23 +48,24 @@ def low_pass(search: Search) -> list[FoundMove]:
         return [_move_along(d, check.jacobian, q, search.mask, {})]
 
 
-def hsds(search: Search) -> list[FoundMove]:
-    """H5: the smallest d whose effect K d on the denoised prediction is q: min |P (K d - q)|^2 + damping |d|^2 (ours).
+def hsds(search: Search) -> list[FoundDirection]:
+    """The smallest d whose effect K d on the denoised prediction is q: min |P (K d - q)|^2 + damping |d|^2 (ours).
 
     Raises:
-        EqualPredictionsError: the words change nothing, or nothing that a move of the latent can bring about.
+        EqualPredictionsError: the words change nothing.
+        NothingToMoveError: no move of the latent brings about what they change.
     """
     with search.checked(backward=search.settings.backward) as check:
         q = score_difference(search, check.jacobian)
-        solve = newton if check.backward else newton_forward
+        solve = solve_by_bidiagonalisation if check.backward else solve_in_krylov_space
         try:
             d, notes = solve(search, check.jacobian, q)
         except ZeroOperatorError as error:
-            raise EqualPredictionsError(EQUAL_PREDICTIONS) from error
+            raise NothingToMoveError(NO_MOVE) from error
         return [_move_along(d, check.jacobian, q, search.mask, notes)]
 
 
-def newton(search: Search, jacobian: Jacobian, q: Tensor) -> tuple[Tensor, dict]:
+def solve_by_bidiagonalisation(search: Search, jacobian: Jacobian, q: Tensor) -> tuple[Tensor, dict]:
     """The least-squares problem of `hsds` solved on the Golub-Kahan bidiagonalisation, started at q."""
     a, _ = search.denoiser.scale(search.sigma)
     settings, masked = search.settings, RestrictedOperator(jacobian, search.mask)
@@ -78,7 +79,7 @@ def newton(search: Search, jacobian: Jacobian, q: Tensor) -> tuple[Tensor, dict]
     return d, {"pairs": pairs, "least_squares_residual": gradient}
 
 
-def newton_forward(search: Search, jacobian: Jacobian, q: Tensor) -> tuple[Tensor, dict]:
+def solve_in_krylov_space(search: Search, jacobian: Jacobian, q: Tensor) -> tuple[Tensor, dict]:
     """That problem without a backward pass: solved inside the Krylov space of K and q, as damped GMRES (ours)."""
     settings = search.settings
     product = scaled_hessian(jacobian, search.denoiser, search.sigma, approximate=True)
@@ -91,10 +92,11 @@ def newton_forward(search: Search, jacobian: Jacobian, q: Tensor) -> tuple[Tenso
 def score_difference(search: Search, source: Jacobian) -> Tensor:
     """q inside the mask, with what it shares with the keep prompts projected off; the report tells the cosines.
 
-    A keep pair costs 2 evaluations.
+    A keep pair costs 2 evaluations, 4 with guidance.
 
     Raises:
-        EqualPredictionsError: the words change nothing inside the mask.
+        EqualPredictionsError: the words change nothing.
+        NothingInsideError: they change nothing inside the mask.
         EverythingKeptError: what the keep prompts change covers all of q.
     """
     q = words_difference(search, source.value)
@@ -117,12 +119,12 @@ def score_difference(search: Search, source: Jacobian) -> Tensor:
     return inside(q, search.mask)
 
 
-def _move_along(d: Tensor, jacobian: Jacobian, q: Tensor, mask: Tensor | None, notes: dict) -> FoundMove:
+def _move_along(d: Tensor, jacobian: Jacobian, q: Tensor, mask: Tensor | None, notes: dict) -> FoundDirection:
     """The latent's move along d, with the step at which its linear effect is as large as q (one J v)."""
     if not d.any():
-        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+        raise NothingToMoveError(NO_MOVE)
     vector = d / d.norm()
-    return FoundMove(vector, matching_step(jacobian.matvec(vector), q, mask), notes)
+    return FoundDirection(vector, matching_step(jacobian.matvec(vector), q, mask), notes)
 
 
 def _hsds_evaluations(settings: Settings, masked: bool) -> float:
@@ -134,15 +136,15 @@ def _low_pass_evaluations(settings: Settings, masked: bool) -> float:
     return 2 * check_evaluations(settings, False) + words_evaluations(settings) + 4
 
 
-def _delta_score_evaluations(settings: Settings, masked: bool) -> float:
+def _dds_evaluations(settings: Settings, masked: bool) -> float:
     return check_evaluations(settings, False) + words_evaluations(settings) + 2
 
 
 _READS = ("mask", "keep", "guidance", "seed", "derivatives")
 HSDS = Method(
     name="HSDS",
-    summary="words and latent together; the latent's part is the smallest move whose effect on the model's prediction"
-    " is what the words ask for",
+    summary="moves words and latent; the latent by the smallest move whose linear effect on the prediction is what the"
+    " words change",
     run=hsds,
     evaluations=_hsds_evaluations,
     reads=(*_READS, "damping", "max_pairs"),
@@ -150,7 +152,7 @@ HSDS = Method(
 )
 LOW_PASS = Method(
     name="HSDS low-pass",
-    summary="as HSDS, with a simpler filter that follows what the model leaves free; for comparison",
+    summary="as HSDS, but the latent moves by the Hessian times that change; for comparison",
     run=low_pass,
     evaluations=_low_pass_evaluations,
     reads=(*_READS, "free"),
@@ -158,9 +160,9 @@ LOW_PASS = Method(
 )
 DDS = Method(
     name="DDS",
-    summary="as HSDS, without a Hessian; for comparison",
-    run=delta_score,
-    evaluations=_delta_score_evaluations,
+    summary="as HSDS, but the latent moves by that change itself; for comparison",
+    run=dds,
+    evaluations=_dds_evaluations,
     reads=_READS,
     moves_words=True,
 )

@@ -54,12 +54,10 @@ class InversionMethod:
     Attributes:
         step: (steps, x, sigma, next sigma, latest split) -> (next x, its split or None).
         evaluations: model evaluations of one step.
-        summary: one sentence for a report.
     """
 
     step: Callable[[_Steps, Tensor, float, float, Split | None], tuple[Tensor, Split | None]]
     evaluations: int
-    summary: str
 
 
 def _euler(steps, x, sigma, up, _):
@@ -93,13 +91,11 @@ def _backward_euler(iterations: int):
 
 
 INVERSIONS = {
-    "backward euler": InversionMethod(_backward_euler(1), 1, "each sampling step read backwards, one correction"),
-    "backward euler, refined": InversionMethod(
-        _backward_euler(3), 3, "each sampling step read backwards, three corrections"
-    ),
-    "euler": InversionMethod(_euler, 1, "DDIM / Euler"),
-    "heun": InversionMethod(_heun, 2, "second order"),
-    "midpoint": InversionMethod(_midpoint, 2, "second order, RF-Solver"),
+    "backward euler": InversionMethod(_backward_euler(1), 1),
+    "backward euler, refined": InversionMethod(_backward_euler(3), 3),
+    "euler": InversionMethod(_euler, 1),
+    "heun": InversionMethod(_heun, 2),
+    "midpoint": InversionMethod(_midpoint, 2),
 }
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .denoiser import SOURCE
 from .errors import (
-    EqualPredictionsError,
     NoBackwardError,
     NothingInsideError,
+    NothingToMoveError,
     TargetDerivativeError,
     ZeroOperatorError,
 )
@@ -21,9 +21,9 @@ from .krylov import ForwardKrylovSpace, KrylovSpace
 from .linalg import project_off
 from .operators import Jacobian, RestrictedOperator
 from .search import (
-    EQUAL_PREDICTIONS,
+    NO_MOVE,
     TARGET,
-    FoundMove,
+    FoundDirection,
     Method,
     Search,
     Settings,
@@ -41,13 +41,12 @@ FORWARD_EVALUATIONS = 40  # of a forward-only search with its self-check
 MAX_PAIRS = 60
 
 
-def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
+def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
     """LOCO Edit: what moves the inside of the mask most among the moves that leave the outside as it is.
 
-    The `null_rank` leading right singular vectors of J outside the mask are what the moves must be orthogonal to. The
-    paper takes the singular vectors inside and projects them off these; here they are those of J restricted to what is
-    orthogonal to these, so that each is the strongest of its kind (ours; without a mask, or with rank 0, the two are
-    the same).
+    The moves are orthogonal to N, the `null_rank` leading right singular vectors of J outside the mask. The paper
+    projects the singular vectors of the masked J off N; here they are the singular vectors of the masked J restricted
+    to the complement of N, so that each is the strongest possible (ours; identical without a mask, or with rank 0).
 
     The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
     (our convention, so that one number means about the same visible change on every model).
@@ -68,9 +67,7 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
             if check.backward:
                 found, space, notes = _by_svd(jacobian, probe, mask, settings.count, null_rank, max_pairs)
             else:
-                products = forward_products(
-                    check.evaluations, jacobian.approximate_cost, settings.count, settings.null_rank
-                )
+                products = forward_products(check.evaluations, jacobian.approximate_cost, settings.count, null_rank)
                 found, space, notes = _forward_only(jacobian, probe, mask, settings.count, null_rank, products)
             return _moves_of(found, space, mask, float(jacobian.value.std()), notes)
         except ZeroOperatorError as error:
@@ -80,7 +77,7 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
 
 def _moves_of(
     found: SingularTriplets, space: KrylovSpace, mask: Tensor | None, deviation: float, notes: dict
-) -> list[FoundMove]:
+) -> list[FoundDirection]:
     """The singular vectors as moves, each with its sign and the step of strength 1."""
     # below this a singular value is rounding: there are no more directions
     least = 1e-6 * float(space.images.norm(dim=1).max())
@@ -88,13 +85,13 @@ def _moves_of(
     for i in range(int((found.values > least).sum())):
         vector = found.right[i : i + 1]
         effect = space.apply(vector)
-        weight = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
-        if (effect * weight).sum() < 0:
+        inside_mask = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
+        if (effect * inside_mask).sum() < 0:
             vector, effect = -vector, -effect
-        rms = float(((effect * weight).square().sum() / weight.sum()).sqrt())
+        rms = float(((effect * inside_mask).square().sum() / inside_mask.sum()).sqrt())
         residual = float(found.residuals[i])
         own = {"singular_value": float(found.values[i]), "residual": None if residual != residual else residual}
-        moves.append(FoundMove(vector, 0.25 * deviation / rms, own | notes))
+        moves.append(FoundDirection(vector, 0.25 * deviation / rms, own | notes))
     if not moves:
         msg = "all singular values are rounding"
         raise ZeroOperatorError(msg)
@@ -107,7 +104,7 @@ _Found = tuple[SingularTriplets, KrylovSpace, dict]
 def _by_svd(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, max_pairs: int
 ) -> _Found:
-    """By Golub-Kahan; the search inside starts from the best guess that the space of the one outside has (ours)."""
+    """By Golub-Kahan; the SVD inside the mask starts from the best vector that the one outside has found (ours)."""
     null_space, converged, pairs = None, True, 0
     outside_start = first_start(jacobian, probe, 1 - mask) if null_rank else None
     if outside_start is not None and outside_start.any():  # else nothing changes outside of the mask
@@ -141,7 +138,7 @@ def _null_space(
 
 
 def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor:
-    """Where a search in P J starts: J'P J v (1, ...) of the probe v, which without a P costs nothing more."""
+    """The start J'P J v (1, ...) of an SVD of P J, with the probe v; without a mask the self-check has computed it."""
     return probe.back if mask is None else jacobian.rmatvec(mask * probe.image)
 
 
@@ -164,9 +161,10 @@ def _forward_only(
     return rest.triplets(count, mask), space, notes
 
 
-def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
-    """T-LOCO Edit: v = J_target' q with q = P (D(x, target) - D(x, source)), projected off the outside of J_source.
+def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
+    """T-LOCO Edit: v = J_target' q with q = P (D(x, target) - D(x, source)), projected off a null space.
 
+    The null space is spanned by the leading right singular vectors of J_source outside the mask.
     The step of strength 1 is where the linear change inside the mask is as large as q (ours).
 
     Source: arXiv 2409.02374, section 3.3 and algorithm 2.
@@ -174,7 +172,9 @@ def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
     Raises:
         NoBackwardError: there is no backward pass that can be trusted.
         TargetDerivativeError: forward and backward products under the target prompt do not agree.
-        EqualPredictionsError: the words change nothing inside the mask.
+        EqualPredictionsError: the words change nothing.
+        NothingInsideError: they change nothing inside the mask.
+        NothingToMoveError: no move of the latent brings about what they change.
     """
     mask, null_rank = search.mask, search.settings.null_rank
     with search.checked(backward=True) as check:
@@ -193,7 +193,7 @@ def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundMove]:
         source.release()  # one kept graph at a time
         vector, raw, image = _pulled_back(search.jacobian(TARGET, like=source), q, null_space, probe.tolerance)
         notes["share_left_by_null_space"] = float(vector.norm() / raw.norm())
-    return [FoundMove(vector / vector.norm(), matching_step(image, q, mask), notes)]
+    return [FoundDirection(vector / vector.norm(), matching_step(image, q, mask), notes)]
 
 
 def _pulled_back(
@@ -204,7 +204,7 @@ def _pulled_back(
     target.release()
     vector = raw if null_space is None else project_off(raw, null_space)
     if not vector.any():
-        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+        raise NothingToMoveError(NO_MOVE)
     unit = vector / vector.norm()
     image = target.matvec(unit)
     disagreement = abs(float((q * image).sum() - (raw * unit).sum())) / float(raw.norm())
@@ -238,7 +238,7 @@ def _t_loco_evaluations(settings: Settings, masked: bool) -> float:
 
 LOCO = Method(
     name="LOCO",
-    summary="no words: whatever this picture leaves open inside the mask",
+    summary="needs no words; finds the moves of the latent that change the masked part most and the rest least",
     run=loco,
     evaluations=_loco_evaluations,
     reads=("mask", "count", "null_rank", "seed", "derivatives"),
@@ -247,7 +247,7 @@ LOCO = Method(
 )
 T_LOCO = Method(
     name="T-LOCO",
-    summary="words through the latent alone, with what lies outside the mask left as it is",
+    summary="moves the latent alone towards the words, and leaves what lies outside the mask nearly unchanged",
     run=t_loco,
     evaluations=_t_loco_evaluations,
     reads=("mask", "null_rank", "guidance", "seed", "derivatives"),

@@ -1,4 +1,4 @@
-"""Krylov spaces of an operator A: vectors kept with their images, so that more can be asked of A without products."""
+"""Krylov spaces of an operator A: orthonormal vectors kept with their images, for solvers that need no products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .svd import Product, SingularTriplets
 
 
 class KrylovSpace:
-    """Orthonormal vectors V and their images W = A V, in which P A is searched, for any weighting P of A's rows.
+    """Orthonormal vectors V and their images W = A V: SVD of A, or of A with masked rows P A, restricted to span V.
 
     Attributes:
         basis: V.

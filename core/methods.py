@@ -9,10 +9,10 @@ from .search import Method
 
 TEXT = Method(
     name="text",
-    summary="words alone, at once",
+    summary="moves the words alone; needs no search",
     run=None,
     evaluations=lambda settings, masked: 0,
-    reads=("keep",),
+    reads=(),
     moves_words=True,
 )
 

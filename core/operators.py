@@ -61,8 +61,8 @@ class Jacobian:
         difference_step: length of the step of central differences, relative to the norm of x.
         one_sided_step: that of one-sided differences; None where they are not precise enough.
         counter: counts the evaluations that f causes. Without one, every call counts its batch.
-        differentiable: reverse -> context in which f can be differentiated, backward too with `reverse`. The default
-            suits plain torch code with torch's fused attention.
+        differentiable: called with whether a backward pass will be taken; gives a context inside which f can be
+            differentiated. The default suits plain torch code with torch's fused attention.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -100,7 +100,7 @@ class Jacobian:
         return self._double_backward(v) if self.mode == DOUBLE_BACKWARD else self.central_difference(v)
 
     def rmatvec(self, u: Tensor) -> Tensor:
-        """J' u for u (p, ...) shaped as f's output, by reverse mode on a graph that is built once and kept."""
+        """J' u for u (p, ...) shaped as f's output, by a backward pass on a graph that is built once and kept."""
         with self.differentiable(True), torch.enable_grad():
             x, value = self._graph(len(u))
             (product,) = torch.autograd.grad(value, x, u.to(value), retain_graph=True)
@@ -120,7 +120,7 @@ class Jacobian:
         """J v (p, ...) by a central difference with |h v| = step |x|, and the f(x + h v) and h (p, 1, ...) it took."""
         v, h = self._scaled(v, step)
         ahead, behind = self.function(self.x + h * v), self.function(self.x - h * v)
-        return _nonzero((ahead - behind) / (2 * _like(h, ahead)), v, "measured"), ahead, h
+        return _nonzero((ahead - behind) / (2 * _like(h, ahead)), v, "finite-difference"), ahead, h
 
     @torch.no_grad()
     def approximate_matvec(self, v: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Jacobian:
             return self.matvec(v)
         v, h = self._scaled(v, self.one_sided_step)
         ahead = self.function(self.x + h * v)
-        return _nonzero((ahead - self.value) / _like(h, ahead), v, "measured")
+        return _nonzero((ahead - self.value) / _like(h, ahead), v, "finite-difference")
 
     @property
     def approximate_mode(self) -> str:
@@ -231,7 +231,10 @@ class RestrictedOperator:
 def scaled_hessian(
     jacobian: Jacobian, denoiser: Denoiser, sigma: float, *, approximate: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """v -> K v = a J v, the scaled Hessian I + b^2 Hess log p (Tweedie, second order)."""
+    """v -> K v with K = a J = I + b^2 Hessian of log p (Tweedie's formula, second order).
+
+    With `approximate` the products are those of `approximate_matvec`.
+    """
     a, _ = denoiser.scale(sigma)
     matvec = jacobian.approximate_matvec if approximate else jacobian.matvec
     return lambda v: a * matvec(v)
@@ -249,8 +252,8 @@ def _nonzero(product: Tensor, vector: Tensor, kind: str) -> Tensor:
         raise NotFiniteDerivativeError(msg)
     if not product.any() and vector.any():
         msg = (
-            f"The {kind} derivative through this model came out as zero: its code cannot be differentiated as it is set"
-            " up, or its prediction does not depend on the latent."
+            f"The {kind} derivative through this model came out as zero: its code does not propagate"
+            " derivatives, or its prediction does not depend on the latent."
         )
         raise ZeroDerivativeError(msg)
     return product

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE, Denoiser
-from .errors import EqualPredictionsError, NotFiniteError, NothingToMoveError
+from .errors import EqualPredictionsError, NotFiniteError, NothingInsideError, NothingToMoveError
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, prediction_jacobian
 from .self_check import SelfCheck, self_check
 
-EQUAL_PREDICTIONS = "The direction came out empty: source and target say the same to this model at this noise level."
+EQUAL_PREDICTIONS = (
+    "The model's prediction is the same under the source and the target prompt at this noise level, so there is no"
+    " direction between them."
+)
+NO_MOVE = "No move of the latent brings about what the target prompt changes."
+OUTSIDE_ALONE = "The source and the target prompt change the prediction only outside the mask."
 TARGET, FREE, NEGATIVE = "target", "free", "negative"
 AUTOMATIC, FORWARD_ONLY = "automatic", "forward only"
 DERIVATIVES = (AUTOMATIC, FORWARD_ONLY, DIFFERENCES, DOUBLE_BACKWARD)
@@ -63,7 +68,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class FoundMove:
+class FoundDirection:
     """A move of the noisy latent that a search has found.
 
     Attributes:
@@ -81,7 +86,7 @@ class FoundMove:
             msg = "The search ended in values that are not numbers (NaN or infinity)."
             raise NotFiniteError(msg)
         if not self.step > 0:
-            msg = f"The move that was found has the length {self.step}, so it moves nothing."
+            msg = "The move that was found has no measurable effect on the prediction, so its length is unknown."
             raise NothingToMoveError(msg)
 
 
@@ -139,7 +144,7 @@ class Method:
         run: finds the moves; None where the change of the words themselves is all there is.
         evaluations: (settings, whether there is a mask) -> model evaluations that `run` is expected to take, for a
             progress bar.
-        reads: the fields of Settings, and of Search beside the point, that the method reads.
+        reads: names of the settings that `run` depends on: fields of Settings, "mask", and "free" for the prompt FREE.
         compares_words: whether it needs the target prompt.
         moves_words: whether the change of the words is a part of the direction.
         finds_several: whether it finds as many directions as `count` says, which have no names then.
@@ -147,7 +152,7 @@ class Method:
 
     name: str
     summary: str
-    run: Callable[[Search], list[FoundMove]] | None
+    run: Callable[[Search], list[FoundDirection]] | None
     evaluations: Callable[[Settings, bool], float]
     reads: tuple[str, ...]
     compares_words: bool = True
@@ -167,18 +172,21 @@ def words_difference(search: Search, value: Tensor) -> Tensor:
     """
     denoiser, guidance = search.denoiser, search.settings.guidance
     before = value if guidance == 1.0 else denoiser(search.x, search.sigma, SOURCE, guidance)
-    return nonzero(denoiser(search.x, search.sigma, TARGET, guidance) - before)
+    q = denoiser(search.x, search.sigma, TARGET, guidance) - before
+    if not q.any():
+        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+    return q
 
 
 def inside(q: Tensor, mask: Tensor | None) -> Tensor:
-    """What the words change inside the mask, not zero."""
-    return nonzero(q if mask is None else mask * q)
+    """What the words change inside the mask.
 
-
-def nonzero(q: Tensor) -> Tensor:
-    """q itself; an EqualPredictionsError where it is zero."""
+    Raises:
+        NothingInsideError: that is nothing.
+    """
+    q = q if mask is None else mask * q
     if not q.any():
-        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+        raise NothingInsideError(OUTSIDE_ALONE)
     return q
 
 
@@ -186,11 +194,12 @@ def matching_step(image: Tensor, q: Tensor, mask: Tensor | None) -> float:
     """The step at which the effect J v = `image` of a move is, inside the mask, as large as q.
 
     Raises:
-        EqualPredictionsError: the move has no effect inside the mask.
+        NothingInsideError: the move has no effect inside the mask.
     """
     effect = image if mask is None else mask * image
     if not effect.any():
-        raise EqualPredictionsError(EQUAL_PREDICTIONS)
+        msg = "The move that was found changes the prediction only outside the mask."
+        raise NothingInsideError(msg)
     return float(q.norm() / effect.norm())
 
 

@@ -12,18 +12,17 @@ from .errors import DerivativeError, LatentDirectionsError, NotFiniteError, NotR
 from .linalg import relative_error
 from .operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
 
-# Largest relative disagreement that still counts as the same product.
+# Largest relative difference of two products that count as equal.
 AGREEMENT = 1e-2
-# That of a model that computes in half precision: its central differences resolve no more.
+# Largest relative difference of two products of a model in half precision, whose central differences resolve no more.
 ROUNDED_AGREEMENT = 0.08
-# Largest relative disagreement of two central differences that are used for want of a better product, and of a
+# Largest relative difference of two central differences that are used for want of a better product, and of a
 # prediction without rounded layers to the sampled one.
 DIFFERENCE_AGREEMENT = 0.1
-# That of a one-sided difference. Along leading singular vectors, where the model bends most, it is a few times less
-# precise than for the random vector of the check.
+# Largest relative error of one-sided differences that are used. Along leading singular vectors, where the model bends
+# most, they are a few times less precise than for the random vector of the check.
 ONE_SIDED_AGREEMENT = 0.03
 DIFFERENCE_STEPS = (DIFFERENCE_STEP, 4 * DIFFERENCE_STEP, 16 * DIFFERENCE_STEP)
-ASKED_FOR = "this was asked for"
 PASSED = "Derivatives passed their self-check."
 # What code that cannot be differentiated raises; a cancel is none of these.
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
@@ -87,9 +86,9 @@ class SelfCheck:
 def self_check(candidate: Jacobian, seed: int = 0, *, backward: bool = True) -> SelfCheck:
     """Test a Jacobian before it is trusted; 10 evaluations where all is well and no value or graph of it is known.
 
-    Calls that must be equal, forward products against central differences, and, with `backward`, the adjoint identity
-    at u = Jv, where a wrong adjoint cannot hide behind a small inner product. As v is random with norm sqrt(N), <v, e>
-    is about as large as an error e of J'u, so its share of |J'u| is a relative error.
+    It checks that equal calls give equal values, that J v agrees with central differences, and with `backward` that
+    <Jv, Jv> = <v, J'Jv>. With u = Jv that inner product is large, so that a wrong J'u shows: as v is random with norm
+    sqrt(N), <v, e> is about as large as an error e of J'u, and its share of |J'u| is a relative error.
     The trusted operator takes its products in the candidate's mode, or where that fails in the next that passes:
     double backward (only with `backward`, for it needs as much memory), or central differences. The candidate itself
     does not change.
@@ -103,7 +102,9 @@ def self_check(candidate: Jacobian, seed: int = 0, *, backward: bool = True) -> 
     repeat = _check_repeat(candidate)
     jacobian, product, difference, sentence = _check_forward(candidate, v, backward)
     adjoint, back, failure = _check_adjoint(jacobian, v, product) if backward else (None, None, "")
-    jacobian.function(-jacobian.x)  # far from x, where a cache that goes by similarity runs the layers it left out
+    jacobian.function(
+        -jacobian.x
+    )  # far from x: a cache that skips layers for similar inputs runs them here, and the host can notice
     rounded = jacobian.mode != DIFFERENCES and PASSED not in sentence
     tolerance = ROUNDED_AGREEMENT if rounded else AGREEMENT
     works = adjoint is not None and adjoint <= tolerance
@@ -143,8 +144,8 @@ def _check_repeat(candidate: Jacobian) -> float:
         raise NotFiniteError(msg)
     if not repeat <= 1e-5:
         msg = (
-            f"The model gives different answers to the same question (relative difference {repeat:.1e}), so its "
-            "derivatives mean nothing."
+            f"Two evaluations of the model at the same input differ (relative difference {repeat:.1e}), so derivatives"
+            " cannot be computed."
         )
         raise NotRepeatableError(msg)
     return repeat
@@ -173,11 +174,12 @@ def _check_forward(candidate: Jacobian, v: Tensor, backward: bool) -> tuple[Jaco
             return jacobian, product, error, sentence
         jacobian.release()
         reasons.append(f"{mode} disagreed with central differences by {error:.1e}")
-    reason = " and ".join(reasons) or ASKED_FOR
+    reason = " and ".join(reasons)
     step, product = differences.best(reason)
     one_sided = differences.best_one_sided(product)
     jacobian = replace(candidate, mode=DIFFERENCES, difference_step=step, one_sided_step=one_sided)
-    return jacobian, product, error, f"Forward products are central differences, because {reason}."
+    because = reason or "this was asked for"
+    return jacobian, product, error, f"Forward products are central differences, because {because}."
 
 
 def _exact_modes(asked: str, backward: bool) -> list[str]:
@@ -241,17 +243,20 @@ class _Differences:
     def best(self, reason: str) -> tuple[float, Tensor]:
         """The step from which the difference changes least to the next one, and the difference there.
 
+        `reason` says why no exact mode is used; it is empty where none was asked for.
+
         Raises:
             NoTrustedModeError: the differences disagree at every step.
         """
         changes = self._changes()
         number = min(range(len(changes)), key=changes.__getitem__)
         if not changes[number] <= DIFFERENCE_AGREEMENT:
+            tried = f"{reason}, and central differences" if reason else "central differences, which were asked for,"
             msg = (
-                f"No derivative of this model can be trusted: {reason}, and central differences disagree among"
-                f" themselves by {changes[number]:.1e}."
+                f"No derivative of this model can be trusted: {tried} differ between step lengths by"
+                f" {changes[number]:.1e}."
             )
-            raise NoTrustedModeError(msg, asked_for=reason == ASKED_FOR)
+            raise NoTrustedModeError(msg, asked_for=not reason)
         number += self.rounded
         return DIFFERENCE_STEPS[number], self._at(number)
 
@@ -272,8 +277,8 @@ def _judge(jacobian: Jacobian, product: Tensor, differences: _Differences) -> tu
     exact, distance = _judge_unrounded(jacobian, product, differences.v)
     if exact <= ROUNDED_AGREEMENT and distance <= DIFFERENCE_AGREEMENT:
         return exact, (
-            "Derivatives are those of the model in plain arithmetic, without the rounding of fast layers; its"
-            f" prediction is {distance:.0e} off the sampled one."
+            "Derivatives are those of the model with its quantized layers computed without rounding; its prediction"
+            f" there differs from the sampled one by {distance:.0e}."
         )
     return error, ""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import ZeroOperatorError
+from .errors import NotFiniteError, ZeroOperatorError
 from .linalg import KrylovBasis, damped_least_squares
 
 Product = Callable[[Tensor], Tensor]
@@ -47,7 +47,7 @@ class Bidiagonalisation:
     """A V = U B with orthonormal U and V, grown a block at a time from start vectors (p, ...).
 
     From right start vectors B is upper bidiagonal; from left ones it is lower bidiagonal, at the price of one more
-    product with A'. With p > 1 it is so in blocks, and each product runs p vectors at once, which a GPU likes.
+    product with A'. With p > 1 it is so in blocks, and each product runs p vectors at once, which is faster on a GPU.
     Memory for `capacity` vectors on each side is reserved at first.
     """
 
@@ -57,8 +57,11 @@ class Bidiagonalisation:
         self._matvec, self._rmatvec = matvec, rmatvec
         self.left, self.right = KrylovBasis(capacity), KrylovBasis(capacity)
         _, first, coefficients = (self.left if left else self.right).split(start)
-        if not torch.isfinite(start).all() or not len(first):
-            msg = "the start vector of a bidiagonalisation must be finite and not zero"
+        if not torch.isfinite(start).all():
+            msg = "The start vector of the solver holds NaN or infinite values."
+            raise NotFiniteError(msg)
+        if not len(first):
+            msg = "The start vector of the solver is zero."
             raise ZeroOperatorError(msg)
         self.matrix = torch.zeros(0, 0, dtype=torch.float64)
         self.pairs, self._last = 0, 0
@@ -150,8 +153,8 @@ def partial_svd(
         tol: bound on |A'u - s v| / s_1 for every triplet.
         max_pairs: where to stop without convergence, which the result then says.
 
-    A space grown from few vectors finds the second of two close values late, and until then no residual tells. So it
-    grows by k // 3 more pairs once all residuals are within the tolerance, in which such a value would appear.
+    The residuals can be small before the second of two close singular values has appeared. So k // 3 more pairs are
+    taken once all residuals are within the tolerance.
 
     Source: Golub-Kahan-Lanczos with full reorthogonalisation; the stop test is the exact residual, which the
     bidiagonal matrix gives without a product.
@@ -164,7 +167,7 @@ def partial_svd(
     while not space.exhausted and space.pairs < max_pairs:
         space.grow()
         if not len(space.left):
-            msg = "the operator sent the start vector to zero, so it has no singular directions there"
+            msg = "The operator maps the start vector to zero, so it has no singular vectors there."
             raise ZeroOperatorError(msg)
         if space.pairs >= k and space.triplets(k, tol).converged:
             enough = enough or space.pairs + k // 3
@@ -188,7 +191,7 @@ def least_squares(
     """
     space = Bidiagonalisation(matvec, rmatvec, target, left=True, capacity=min(max_pairs, RESERVED))
     if space.exhausted:
-        msg = "the operator sends the wanted change to zero, so no move can make it"
+        msg = "The operator's transpose maps the target to zero, so nothing brings A v nearer to it."
         raise ZeroOperatorError(msg)
     while True:
         space.grow()

@@ -18,19 +18,19 @@ network = diffusers.UNet2DModel(32, layers_per_block=1, block_out_channels=(16, 
 network.requires_grad_(False)
 scheduler = diffusers.DDIMScheduler(clip_sample=False)
 scheduler.set_timesteps(20)
-levels = [int(step) for step in scheduler.timesteps.flip(0) if step <= 600]
+levels = [int(timestep) for timestep in scheduler.timesteps.flip(0) if timestep <= 600]
 
 
-def scale(step: float) -> tuple[float, float]:
+def scale(timestep: float) -> tuple[float, float]:
     """(a, b) of x = a x0 + b n."""
-    signal = float(scheduler.alphas_cumprod[int(step)])
+    signal = float(scheduler.alphas_cumprod[int(timestep)])
     return signal**0.5, (1 - signal) ** 0.5
 
 
-def predict(x: torch.Tensor, step: float) -> torch.Tensor:
+def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
     """The denoised prediction of a network that predicts noise."""
-    a, b = scale(step)
-    return (x - b * network(x, step).sample) / a
+    a, b = scale(timestep)
+    return (x - b * network(x, timestep).sample) / a
 
 
 denoiser = Denoiser(predict, scale)
@@ -48,9 +48,9 @@ def sample(strength: float) -> torch.Tensor:
     moves = [NoiseMove(strength=strength, displacement=found.step * found.vector[0])]
     anchored = AnchoredPrediction(picture, paths, denoiser.noised, moves)
     x = denoiser.noised(picture, moved_noise(paths.base, moves, scale(levels[-1])[1]), levels[-1])
-    for step in reversed(levels):
-        a, b = scale(step)
-        x = scheduler.step((x - a * anchored(x, step, denoiser.predictions)) / b, step, x).prev_sample
+    for timestep in reversed(levels):
+        a, b = scale(timestep)
+        x = scheduler.step((x - a * anchored(x, timestep, denoiser.predictions)) / b, timestep, x).prev_sample
     return x
 
 

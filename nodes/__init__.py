@@ -1,4 +1,4 @@
-"""The nodes: the only layer that imports ComfyUI. Each module shows inputs, one call into `core`, outputs."""
+"""The nodes: the only layer that imports ComfyUI. A module with nodes lists them in NODES; the others run `core`."""
 
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override

@@ -1,8 +1,8 @@
 """The MODEL that leads every deterministic sampler back to the encoded picture (see core/anchor.py for the formula).
 
 Three of ComfyUI's wrappers on a clone of the artist's MODEL, nothing else: OUTER_SAMPLE puts the stored noise, latent
-and first noise level in place; SAMPLER_SAMPLE proves, without a model evaluation, that the sampler keeps to the
-reference path; PREDICT_NOISE gives the anchored prediction.
+and first noise level in place; SAMPLER_SAMPLE checks by a trial run without a model evaluation that the sampler keeps
+to the reference path; PREDICT_NOISE gives the anchored prediction.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler
 
 @dataclass
 class _Run:
-    """One sampling run: its guider and prediction, and whether the sampler is only being proved."""
+    """One sampling run: its guider and prediction, and whether the sampler is still in its trial run."""
 
     guider: comfy.samplers.CFGGuider
     prediction: AnchoredPrediction
-    proving: bool = True
+    trial: bool = True
     deviation: float = 0.0  # of the sampler from the reference path, relative
 
 
 @dataclass
-class Anchor:
+class AnchoredModel:
     """The wrappers that anchor a MODEL at an encoded picture, and what is moved from there.
 
     Attributes:
@@ -74,7 +74,7 @@ class Anchor:
 
     def model(self) -> ModelPatcher:
         """A clone of the artist's MODEL that samples back to the picture."""
-        clone = detach(self.inversion.source_model)
+        clone = without_anchor(self.inversion.source_model)
         for kind, wrapper in zip(KINDS, (self._outer_sample, self._sampler_sample, self._predict_noise), strict=True):
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         return clone
@@ -126,14 +126,14 @@ class Anchor:
                     seed,
                     **options,
                 )
-            # the sampler's own rounding at the end, as far as the proof has shown it, would still flip 8-bit pixels
+            # the sampler's own rounding, as measured in the trial run, would still flip 8-bit pixels
             return snap_to_reference(samples, latent.to(samples), max(ROUNDING, 2 * self._run.deviation))
         finally:
             run, self._run = self._run, None
-            proved = None if run is None or run.proving else run.deviation
+            return_error = None if run is None or run.trial else run.deviation
             seconds = round(time.perf_counter() - started, 3)
             memory = peak_megabytes(guider.model_patcher)
-            self.inversion.statistics.add(counter.evaluations, seconds, memory, proved, remarks)
+            self.inversion.statistics.add(counter.evaluations, seconds, memory, return_error, remarks)
 
     def _start(self, denoise_mask: Tensor | None) -> Tensor:
         """The noise to start from; outside a noise mask, where nothing may change, it is not moved."""
@@ -174,13 +174,13 @@ class Anchor:
             settings_of(guider, None if denoise_mask is None else digest(denoise_mask), KEY),
         )
         run = self._run = _Run(guider, prediction)
-        # proved on the unmoved start, with the same sampler, schedule and code as the run itself
+        # a trial run from the unmoved start, with the same sampler, schedule and code as the run itself
         unmoved = first_noise(prediction.noise, model.model_sampling, sigmas[0])
         # some samplers write into the schedule they are given
         end = executor(guider, sigmas.clone(), dict(extra_args), None, unmoved, prediction.x0, denoise_mask, True)
         self._check_return(end, sigmas[-1])
-        run.proving = False
-        # the sampler's own rounding, as far as the proof has shown it, is no move either
+        run.trial = False
+        # the sampler's own rounding, as measured in the trial run, is no move either
         prediction.snap = max(SNAP, 2 * run.deviation)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
@@ -198,7 +198,7 @@ class Anchor:
 
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         run, sigma = self._run, float(timestep.flatten()[0])
-        if run.proving:
+        if run.trial:
             _check_guidance(model_options or {}, run.guider.model_options)
             run.deviation = max(run.deviation, _distance(x, run.prediction.reference(sigma)))
             return run.prediction.x0.clone()
@@ -220,7 +220,7 @@ def _noised(model_sampling, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
     return model_sampling.noise_scaling(level, noise.clone(), x0)
 
 
-def detach(model: ModelPatcher) -> ModelPatcher:
+def without_anchor(model: ModelPatcher) -> ModelPatcher:
     """A clone of `model` without an anchor."""
     clone = model.clone()
     for kind in KINDS:

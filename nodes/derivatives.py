@@ -58,20 +58,20 @@ def swaps_weights(conds: dict[str, list[dict]]) -> bool:
 
 
 @contextlib.contextmanager
-def derivative_mode(diffusion_model: torch.nn.Module, hooked: bool, reverse: bool):
-    """Inside it D can be differentiated by forward AD and, with `reverse`, backward; all is put back at the end.
+def derivative_mode(diffusion_model: torch.nn.Module, hooked: bool, backward: bool):
+    """Inside it D can be differentiated by forward AD and, with `backward`, backward; all is put back at the end.
 
     Raises:
-        DerivativeError: `reverse` where the weights are swapped (`hooked`): they are cast again when the backward pass
+        DerivativeError: `backward` where the weights are swapped (`hooked`): they are cast again when the backward pass
             needs them, and may be another prompt's by then.
     """
-    if reverse and hooked:
+    if backward and hooked:
         raise DerivativeError(HOOKED)
     training = comfy.model_management.in_training
     with contextlib.ExitStack() as stack:
         comfy.model_management.in_training = True
         stack.callback(setattr, comfy.model_management, "in_training", training)
-        stack.enter_context(_differentiable_layers(diffusion_model, reverse))
+        stack.enter_context(_differentiable_layers(diffusion_model, backward))
         stack.enter_context(DifferentiableFunctions(_PLAIN_KERNELS))
         yield
 
@@ -208,7 +208,7 @@ def _clone_input(_layer, args):
 
 
 @contextlib.contextmanager
-def _differentiable_layers(root: torch.nn.Module, reverse: bool):
+def _differentiable_layers(root: torch.nn.Module, backward: bool):
     """Lets autograd run through loaded modules; they are as before when the block ends, however it ends.
 
     Networks that D runs beside the diffusion model (ControlNet, say) are prepared when they are first called.
@@ -222,20 +222,20 @@ def _differentiable_layers(root: torch.nn.Module, reverse: bool):
             for module in network.modules():
                 if module not in prepared:
                     prepared.add(module)
-                    _prepare(module, reverse, undo)
+                    _prepare(module, backward, undo)
 
         prepare(root)
         undo.callback(torch.nn.modules.module.register_module_forward_pre_hook(prepare).remove)
         yield
 
 
-def _prepare(module: torch.nn.Module, reverse: bool, undo: contextlib.ExitStack) -> None:
-    """Make one module differentiable, forward and with `reverse` backward; `undo` gets what puts it back."""
-    if _is_recastable(module) and (reverse or _rounds_input(module)):
+def _prepare(module: torch.nn.Module, backward: bool, undo: contextlib.ExitStack) -> None:
+    """Make one module differentiable, forward and with `backward` backward; `undo` gets what puts it back."""
+    if _is_recastable(module) and (backward or _rounds_input(module)):
         module.forward = functools.partial(_forward_without_weights, module)
         undo.callback(module.__dict__.pop, "forward")
         return
-    if not reverse:
+    if not backward:
         return
     if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm)):
         # Some blocks add to a norm's input in place afterwards; the norm's backward needs it as it was.

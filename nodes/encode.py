@@ -16,7 +16,7 @@ from ..core.denoiser import SOURCE, Denoiser
 from ..core.inversion import INVERSIONS, controlled_inversion, invert, seeded_noise
 from ..core.metrics import psnr
 from ..core.search import NEGATIVE
-from .anchored import Anchor, detach
+from .anchored import AnchoredModel, without_anchor
 from .errors import InputError, with_advice
 from .host import finite, first_noise, run
 from .prompts import negative_prompt
@@ -25,13 +25,13 @@ from .sizes import is_padded, refuse_size, size_report
 from .sockets import EncodedNoise, Inversion, InversionSocket
 
 CONTROLLED, SEEDED, FRESH, GENERATED = "controlled flow", "seeded noise", "fresh noise", "sampling run"
-METHODS = [*INVERSIONS, CONTROLLED, SEEDED, FRESH, GENERATED]
+INVERSION_METHODS = [*INVERSIONS, CONTROLLED, SEEDED, FRESH, GENERATED]
 DEFAULT = next(iter(INVERSIONS))
 INSTANT = (SEEDED, FRESH, GENERATED)
 
 
 class InvertImage(io.ComfyNode):
-    """The node of the first verb."""
+    """Encode: invert a picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -91,7 +91,7 @@ class InvertImage(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=METHODS,
+                    options=INVERSION_METHODS,
                     default=DEFAULT,
                     advanced=True,
                     tooltip=(
@@ -185,7 +185,7 @@ class InvertImage(io.ComfyNode):
         noise=None,
     ) -> io.NodeOutput:
         """Invert, then hand on the clean latent, the noise, the schedule and the anchored model."""
-        model = detach(model)
+        model = without_anchor(model)
         model_sampling = model.get_model_object("model_sampling")
         sigma = noise_level(model_sampling, level, sigma)
         scale = scale_at(model, sigma)
@@ -221,7 +221,7 @@ class InvertImage(io.ComfyNode):
         found = found.cpu()
         paths = NoisePaths(found, *_more_paths(method, seed, seeds))
         inversion = Inversion(model, positive, prompts.get(NEGATIVE, []), latent, paths, sigma, scale)
-        anchored = Anchor(inversion).model()
+        anchored = AnchoredModel(inversion).model()
         report = {
             "stage": "encode",
             "method": method,

@@ -1,6 +1,7 @@
-"""Runs `core` inside ComfyUI's own sampler, where the denoised prediction is exactly what the artist's KSampler sees.
+"""Runs `core` inside ComfyUI's own sampler, where it gets the denoised prediction that KSampler gets at that guidance.
 
-LoRA, guidance, ControlNet, hooks and offloading are all applied by ComfyUI; `core` receives a plain function.
+LoRA, guidance, ControlNet, hooks and offloading are applied by ComfyUI; step caches and torch.compile are switched off.
+`core` receives a plain function.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def first_noise(noise: Tensor, model_sampling, sigma: Tensor) -> Tensor:
 
 
 def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
-    """The samples of a LATENT, or a sentence: no video, the model's channels, finite numbers, not empty."""
+    """The samples of a LATENT; InputError where it is a video, empty, not finite or has the wrong channels."""
     samples = latent["samples"]
     if samples.is_nested or samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1):
         msg = (
@@ -74,7 +75,7 @@ def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
 
 
 def finite(prediction: Tensor) -> Tensor:
-    """What a model has predicted or sampled, or a sentence where it holds values that are not numbers."""
+    """What a model has predicted or sampled; UnsupportedModelError where it holds values that are not numbers."""
     if not torch.isfinite(prediction).all():
         msg = (
             "'model' predicts values that are not numbers (NaN or infinity) for this picture, so sliders would have"

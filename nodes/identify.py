@@ -13,8 +13,8 @@ from torch import Tensor
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import Direction, KeepPair, Prompt
 from ..core.methods import METHODS, names_of_methods_that_read
-from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundMove, Method, Search, Settings, keep_prompts
-from .anchored import detach
+from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundDirection, Method, Search, Settings, keep_prompts
+from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .masks import mask_on_latent
@@ -25,7 +25,7 @@ DEFAULT = next(iter(METHODS))
 
 
 class FindDirections(io.ComfyNode):
-    """The node of the second verb."""
+    """Identify: find directions."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,7 +36,7 @@ class FindDirections(io.ComfyNode):
             category="latent directions",
             description=(
                 "Finds what a slider can move, from the model itself: from words (HSDS, text, T-LOCO), or without words"
-                " (LOCO: whatever this picture leaves open inside the mask)."
+                " (LOCO: what changes the masked part most)."
             ),
             search_aliases=["edit directions", "jacobian", "hessian", "loco edit", "attribute slider"],
             inputs=[
@@ -192,14 +192,14 @@ class FindDirections(io.ComfyNode):
         if record.run is not None:
             prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
 
-            def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundMove], dict]:
+            def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], dict]:
                 x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
                 search = Search(denoiser, x, inversion.sigma, None if cells is None else cells.to(x0), settings)
                 return record.run(search), search.notes
 
             expected = round(record.evaluations(settings, cells is not None))
             (moves, notes), cost = run(
-                detach(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
+                without_anchor(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
             )
             notes = notes | cost
         # a method that moves the words alone takes them whole

@@ -158,8 +158,8 @@ def _summary(before: Tensor, after: Tensor, statistics: RunStatistics) -> str:
     if statistics.last_return_error is None:
         return f"{changed} {cost}"
     return (
-        f"{changed} {cost} At strength 0 its sampler gives the picture back, to {statistics.last_return_error:.1g} of"
-        " the largest value, as proved before the run."
+        f"{changed} {cost} In a trial run at strength 0, without the model, its sampler gave the picture back to within"
+        f" {statistics.last_return_error:.1g} of the largest value."
     )
 
 

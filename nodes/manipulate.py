@@ -5,14 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..core.direction import Direction
-from .anchored import Anchor
+from .anchored import AnchoredModel
 from .errors import InputError, with_advice
 from .prompts import shifted
 from .sockets import DirectionsSocket, EncodedNoise, Inversion, InversionSocket
 
 
 class DirectionSlider(io.ComfyNode):
-    """The node of the third verb."""
+    """Manipulate: move along a direction."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -70,7 +70,7 @@ class DirectionSlider(io.ComfyNode):
 
 
 def choose(inversion: Inversion, directions: list[Direction], index: int) -> Direction:
-    """The direction at `index`, or a sentence where there is none or it belongs to another model."""
+    """The direction at `index`; InputError where there is none or it belongs to another model family."""
     if not 0 <= index < len(directions):
         names = ", ".join(f"{i}: {d.name}" for i, d in enumerate(directions))
         msg = f"'index' is {index}, but there are {len(directions)} directions ({names}). Choose one of them."
@@ -87,7 +87,7 @@ def choose(inversion: Inversion, directions: list[Direction], index: int) -> Dir
 
 def move(inversion: Inversion, direction: Direction, strength: float, weight: float = 1.0) -> tuple:
     """(MODEL, CONDITIONING, NOISE) at a strength."""
-    anchor = Anchor(inversion, ((direction, strength),), weight)
+    anchor = AnchoredModel(inversion, ((direction, strength),), weight)
     return (
         anchor.model(),
         shifted(inversion.positive, direction.text, strength),

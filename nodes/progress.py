@@ -45,8 +45,8 @@ class RunStatistics:
 
     Attributes:
         last_peak_megabytes: peak memory on a CUDA device; None elsewhere.
-        last_return_error: how far the sampler strays when it returns to the picture, relative, by the proof before the
-            run; None where the run did not get as far.
+        last_return_error: how far the sampler strays when it returns to the picture, relative, in the trial run before
+            it; None where the run did not get as far.
         last_remarks: sentences on what was done to the MODEL for the run.
     """
 

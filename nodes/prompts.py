@@ -85,7 +85,7 @@ def keep_pairs(clip, text: str) -> tuple[KeepPair, ...]:
 
 
 def negative_prompt(model: ModelPatcher, guidance: float, negative: list | None) -> dict[str, list]:
-    """The negative prompt by its name where guidance or a patch of the MODEL needs it, or a sentence without one."""
+    """The negative prompt by its name where guidance or a patch of the MODEL needs it; InputError without one."""
     always = model.model_options.get("disable_cfg1_optimization", False)
     if guidance <= 1 and not always:
         return {}
@@ -104,7 +104,7 @@ def negative_prompt(model: ModelPatcher, guidance: float, negative: list | None)
 
 
 def require_text(value: str, name: str, purpose: str) -> str:
-    """The stripped text, or a sentence that names the input."""
+    """The stripped text; InputError that names the input where it is empty."""
     if not value.strip():
         msg = f"'{name}' is empty, but {purpose}. Write a short prompt there."
         raise InputError(msg)

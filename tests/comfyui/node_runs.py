@@ -11,7 +11,7 @@ import torch
 from families import Family, TestModel
 
 from latent_directions.core.direction import Direction
-from latent_directions.nodes.anchored import Anchor
+from latent_directions.nodes.anchored import AnchoredModel
 from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.identify import FindDirections
 
@@ -54,7 +54,7 @@ def anchored(encoded, model=None, push: torch.Tensor | None = None):
     inversion = encoded.inversion if model is None else replace(encoded.inversion, source_model=model)
     b = inversion.scale[1]
     sliders = () if push is None else ((Direction("", "", "", inversion.sigma, latent=push[0], step=b), 1.0),)
-    return Anchor(inversion, sliders).model()
+    return AnchoredModel(inversion, sliders).model()
 
 
 def sample(

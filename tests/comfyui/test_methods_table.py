@@ -8,7 +8,7 @@ from families import Family, sd3
 from node_runs import find, invert, loaded
 
 from latent_directions.core.methods import METHODS
-from latent_directions.core.search import FoundMove, Method
+from latent_directions.core.search import FoundDirection, Method
 from latent_directions.nodes import host
 from latent_directions.nodes.identify import FindDirections
 from scripts.node_help import PAGE, with_methods
@@ -18,9 +18,9 @@ from scripts.node_help import PAGE, with_methods
 def row(monkeypatch) -> Method:
     """A new method: one evaluation, and a move along the prediction."""
 
-    def run(search) -> list[FoundMove]:
+    def run(search) -> list[FoundDirection]:
         prediction = search.denoiser(search.x, search.sigma)
-        return [FoundMove(prediction / prediction.norm(), 0.5, {"mask": search.mask is not None})]
+        return [FoundDirection(prediction / prediction.norm(), 0.5, {"mask": search.mask is not None})]
 
     method = Method("towards the prediction", "along what the model predicts", run, lambda *_: 1, ("mask",), False)
     monkeypatch.setitem(METHODS, method.name, method)

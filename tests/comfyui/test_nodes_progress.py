@@ -10,7 +10,7 @@ from node_runs import find, invert, loaded
 
 from benchmarks.portraits import Bench, held_out
 from latent_directions.nodes import host
-from latent_directions.nodes.encode import INSTANT, METHODS
+from latent_directions.nodes.encode import INSTANT, INVERSION_METHODS
 from latent_directions.nodes.progress import SearchProgress
 
 # method, directions, directions of the null space, whether there is a mask
@@ -69,7 +69,7 @@ def test_guidance_and_keep_prompts_count(bars, small, keep):
     assert json.loads(report)["model_evaluations"] == bars[-1]
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in INSTANT])
+@pytest.mark.parametrize("method", [method for method in INVERSION_METHODS if method not in INSTANT])
 def test_inversions_take_exactly_what_their_bars_expect(bars, method):
     encoded = invert(loaded(Family("sd3", sd3)), method=method)
     assert json.loads(encoded.report)["model_evaluations"] == bars[-1]

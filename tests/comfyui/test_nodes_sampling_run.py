@@ -181,7 +181,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("kind", [WrappersMP.PREDICT_NOISE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.OUTER_SAMPLE])
     def test_a_broken_wrapper_speaks_for_itself(self, small, kind):
-        """Whatever fails that is not the sampler's keeps its own words, also while the sampler is proved."""
+        """Whatever fails that is not the sampler's keeps its own words, also in the sampler's trial run."""
         test_model, encoded = small
 
         def broken(executor, *args, **kwargs):

@@ -103,7 +103,7 @@ class TestCounter:
         counter = EvaluationCounter()
         with pytest.raises(KeyError), counter.forward_ad():
             raise KeyError
-        assert counter.weight == 1
+        assert counter.cost_per_forward == 1
 
     def test_changes_are_reported(self):
         seen = []

@@ -192,7 +192,7 @@ class TestTLoco:
 
     def test_a_target_that_says_the_same(self, model):
         model.prompts["target"] = model.prompts["source"]
-        with pytest.raises(EqualPredictionsError, match="came out empty"):
+        with pytest.raises(EqualPredictionsError, match="no direction between them"):
             t_loco(model.search())
 
 

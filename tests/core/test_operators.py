@@ -98,7 +98,7 @@ class TestPredictionJacobian:
         assert cost(counter, lambda: jacobian.rmatvec(vectors)) == 9
         jacobian.release()
         assert cost(counter, lambda: jacobian.rmatvec(vectors)) == 9
-        assert counter.weight == 1
+        assert counter.cost_per_forward == 1
         jacobian = model.operator(mode=DOUBLE_BACKWARD)
         assert cost(counter, lambda: jacobian.matvec(vectors[:1])) == 5  # builds both graphs
         assert cost(counter, lambda: jacobian.matvec(vectors[:1])) == 2

@@ -8,18 +8,17 @@ from analytic import SCALES, SHAPE, analytic, box
 from planted import Identity
 
 from latent_directions.core.denoiser import Denoiser
-from latent_directions.core.errors import EqualPredictionsError, NotFiniteError, NothingToMoveError
+from latent_directions.core.errors import EqualPredictionsError, NotFiniteError, NothingInsideError, NothingToMoveError
 from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD
 from latent_directions.core.search import (
     DERIVATIVES,
-    FoundMove,
+    FoundDirection,
     Search,
     Settings,
     check_evaluations,
     inside,
     keep_prompts,
     matching_step,
-    nonzero,
     pairs_evaluations,
     words_difference,
     words_evaluations,
@@ -57,23 +56,23 @@ class TestSettings:
         assert keep_prompts(3) == ("keep 3 present", "keep 3 absent")
 
 
-class TestFoundMove:
+class TestFoundDirection:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_values_that_are_not_numbers(self, value):
         vector = unit()
         with pytest.raises(NotFiniteError, match="not numbers"):
-            FoundMove(vector, value, {})
+            FoundDirection(vector, value, {})
         vector[0, 1, 2, 3] = value
         with pytest.raises(NotFiniteError, match="not numbers"):
-            FoundMove(vector, 1.0, {})
+            FoundDirection(vector, 1.0, {})
 
     @pytest.mark.parametrize("step", [0.0, -1.0])
     def test_a_step_that_moves_nothing(self, step):
-        with pytest.raises(NothingToMoveError, match="moves nothing"):
-            FoundMove(unit(), step, {})
+        with pytest.raises(NothingToMoveError, match="no measurable effect"):
+            FoundDirection(unit(), step, {})
 
     def test_is_frozen(self):
-        move = FoundMove(unit(), 2.0, {"singular_value": 3.0})
+        move = FoundDirection(unit(), 2.0, {"singular_value": 3.0})
         assert (move.step, move.notes) == (2.0, {"singular_value": 3.0})
         with pytest.raises(FrozenInstanceError):
             move.step = 1.0
@@ -151,22 +150,22 @@ class TestWordsDifference:
 
     def test_none(self, model):
         model.prompts["target"] = model.prompts["source"]
-        with pytest.raises(EqualPredictionsError, match="came out empty"):
+        with pytest.raises(EqualPredictionsError, match="no direction between them"):
             words_difference(model.search(), model.denoiser(model.x, model.sigma))
 
     def test_inside_a_mask(self):
         q = torch.arange(24.0, dtype=torch.float64).view(SHAPE)
         assert torch.equal(inside(q, box()), box() * q)
         assert inside(q, None) is q
-        with pytest.raises(EqualPredictionsError):
+        with pytest.raises(NothingInsideError, match="only outside the mask"):
             inside((1 - box()) * q, box())
-        with pytest.raises(EqualPredictionsError):
-            nonzero(0 * q)
 
     def test_matching_step(self):
         q, image = box() * unit(), torch.ones(SHAPE, dtype=torch.float64)
         assert matching_step(image, q, None) == pytest.approx(float(q.norm()) / 24**0.5)
         assert matching_step(image, q, box()) == pytest.approx(1 / 24**0.5)
+        with pytest.raises(NothingInsideError, match="only outside the mask"):
+            matching_step(1 - box().expand(SHAPE), q, box())
 
 
 class TestExpectedEvaluations:
