@@ -27,7 +27,8 @@ def core_errors() -> list[type]:
         if issubclass(kind, errors.LatentDirectionsError)
         and kind is not errors.LatentDirectionsError
         and not kind.__subclasses__()
-        and kind is not errors.UnknownPromptError  # the nodes give every prompt that they ask for
+        # the nodes give every prompt that is asked for, and searches say why an operator is zero
+        and kind not in (errors.UnknownPromptError, errors.ZeroOperatorError)
     ]
 
 

@@ -65,7 +65,7 @@ class TestEditReport:
         result = sample(test_model, encoded, **slide(encoded, directions, 1.0))
         report = edit_report(encoded, result)
         assert "was changed by" in report["summary"]
-        assert "gives the picture back" in report["summary"]
+        assert "gave the picture back" in report["summary"]
         assert report["max_abs_diff"] == pytest.approx(float((result - encoded.latent["samples"]).abs().max()))
         steps = len(encoded.sigmas) - 1
         assert report["sampling_runs"] == 2
