@@ -22,7 +22,8 @@ def main() -> int:
         tools = tools_folder(environment)
     except SetupError as error:
         sys.exit(f"error: {error}")
-    variables = {**os.environ, "PYTHONPATH": str(tools)} if tools else None
+    # two processes of tests and a server share the cores: with more threads each they would wait for one another
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(tools)} if tools else {})
     suites = [sys.argv[1:]] if sys.argv[1:] else [[*IN_PARALLEL, folder] for folder in ("tests/core", "tests/comfyui")]
     for command in (["ruff", "check", "."], *(["pytest", *arguments] for arguments in suites)):
         print("$", *command, flush=True)

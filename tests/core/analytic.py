@@ -20,6 +20,7 @@ torch.set_num_threads(1)  # matrices of 24 x 24: threads would only wait for eac
 
 SHAPE = (1, 2, 3, 4)
 SIZE = 24
+EYE = torch.eye(SIZE, dtype=torch.float64)
 SCALES = {
     "eps": lambda sigma: (1.0, sigma),
     "flow": lambda sigma: (1.0 - sigma, sigma),
@@ -207,3 +208,8 @@ def sample_heun(scale, x: Tensor, sigmas: list[float], predict: Callable[[Tensor
             noises = (x - a * denoised) / b + (end - a_there * at_end) / b_there
             x = x + (a_there - a) * (denoised + at_end) / 2 + (b_there - b) * noises / 2
     return x
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The cosine of two tensors as vectors."""
+    return float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0))

@@ -1,8 +1,14 @@
-import sys
-from pathlib import Path
+import pytest
+from analytic import SCALES, analytic, box
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.environment import register_package
+@pytest.fixture(params=SCALES)
+def model(request):
+    """The analytic model at every noise scale."""
+    return analytic(request.param)
 
-register_package()
+
+@pytest.fixture(params=["everywhere", "box"])
+def mask(request):
+    """No mask, and one over half of the latent."""
+    return None if request.param == "everywhere" else box()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, analytic, box, sample_euler, sample_heun
+from analytic import SHAPE, analytic, box, sample_euler, sample_heun
 
 from latent_directions.core.anchor import (
     AnchoredPrediction,
@@ -19,11 +19,6 @@ from latent_directions.core.errors import ShapeError
 from latent_directions.core.inversion import seeded_noise
 
 KEEP = ("keep 0 present", "keep 0 absent")
-
-
-@pytest.fixture(params=SCALES)
-def model(request):
-    return analytic(request.param)
 
 
 def random(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:

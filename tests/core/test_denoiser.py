@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, analytic
+from analytic import SCALES, SHAPE
 
 from latent_directions.core.denoiser import Denoiser, EvaluationCounter
 from latent_directions.core.errors import UnknownPromptError
 from latent_directions.core.inversion import seeded_noise
-
-
-@pytest.fixture(params=SCALES)
-def model(request):
-    return analytic(request.param)
 
 
 def points(count: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from analytic import SCALES, SIZE, analytic, box, rows_of
+from analytic import EYE, SIZE, cosine, rows_of
 
 from latent_directions.core.errors import EqualPredictionsError, EverythingKeptError
 from latent_directions.core.hessian_directions import (
@@ -14,22 +14,6 @@ from latent_directions.core.hessian_directions import (
     solve_in_krylov_space,
 )
 from latent_directions.core.search import matching_step
-
-EYE = torch.eye(SIZE, dtype=torch.float64)
-
-
-@pytest.fixture(params=SCALES)
-def model(request):
-    return analytic(request.param)
-
-
-@pytest.fixture(params=["everywhere", "box"])
-def mask(request):
-    return None if request.param == "everywhere" else box()
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
 
 def signal(model, mask=None) -> torch.Tensor:

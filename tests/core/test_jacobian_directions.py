@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, SIZE, analytic, box, rows_of
+from analytic import EYE, SHAPE, box, cosine, rows_of
 from planted import Identity
 
 from latent_directions.core.denoiser import Denoiser
@@ -17,22 +17,6 @@ from latent_directions.core.errors import (
 from latent_directions.core.jacobian_directions import forward_products, has_outside, loco, t_loco
 from latent_directions.core.methods import METHODS
 from latent_directions.core.search import Search, Settings
-
-EYE = torch.eye(SIZE, dtype=torch.float64)
-
-
-@pytest.fixture(params=SCALES)
-def model(request):
-    return analytic(request.param)
-
-
-@pytest.fixture(params=["everywhere", "box"])
-def mask(request):
-    return None if request.param == "everywhere" else box()
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
 
 def dense_null_space(model, mask, rank: int) -> torch.Tensor:

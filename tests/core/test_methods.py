@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, analytic, box
+from analytic import SHAPE, analytic, box, cosine
 
 from latent_directions.core.denoiser import Denoiser
 from latent_directions.core.errors import EqualPredictionsError, NothingInsideError
@@ -25,20 +25,6 @@ CHANGED = {
     "seed": 1,
     "derivatives": "central differences",
 }
-
-
-@pytest.fixture(params=SCALES)
-def model(request):
-    return analytic(request.param)
-
-
-@pytest.fixture(params=["everywhere", "box"])
-def mask(request):
-    return None if request.param == "everywhere" else box()
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
 
 def outcome(search: Search, name: str) -> tuple:

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, SIZE, analytic, box, dense, planted, rows_of
+from analytic import SCALES, SHAPE, SIZE, box, dense, planted, rows_of
 from planted import Identity
 
 from latent_directions.core.denoiser import Denoiser
@@ -21,11 +21,6 @@ from latent_directions.core.operators import (
 )
 
 MODES = (FORWARD_AD, DOUBLE_BACKWARD, DIFFERENCES)
-
-
-@pytest.fixture(params=SCALES)
-def model(request):
-    return analytic(request.param)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

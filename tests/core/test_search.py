@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, analytic, box
+from analytic import SHAPE, analytic, box
 from planted import Identity
 
 from latent_directions.core.denoiser import Denoiser
@@ -23,11 +23,6 @@ from latent_directions.core.search import (
     words_difference,
     words_evaluations,
 )
-
-
-@pytest.fixture(params=SCALES)
-def model(request):
-    return analytic(request.param)
 
 
 def unit() -> torch.Tensor:

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from analytic import SCALES, SHAPE, SIZE, analytic, planted
+from analytic import SHAPE, SIZE, planted
 from planted import Identity
 
 from latent_directions.core.errors import (
@@ -25,11 +25,6 @@ from latent_directions.core.operators import (
     Jacobian,
 )
 from latent_directions.core.self_check import PASSED, at_every_scale, self_check
-
-
-@pytest.fixture(params=SCALES)
-def model(request):
-    return analytic(request.param)
 
 
 def product_error(model, jacobian) -> float:
