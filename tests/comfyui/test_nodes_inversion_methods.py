@@ -1,5 +1,6 @@
 """Every way to encode: the exact return by each, long schedules, half precision, noise levels as sigma, the report."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -78,10 +79,16 @@ def test_a_direction_in_pixel_space_after_a_sampling_run():
     assert deviation(edited, encoded.latent["samples"]) > 1e-3
 
 
+@functools.cache
+def in_200_steps(family: Family) -> tuple:
+    """A model and a picture encoded with 200 steps; all samplers share its predictions on the reference path."""
+    test_model = loaded(family)
+    return test_model, invert(test_model, steps=200, method=SEEDED)
+
+
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 def test_schedules_of_200_steps_return(family, sampler):
-    test_model = loaded(family)
-    encoded = invert(test_model, steps=200, method=SEEDED)
+    test_model, encoded = in_200_steps(family)
     assert len(encoded.sigmas) == 201
     assert deviation(sample(test_model, encoded, sampler=sampler), encoded.latent["samples"]) <= EXACT
 
