@@ -4,7 +4,7 @@ import sys
 
 from scripts.environment import ROOT
 
-sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("comfyui", "core")]
 from families import MANY, conditioning, randomise, sd3  # noqa: E402
 from more_families import MORE  # noqa: E402
 

@@ -1,6 +1,5 @@
 """Every way to encode: the exact return by each, long schedules, half precision, noise levels as sigma, the report."""
 
-import functools
 import json
 from types import SimpleNamespace
 
@@ -79,16 +78,16 @@ def test_a_direction_in_pixel_space_after_a_sampling_run():
     assert deviation(edited, encoded.latent["samples"]) > 1e-3
 
 
-@functools.cache
-def in_200_steps(family: Family) -> tuple:
+@pytest.fixture(scope="module", params=CORE, ids=str)
+def in_200_steps(request) -> tuple:
     """A model and a picture encoded with 200 steps; all samplers share its predictions on the reference path."""
-    test_model = loaded(family)
+    test_model = loaded(request.param)
     return test_model, invert(test_model, steps=200, method=SEEDED)
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
-def test_schedules_of_200_steps_return(family, sampler):
-    test_model, encoded = in_200_steps(family)
+def test_schedules_of_200_steps_return(in_200_steps, sampler):
+    test_model, encoded = in_200_steps
     assert len(encoded.sigmas) == 201
     assert deviation(sample(test_model, encoded, sampler=sampler), encoded.latent["samples"]) <= EXACT
 
