@@ -53,7 +53,8 @@ def load(path: Path) -> Direction:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            # copied into memory: tensors that stay mapped change, or crash the process, when the file does
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a dict
     except safetensors.SafetensorError as error:
         msg = (
             f"'{path.name}' is not a readable safetensors file ({error}): it is damaged, or of another kind such as a "

@@ -88,7 +88,7 @@ def _moves_of(
         inside_mask = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
         if (effect * inside_mask).sum() < 0:
             vector, effect = -vector, -effect
-        rms = float(((effect * inside_mask).square().sum() / inside_mask.sum()).sqrt())
+        rms = float(((effect.square() * inside_mask).sum() / inside_mask.sum()).sqrt())
         residual = float(found.residuals[i])
         own = {"singular_value": float(found.values[i]), "residual": None if residual != residual else residual}
         moves.append(FoundDirection(vector, 0.25 * deviation / rms, own | notes))

@@ -78,6 +78,20 @@ def test_tensors_keep_their_type(dtype, tmp_path):
     assert same(load(tmp_path / "d.safetensors"), direction)
 
 
+def test_a_loaded_direction_is_apart_from_its_file(tmp_path):
+    """Written over in place, or cut off, the file changes nothing that was loaded from it."""
+    path = tmp_path / "direction.safetensors"
+    save(full(), path)
+    loaded, size = load(path), path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    assert same(loaded, full())
+    with path.open("r+b") as file:
+        file.truncate(100)
+    assert same(loaded, full())
+
+
 def test_views_and_inference_tensors_are_saved(tmp_path):
     with torch.inference_mode():
         latent = random(2, 16, 8, 8)[1].transpose(1, 2)

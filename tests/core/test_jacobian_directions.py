@@ -49,6 +49,13 @@ class TestLoco:
             inside = effect if mask is None else effect[mask.expand(SHAPE).bool()]
             assert float(inside.square().mean().sqrt()) == pytest.approx(0.25 * float(model.exact().std()))
 
+    def test_a_mask_of_one_half_everywhere_changes_no_step(self, model):
+        (plain,) = loco(model.search(None, count=1))
+        half = torch.full((1, 1, *SHAPE[2:]), 0.5, dtype=torch.float64)
+        (soft,) = loco(model.search(half, count=1, null_rank=0))
+        assert abs(cosine(plain.vector, soft.vector)) > 1 - 1e-4
+        assert soft.step == pytest.approx(plain.step, rel=1e-3)
+
     def test_sign_the_mean_effect_inside_is_positive(self, model, mask):
         for seed in range(4):
             for move in loco(model.search(mask, count=2, null_rank=3, seed=seed)):
