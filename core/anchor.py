@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE
-from .errors import ShapeError, size_in_words
+from .errors import ShapeError, UnknownNameError, size_in_words
 from .inversion import seeded_noise
 from .linalg import orthonormal_span, project_off
 
@@ -54,7 +54,7 @@ class NoiseMove(Move):
     """A move of the noise that sampling starts from.
 
     Attributes:
-        displacement: what strength 1 adds to the noisy latent at sigma*, (C, H, W).
+        displacement: what strength 1 adds to the noisy latent at sigma*, (C, H, W) or (1, C, H, W).
     """
 
     displacement: Tensor
@@ -68,6 +68,9 @@ class WordsMove(Move):
 @dataclass(frozen=True, kw_only=True)
 class PredictionMove(Move):
     """A move of the prediction itself, by the difference of two prompts at the sampled point; no node makes one yet.
+
+    The mask acts on this difference alone: once the sampled point has moved, the model also changes what it predicts
+    outside, which the first bracket of the formula lets through.
 
     Attributes:
         towards: name of the prompt that strength 1 should show.
@@ -91,6 +94,11 @@ class NoisePaths:
     base: Tensor
     seeds: tuple[int, ...] = ()
     fresh: bool = False
+
+    def __post_init__(self):
+        if self.fresh and not self.seeds:
+            msg = "Fresh noise needs the seeds that it is drawn from, but there are none."
+            raise UnknownNameError(msg)
 
     def at(self, sigma: float) -> list[Tensor]:
         """The noises at one noise level; the same seeds and level give the same noises."""
@@ -156,7 +164,9 @@ class AnchoredPrediction:
     def __post_init__(self):
         self.noise = self.paths.base.to(self.x0)
         self._noises = [] if self.paths.fresh else [noise.to(self.x0) for noise in self.paths.at(0.0)]
-        self._start_moves = [move for move in self.moves if not isinstance(move, PredictionMove)]
+        start_moves = [move for move in self.moves if not isinstance(move, PredictionMove)]
+        # a move at strength 0 beside others moves nothing, so what it keeps and its mask do not count either
+        self._start_moves = [move for move in start_moves if move.strength] or start_moves
         self._prediction_moves = [move for move in self.moves if isinstance(move, PredictionMove) and move.strength]
 
     def reference(self, sigma: float) -> Tensor:
@@ -224,7 +234,8 @@ def moved_noise(noise: Tensor, moves: Sequence[Move], b: float) -> Tensor:
     """
     for move in moves:
         if isinstance(move, NoiseMove):
-            if noise.shape[1:] != move.displacement.shape:
+            shape = move.displacement.shape
+            if noise.shape[1:] != shape and (1, *noise.shape[1:]) != shape:
                 msg = (
                     f"The direction was found on a latent of {size_in_words(move.displacement)}, but this picture's is"
                     f" {size_in_words(noise[0])}."

@@ -9,6 +9,14 @@ class UnknownPromptError(LatentDirectionsError):
     """A denoiser was asked for a prompt or a guidance that it does not have."""
 
 
+class UnknownNameError(LatentDirectionsError):
+    """A method or a setting has no such name."""
+
+
+class NoiseLevelsError(LatentDirectionsError):
+    """The noise levels of an inversion are not ascending levels above 0."""
+
+
 class NotFiniteError(LatentDirectionsError):
     """A latent or a prediction holds values that are not numbers."""
 
@@ -35,6 +43,10 @@ class EqualPredictionsError(NothingToMoveError):
 
 class EverythingKeptError(NothingToMoveError):
     """What is to be kept covers the whole of the wanted change."""
+
+
+class EverythingRuledOutError(NothingToMoveError):
+    """All moves change what lies outside the mask, and are ruled out."""
 
 
 class NothingInsideError(NothingToMoveError):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE, Denoiser
-from .errors import LatentNotFiniteError
+from .errors import LatentNotFiniteError, NoiseLevelsError, NotFiniteError, UnknownNameError
 
 
 class Split(NamedTuple):
@@ -126,7 +126,13 @@ def invert(
 
     Raises:
         LatentNotFiniteError: x0 holds values that are not numbers.
+        NoiseLevelsError: the levels do not ascend, or b is 0 at the first.
+        NotFiniteError: the model predicts values that are not numbers.
+        UnknownNameError: there is no such method.
     """
+    if method not in INVERSIONS:
+        msg = f"There is no inversion method {method!r}. The methods are: {', '.join(INVERSIONS)}."
+        raise UnknownNameError(msg)
     return _walk(_Steps(denoiser, prompt, guidance), x0, sigmas, INVERSIONS[method].step, on_step)
 
 
@@ -170,6 +176,13 @@ def _walk(steps, x0, sigmas, step, on_step) -> Tensor:
         msg = "The picture's latent holds values that are not numbers (NaN or infinity), so it cannot be inverted."
         raise LatentNotFiniteError(msg)
 
+    if not sigmas or any(up <= sigma for sigma, up in zip(sigmas, sigmas[1:], strict=False)):
+        msg = f"The noise levels of an inversion must ascend, but they are {[float(f'{s:.4g}') for s in sigmas]}."
+        raise NoiseLevelsError(msg)
+    if not steps.denoiser.scale(sigmas[0])[1] > 0:
+        msg = f"There is no noise at the first level {sigmas[0]:.4g}, where an inversion cannot start."
+        raise NoiseLevelsError(msg)
+
     def finished(number: int) -> None:
         if on_step is not None:
             on_step(number, len(sigmas), steps.latest)
@@ -182,4 +195,7 @@ def _walk(steps, x0, sigmas, step, on_step) -> Tensor:
     for i in range(1, len(sigmas)):
         x, latest = step(steps, x, sigmas[i - 1], sigmas[i], latest)
         finished(i + 1)
+    if not torch.isfinite(x).all():
+        msg = "The model predicts values that are not numbers (NaN or infinity) on the way to the noise level."
+        raise NotFiniteError(msg)
     return x

@@ -6,11 +6,14 @@ Jacobian live in the latent, where the paper has them in decoded pixels (ours: f
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .denoiser import SOURCE
 from .errors import (
+    EverythingRuledOutError,
     NoBackwardError,
     NothingInsideError,
     NothingToMoveError,
@@ -19,7 +22,7 @@ from .errors import (
 )
 from .krylov import ForwardKrylovSpace, KrylovSpace
 from .linalg import project_off
-from .operators import Jacobian, RestrictedOperator
+from .operators import DIFFERENCES, Jacobian, RestrictedOperator
 from .search import (
     NO_MOVE,
     TARGET,
@@ -39,6 +42,9 @@ from .svd import SingularTriplets, partial_svd
 
 FORWARD_EVALUATIONS = 40  # of a forward-only search with its self-check
 MAX_PAIRS = 60
+# Singular values below this share of the largest |J v| are rounding: of exact products, and of differences.
+EXACT, APPROXIMATE = 1e-5, 1e-3
+RULED_OUT = "Nothing is left to move: all moves found change what lies outside the mask, and are ruled out."
 
 
 def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
@@ -58,6 +64,7 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
 
     Raises:
         NothingInsideError: the prediction does not change inside the mask.
+        EverythingRuledOutError: it changes only by moves that change the outside too.
     """
     settings, mask = search.settings, search.mask
     null_rank = settings.null_rank if has_outside(mask) else 0
@@ -65,52 +72,58 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
         jacobian, probe = check.jacobian, check.probe
         try:
             if check.backward:
-                found, space, notes = _by_svd(jacobian, probe, mask, settings.count, null_rank, max_pairs)
+                found = _by_svd(jacobian, probe, mask, settings.count, null_rank, max_pairs)
             else:
                 products = forward_products(check.evaluations, jacobian.approximate_cost, settings.count, null_rank)
-                found, space, notes = _forward_only(jacobian, probe, mask, settings.count, null_rank, products)
-            return _moves_of(found, space, mask, float(jacobian.value.std()), notes)
+                found = _forward_only(jacobian, probe, mask, settings.count, null_rank, products)
+            exact = check.backward and jacobian.mode != DIFFERENCES
+            moves = _moves_of(found, mask, float(jacobian.value.std()), EXACT if exact else APPROXIMATE)
+            if not moves and not (probe.image if mask is None else mask * probe.image).any():
+                raise ZeroOperatorError
         except ZeroOperatorError as error:
             msg = "Nothing moves inside the mask: the model's prediction does not change there."
             raise NothingInsideError(msg) from error
+    if not moves:
+        raise EverythingRuledOutError(RULED_OUT)
+    return moves
 
 
-def _moves_of(
-    found: SingularTriplets, space: KrylovSpace, mask: Tensor | None, deviation: float, notes: dict
-) -> list[FoundDirection]:
-    """The singular vectors as moves, each with its sign and the step of strength 1."""
-    # below this a singular value is rounding: there are no more directions
-    least = 1e-6 * float(space.images.norm(dim=1).max())
+def _moves_of(found: _Found, mask: Tensor | None, deviation: float, precision: float) -> list[FoundDirection]:
+    """The singular vectors as moves, each with its sign and the step of strength 1; those of rounding are left out."""
+    triplets, space, largest, notes = found
     moves = []
-    for i in range(int((found.values > least).sum())):
-        vector = found.right[i : i + 1]
+    for i in range(int((triplets.values > precision * largest).sum())):
+        vector = triplets.right[i : i + 1]
         effect = space.apply(vector)
         inside_mask = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
         if (effect * inside_mask).sum() < 0:
             vector, effect = -vector, -effect
         rms = float(((effect.square() * inside_mask).sum() / inside_mask.sum()).sqrt())
-        residual = float(found.residuals[i])
-        own = {"singular_value": float(found.values[i]), "residual": None if residual != residual else residual}
+        residual = float(triplets.residuals[i])
+        own = {"singular_value": float(triplets.values[i]), "residual": None if residual != residual else residual}
         moves.append(FoundDirection(vector, 0.25 * deviation / rms, own | notes))
-    if not moves:
-        msg = "all singular values are rounding"
-        raise ZeroOperatorError(msg)
     return moves
 
 
-_Found = tuple[SingularTriplets, KrylovSpace, dict]
+class _Found(NamedTuple):
+    """What a search has found, the space that has the images of it, |J v| of the strongest move met, and notes."""
+
+    triplets: SingularTriplets
+    space: KrylovSpace
+    largest: float
+    notes: dict
 
 
 def _by_svd(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, max_pairs: int
 ) -> _Found:
     """By Golub-Kahan; the SVD inside the mask starts from the best vector that the one outside has found (ours)."""
-    null_space, converged, pairs = None, True, 0
+    null_space, converged, pairs, largest = None, True, 0, 0.0
     outside_start = first_start(jacobian, probe, 1 - mask) if null_rank else None
     if outside_start is not None and outside_start.any():  # else nothing changes outside of the mask
         outside = RestrictedOperator(jacobian, 1 - mask, record=True)
         null, null_space = _null_space(outside, outside_start, null_rank, max_pairs)
-        converged, pairs = null.converged, null.pairs
+        converged, pairs, largest = null.converged, null.pairs, float(null.values[0])
         image = _best_inside(KrylovSpace.of(outside), null, mask, count)
         del outside  # and all that it has recorded
         start = RestrictedOperator(jacobian, mask, null_space).rmatvec(probe.image if image is None else image)
@@ -119,7 +132,8 @@ def _by_svd(
     operator = RestrictedOperator(jacobian, mask, null_space, record=True)
     found = partial_svd(operator.matvec, operator.rmatvec, start, count, max_pairs=max_pairs)
     notes = {"converged": converged and found.converged, "pairs": pairs + found.pairs}
-    return found, KrylovSpace.of(operator), notes
+    space = KrylovSpace.of(operator)
+    return _Found(found, space, max(largest, float(space.images.norm(dim=1).max())), notes)
 
 
 def _best_inside(space: KrylovSpace, null: SingularTriplets, mask: Tensor, count: int) -> Tensor | None:
@@ -158,7 +172,7 @@ def _forward_only(
     rank = max(0, min(null_rank, len(space) - count))
     rest = space.off(space.triplets(rank, 1 - mask).right) if rank else space
     notes = {"asymmetry": space.asymmetry, "products": space.products, "products_by": jacobian.approximate_mode}
-    return rest.triplets(count, mask), space, notes
+    return _Found(rest.triplets(count, mask), space, float(space.images.norm(dim=1).max()), notes)
 
 
 def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
@@ -203,8 +217,10 @@ def _pulled_back(
     raw = target.rmatvec(q)
     target.release()
     vector = raw if null_space is None else project_off(raw, null_space)
-    if not vector.any():
+    if not raw.any():
         raise NothingToMoveError(NO_MOVE)
+    if vector.norm() <= 1e-3 * raw.norm():  # what is left is rounding
+        raise EverythingRuledOutError(RULED_OUT)
     unit = vector / vector.norm()
     image = target.matvec(unit)
     disagreement = abs(float((q * image).sum() - (raw * unit).sum())) / float(raw.norm())

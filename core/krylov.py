@@ -73,6 +73,7 @@ class ForwardKrylovSpace(KrylovSpace):
         products: products with A that the space has cost.
     """
 
+    @torch.no_grad()
     def __init__(
         self, matvec: Product, start: Tensor, size: int, *, image: Tensor | None = None, mask: Tensor | None = None
     ):

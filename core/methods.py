@@ -1,6 +1,7 @@
 """The methods of finding directions, one row each; nodes, progress bars and help read this table.
 
-To add one: write its file beside core/hessian_directions.py, with a `Method` at its end, and add it here.
+To add one: write its file beside core/hessian_directions.py, with a `Method` at its end, and add it here. Then
+`python scripts/node_help.py` writes it into the help page.
 """
 
 from .hessian_directions import DDS, HSDS, LOW_PASS
@@ -21,5 +22,9 @@ METHODS: dict[str, Method] = {method.name: method for method in (HSDS, TEXT, T_L
 
 def names_of_methods_that_read(setting: str) -> str:
     """The names of the methods that read a setting, as words: "LOCO and T-LOCO"."""
-    *first, last = [method.name for method in METHODS.values() if setting in method.reads]
-    return f"{', '.join(first)} and {last}" if first else last
+    return in_words([method.name for method in METHODS.values() if setting in method.reads])
+
+
+def in_words(names: list[str]) -> str:
+    """Names as a list in a sentence: "a, b and c"."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from .attention import differentiable_attention
 from .denoiser import SOURCE, Denoiser, EvaluationCounter
-from .errors import NotFiniteDerivativeError, ZeroDerivativeError
+from .errors import NotFiniteDerivativeError, ShapeError, ZeroDerivativeError
 from .linalg import project_off
 
 # Relative step of central differences. The error is h^2 |D'''| + eps |D| / h: smallest near the cube root of eps, which
@@ -61,6 +61,7 @@ class Jacobian:
         difference_step: length of the step of central differences, relative to the norm of x.
         one_sided_step: that of one-sided differences; None where they are not precise enough.
         counter: counts the evaluations that f causes. Without one, every call counts its batch.
+        checked: whether the operator has passed its self-check; until then a product that is zero is an error.
         differentiable: called with whether a backward pass will be taken; gives a context inside which f can be
             differentiated. The default suits plain torch code with torch's fused attention.
     """
@@ -72,9 +73,13 @@ class Jacobian:
     one_sided_step: float | None = None
     counter: EvaluationCounter | None = None
     differentiable: Callable[[bool], AbstractContextManager] = differentiable_attention
+    checked: bool = False
     _kept: _Kept | None = field(default=None, repr=False)
 
     def __post_init__(self):
+        if len(self.x) != 1:
+            msg = f"A Jacobian belongs to one point, but x is a batch of {len(self.x)}."
+            raise ShapeError(msg)
         if self.counter is None:
             counter = EvaluationCounter()
             object.__setattr__(self, "counter", counter)
@@ -105,7 +110,7 @@ class Jacobian:
             x, value = self._graph(len(u))
             (product,) = torch.autograd.grad(value, x, u.to(value), retain_graph=True)
         self.counter.backward(self._kept.graph_cost)
-        return _nonzero(product.detach(), u, "backward")
+        return self._valid(product.detach(), u, "backward")
 
     def release(self) -> None:
         """Free the kept graphs."""
@@ -120,7 +125,7 @@ class Jacobian:
         """J v (p, ...) by a central difference with |h v| = step |x|, and the f(x + h v) and h (p, 1, ...) it took."""
         v, h = self._scaled(v, step)
         ahead, behind = self.function(self.x + h * v), self.function(self.x - h * v)
-        return _nonzero((ahead - behind) / (2 * _like(h, ahead)), v, "finite-difference"), ahead, h
+        return self._valid((ahead - behind) / (2 * _like(h, ahead)), v, "finite-difference"), ahead, h
 
     @torch.no_grad()
     def approximate_matvec(self, v: Tensor) -> Tensor:
@@ -129,7 +134,7 @@ class Jacobian:
             return self.matvec(v)
         v, h = self._scaled(v, self.one_sided_step)
         ahead = self.function(self.x + h * v)
-        return _nonzero((ahead - self.value) / _like(h, ahead), v, "finite-difference")
+        return self._valid((ahead - self.value) / _like(h, ahead), v, "finite-difference")
 
     @property
     def approximate_mode(self) -> str:
@@ -165,7 +170,7 @@ class Jacobian:
             w, transposed = kept.transposed
             (product,) = torch.autograd.grad(transposed, w, v.to(transposed), retain_graph=True)
         self.counter.backward(kept.graph_cost)
-        return _nonzero(product.detach(), v, "double backward")
+        return self._valid(product.detach(), v, "double backward")
 
     @torch.no_grad()
     def _forward_ad(self, v: Tensor) -> Tensor:
@@ -175,12 +180,26 @@ class Jacobian:
             value, product = forward_ad.unpack_dual(self.function(dual))
         if product is None:  # an operation on the way dropped the tangent
             product = torch.zeros_like(value)
-        return _nonzero(product.detach(), v, "forward")
+        return self._valid(product.detach(), v, "forward")
 
     def _scaled(self, v: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """v, and for each of its vectors the h (p, 1, ...) with |h v| = step |x|."""
         v = v.to(self.x)
-        return v, step * self.x.norm() / v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
+        length = self.x.norm() if self.x.any() else self.x.new_tensor(self.x.numel() ** 0.5)
+        return v, step * length / v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
+
+    def _valid(self, product: Tensor, vector: Tensor, kind: str) -> Tensor:
+        """A product, or an error: inside inference mode products silently come out as zeros."""
+        if not torch.isfinite(product).all():
+            msg = f"The {kind} derivative through this model is not a finite number."
+            raise NotFiniteDerivativeError(msg)
+        if not self.checked and not product.any() and vector.any():
+            msg = (
+                f"The {kind} derivative through this model came out as zero: its code does not propagate derivatives,"
+                " or its prediction does not depend on the latent."
+            )
+            raise ZeroDerivativeError(msg)
+        return product
 
 
 def prediction_jacobian(
@@ -243,17 +262,3 @@ def scaled_hessian(
 def _like(h: Tensor, output: Tensor) -> Tensor:
     """h (p, 1, ...) with as many dimensions as an output (p, ...) has."""
     return h.view(-1, *[1] * (output.ndim - 1))
-
-
-def _nonzero(product: Tensor, vector: Tensor, kind: str) -> Tensor:
-    """Inside inference mode products silently come out as zeros, so a zero is an error."""
-    if not torch.isfinite(product).all():
-        msg = f"The {kind} derivative through this model is not a finite number."
-        raise NotFiniteDerivativeError(msg)
-    if not product.any() and vector.any():
-        msg = (
-            f"The {kind} derivative through this model came out as zero: its code does not propagate"
-            " derivatives, or its prediction does not depend on the latent."
-        )
-        raise ZeroDerivativeError(msg)
-    return product

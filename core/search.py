@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE, Denoiser
-from .errors import EqualPredictionsError, NotFiniteError, NothingInsideError, NothingToMoveError
+from .errors import EqualPredictionsError, NotFiniteError, NothingInsideError, NothingToMoveError, UnknownNameError
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, prediction_jacobian
 from .self_check import SelfCheck, self_check
 
@@ -56,6 +56,11 @@ class Settings:
     seed: int = 0
     derivatives: str = AUTOMATIC
 
+    def __post_init__(self):
+        if self.derivatives not in DERIVATIVES:
+            msg = f"There is no choice of derivatives {self.derivatives!r}. The choices are: {', '.join(DERIVATIVES)}."
+            raise UnknownNameError(msg)
+
     @property
     def mode(self) -> str:
         """The mode of products with J that is tried first."""
@@ -82,6 +87,7 @@ class FoundDirection:
     notes: dict
 
     def __post_init__(self):
+        object.__setattr__(self, "vector", self.vector.detach())
         if not (torch.isfinite(self.vector).all() and math.isfinite(self.step)):
             msg = "The search ended in values that are not numbers (NaN or infinity)."
             raise NotFiniteError(msg)
@@ -114,7 +120,7 @@ class Search:
         if like is None:
             return prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, mode=self.settings.mode)
         made = prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, mode=like.mode)
-        return replace(made, difference_step=like.difference_step)
+        return replace(made, difference_step=like.difference_step, checked=like.checked)
 
     @contextmanager
     def checked(
@@ -124,7 +130,7 @@ class Search:
 
         The check starts from the mode of `like`, or where that is None from the one that the settings ask for.
         """
-        candidate = self.jacobian(prompt, like)
+        candidate = replace(self.jacobian(prompt, like), checked=False)
         try:
             with torch.no_grad():  # products that need a graph build their own
                 check = self_check(candidate, self.settings.seed, backward=backward)

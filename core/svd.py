@@ -139,6 +139,7 @@ class Bidiagonalisation:
         return self._next_coefficients @ coefficients[len(coefficients) - self._last :]
 
 
+@torch.no_grad()
 def partial_svd(
     matvec: Product, rmatvec: Product, start: Tensor, k: int, *, tol: float = 1e-3, max_pairs: int = 60
 ) -> SingularTriplets:
@@ -176,6 +177,7 @@ def partial_svd(
     return space.triplets(k, tol)
 
 
+@torch.no_grad()
 def least_squares(
     matvec: Product, rmatvec: Product, target: Tensor, *, damping: float, tol: float = 1e-2, max_pairs: int = 25
 ) -> tuple[Tensor, int, float]:

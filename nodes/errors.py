@@ -40,6 +40,7 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
         "Write 'source' and 'target' so that they differ more, or raise 'level' of Invert Image."
     ),
     errors.EverythingKeptError: "Name in 'keep' only what is to stay as it is beside the wanted change.",
+    errors.EverythingRuledOutError: "Lower 'hold_outside', or paint a larger 'mask'.",
     errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
     errors.PromptLengthError: "Write 'source' and 'target' with the same number of words.",
     errors.ShapeError: "Find the direction again on a picture of this size.",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import Direction, KeepPair, Prompt
-from ..core.methods import METHODS, names_of_methods_that_read
+from ..core.methods import METHODS, in_words, names_of_methods_that_read
 from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundDirection, Method, Search, Settings, keep_prompts
 from .anchored import without_anchor
 from .errors import InputError, with_advice
@@ -35,8 +35,9 @@ class FindDirections(io.ComfyNode):
             display_name="Find Directions",
             category="latent directions",
             description=(
-                "Finds what a slider can move, from the model itself: from words (HSDS, text, T-LOCO), or without words"
-                " (LOCO: what changes the masked part most)."
+                "Finds what a slider can move, from the model itself: from words"
+                f" ({in_words([name for name, method in METHODS.items() if method.compares_words])}), or without words"
+                f" ({in_words([name for name, method in METHODS.items() if not method.compares_words])})."
             ),
             search_aliases=["edit directions", "jacobian", "hessian", "loco edit", "attribute slider"],
             inputs=[
@@ -71,7 +72,7 @@ class FindDirections(io.ComfyNode):
                     min=1,
                     max=32,
                     tooltip=(
-                        f"How many directions {names_of_methods_that_read('count')} finds; methods with words find one."
+                        f"How many directions to find, for {names_of_methods_that_read('count')}; others find one."
                     ),
                 ),
                 io.Int.Input(

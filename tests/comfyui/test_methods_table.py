@@ -47,9 +47,10 @@ def test_a_new_row_is_offered_and_runs(row, monkeypatch):
 
 def test_tooltips_name_the_methods_that_read_an_input():
     inputs = {given.id: given.tooltip for given in FindDirections.define_schema().inputs}
-    assert inputs["hold_outside"].startswith("T-LOCO and LOCO: ")
-    assert inputs["free"].startswith("HSDS low-pass: ")
-    assert "LOCO finds" in inputs["count"]
+    for setting, given in (("null_rank", "hold_outside"), ("free", "free"), ("count", "count")):
+        readers = [name for name, method in METHODS.items() if setting in method.reads]
+        assert readers
+        assert all(name in inputs[given] for name in readers)
 
 
 def test_the_help_page_is_that_of_the_table(row):

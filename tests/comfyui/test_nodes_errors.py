@@ -27,8 +27,9 @@ def core_errors() -> list[type]:
         if issubclass(kind, errors.LatentDirectionsError)
         and kind is not errors.LatentDirectionsError
         and not kind.__subclasses__()
-        # the nodes give every prompt that is asked for, and searches say why an operator is zero
-        and kind not in (errors.UnknownPromptError, errors.ZeroOperatorError)
+        # the nodes give right prompts, names and levels, and searches say why an operator is zero
+        and kind
+        not in (errors.UnknownPromptError, errors.UnknownNameError, errors.NoiseLevelsError, errors.ZeroOperatorError)
     ]
 
 
