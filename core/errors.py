@@ -14,7 +14,7 @@ class UnknownNameError(LatentDirectionsError):
 
 
 class NoiseLevelsError(LatentDirectionsError):
-    """The noise levels of an inversion are not ascending levels above 0."""
+    """The noise levels of an inversion descend, or start where there is no noise."""
 
 
 class NotFiniteError(LatentDirectionsError):

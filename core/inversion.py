@@ -126,7 +126,7 @@ def invert(
 
     Raises:
         LatentNotFiniteError: x0 holds values that are not numbers.
-        NoiseLevelsError: the levels do not ascend, or b is 0 at the first.
+        NoiseLevelsError: there are no levels, they descend somewhere, or b is 0 at the first.
         NotFiniteError: the model predicts values that are not numbers.
         UnknownNameError: there is no such method.
     """
@@ -176,9 +176,13 @@ def _walk(steps, x0, sigmas, step, on_step) -> Tensor:
         msg = "The picture's latent holds values that are not numbers (NaN or infinity), so it cannot be inverted."
         raise LatentNotFiniteError(msg)
 
-    if not sigmas or any(up <= sigma for sigma, up in zip(sigmas, sigmas[1:], strict=False)):
-        msg = f"The noise levels of an inversion must ascend, but they are {[float(f'{s:.4g}') for s in sigmas]}."
+    if not sigmas:
+        msg = "An inversion needs at least one noise level, but there are none."
         raise NoiseLevelsError(msg)
+    for sigma, up in zip(sigmas, sigmas[1:], strict=False):
+        if up < sigma:  # levels may repeat, as those of schedules of many steps do
+            msg = f"The noise levels of an inversion must ascend, but {up:.4g} comes after {sigma:.4g}."
+            raise NoiseLevelsError(msg)
     if not steps.denoiser.scale(sigmas[0])[1] > 0:
         msg = f"There is no noise at the first level {sigmas[0]:.4g}, where an inversion cannot start."
         raise NoiseLevelsError(msg)

@@ -65,10 +65,16 @@ def test_words_that_no_move_of_the_latent_brings_about(method):
         METHODS[method].run(Search(Denoiser(predict, SCALES["flow"]), X, 0.6, None, Settings()))
 
 
-@pytest.mark.parametrize("levels", [[], [0.6, 0.4], [0.3, 0.3], [0.0, 0.5]])
+@pytest.mark.parametrize("levels", [[], [0.6, 0.4], [0.1, 0.3, 0.2], [0.0, 0.5]])
 def test_noise_levels_that_an_inversion_cannot_walk(model, levels):
     with pytest.raises(NoiseLevelsError):
         invert(model.denoiser, model.x0, levels)
+
+
+def test_a_level_that_repeats_is_a_step_of_no_length(model):
+    """Backward Euler predicts once more there, which is no harm; by Euler's method nothing changes at all."""
+    once, twice = (invert(model.denoiser, model.x0, levels, method="euler") for levels in ([0.1, 0.4], [0.1, 0.1, 0.4]))
+    assert torch.allclose(once, twice)
 
 
 def test_a_model_that_predicts_nan_cannot_be_inverted():
