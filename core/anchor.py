@@ -162,8 +162,8 @@ class AnchoredPrediction:
     snap: float = SNAP
 
     def __post_init__(self):
-        self.noise = self.paths.base.to(self.x0)
         self._noises = [] if self.paths.fresh else [noise.to(self.x0) for noise in self.paths.at(0.0)]
+        self.noise = self._noises[0] if self._noises else self.paths.base.to(self.x0)
         start_moves = [move for move in self.moves if not isinstance(move, PredictionMove)]
         # a move at strength 0 beside others moves nothing, so what it keeps and its mask do not count either
         self._start_moves = [move for move in start_moves if move.strength] or start_moves

@@ -6,6 +6,7 @@ Jacobian live in the latent, where the paper has them in decoded pixels (ours: f
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -100,7 +101,7 @@ def _moves_of(found: _Found, mask: Tensor | None, deviation: float, precision: f
             vector, effect = -vector, -effect
         rms = float(((effect.square() * inside_mask).sum() / inside_mask.sum()).sqrt())
         residual = float(triplets.residuals[i])
-        own = {"singular_value": float(triplets.values[i]), "residual": None if residual != residual else residual}
+        own = {"singular_value": float(triplets.values[i]), "residual": None if math.isnan(residual) else residual}
         moves.append(FoundDirection(vector, 0.25 * deviation / rms, own | notes))
     return moves
 

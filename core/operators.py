@@ -122,10 +122,11 @@ class Jacobian:
 
     @torch.no_grad()
     def difference(self, v: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
-        """J v (p, ...) by a central difference with |h v| = step |x|, and the f(x + h v) and h (p, 1, ...) it took."""
+        """J v (p, ...) by a central difference with |h v| = step |x|; and f(x + h v), and h with as many dimensions."""
         v, h = self._scaled(v, step)
         ahead, behind = self.function(self.x + h * v), self.function(self.x - h * v)
-        return self._valid((ahead - behind) / (2 * _like(h, ahead)), v, "finite-difference"), ahead, h
+        h = _like(h, ahead)
+        return self._valid((ahead - behind) / (2 * h), v, "finite-difference"), ahead, h
 
     @torch.no_grad()
     def approximate_matvec(self, v: Tensor) -> Tensor:

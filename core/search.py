@@ -116,7 +116,7 @@ class Search:
     notes: dict = field(default_factory=dict)
 
     def jacobian(self, prompt: str = SOURCE, like: Jacobian | None = None) -> Jacobian:
-        """The Jacobian of the prediction here under a prompt, not checked; its mode and step are those of `like`."""
+        """The Jacobian of the prediction here under a prompt, with mode, step and `checked` of `like` where given."""
         if like is None:
             return prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, mode=self.settings.mode)
         made = prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, mode=like.mode)
@@ -130,7 +130,7 @@ class Search:
 
         The check starts from the mode of `like`, or where that is None from the one that the settings ask for.
         """
-        candidate = replace(self.jacobian(prompt, like), checked=False)
+        candidate = self.jacobian(prompt, like)
         try:
             with torch.no_grad():  # products that need a graph build their own
                 check = self_check(candidate, self.settings.seed, backward=backward)

@@ -19,7 +19,6 @@ from .errors import NotFiniteError, ZeroOperatorError
 from .linalg import KrylovBasis, damped_least_squares
 
 Product = Callable[[Tensor], Tensor]
-RESERVED = 16  # vectors that memory is reserved for at first; most searches need no more
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,11 @@ class Bidiagonalisation:
 
     From right start vectors B is upper bidiagonal; from left ones it is lower bidiagonal, at the price of one more
     product with A'. With p > 1 it is so in blocks, and each product runs p vectors at once, which is faster on a GPU.
-    Memory for `capacity` vectors on each side is reserved at first.
     """
 
-    def __init__(
-        self, matvec: Product, rmatvec: Product, start: Tensor, *, left: bool = False, capacity: int = RESERVED
-    ):
+    def __init__(self, matvec: Product, rmatvec: Product, start: Tensor, *, left: bool = False):
         self._matvec, self._rmatvec = matvec, rmatvec
-        self.left, self.right = KrylovBasis(capacity), KrylovBasis(capacity)
+        self.left, self.right = KrylovBasis(), KrylovBasis()
         _, first, coefficients = (self.left if left else self.right).split(start)
         if not torch.isfinite(start).all():
             msg = "The start vector of the solver holds NaN or infinite values."
@@ -163,7 +159,7 @@ def partial_svd(
     Raises:
         ZeroOperatorError: A sends the start vectors to zero.
     """
-    space = Bidiagonalisation(matvec, rmatvec, start, capacity=min(max_pairs, RESERVED))
+    space = Bidiagonalisation(matvec, rmatvec, start)
     enough = None
     while not space.exhausted and space.pairs < max_pairs:
         space.grow()
@@ -191,7 +187,7 @@ def least_squares(
     Raises:
         ZeroOperatorError: A' sends the target to zero, so that no v brings A v nearer to it.
     """
-    space = Bidiagonalisation(matvec, rmatvec, target, left=True, capacity=min(max_pairs, RESERVED))
+    space = Bidiagonalisation(matvec, rmatvec, target, left=True)
     if space.exhausted:
         msg = "The operator's transpose maps the target to zero, so nothing brings A v nearer to it."
         raise ZeroOperatorError(msg)

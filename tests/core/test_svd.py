@@ -242,7 +242,7 @@ def test_memory_is_reserved_once(left):
     """The vectors stay where they are while the space grows within its capacity."""
     matrix = Matrix(SPECTRA["slow"])
     start = matrix.target() if left else matrix.start()
-    space = Bidiagonalisation(*_products(matrix), start, left=left, capacity=9)
+    space = Bidiagonalisation(*_products(matrix), start, left=left)
     space.grow()
     addresses = space.left.rows.data_ptr(), space.right.rows.data_ptr()
     for _ in range(7):
