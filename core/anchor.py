@@ -16,7 +16,7 @@ FlowEdit's difference; signed strengths, keeps and masks are ours.
 
 from __future__ import annotations
 
-import struct
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ from .linalg import orthonormal_span, project_off
 
 # Rounding differs between two computations of the same point; below this relative distance they are the same point.
 SNAP = 1e-5
+# Relative distance of two noise levels from which fresh noise is drawn anew; rounding is a thousand times smaller.
+LEVEL_STEP = 1e-3
 Predictions = Callable[[Tensor, float, Sequence[str]], list[Tensor]]
 
 
@@ -101,10 +103,13 @@ class NoisePaths:
             raise UnknownNameError(msg)
 
     def at(self, sigma: float) -> list[Tensor]:
-        """The noises at one noise level; the same seeds and level give the same noises."""
+        """The noises at one noise level; the same seeds and level give the same noises.
+
+        Fresh noise is the same for levels that differ by rounding, as those of two devices do.
+        """
         if not self.fresh:
             return [self.base, *(seeded_noise(self.base, seed) for seed in self.seeds)]
-        level = struct.unpack("<q", struct.pack("<d", sigma))[0]
+        level = round(math.asinh(1e6 * sigma) / LEVEL_STEP)  # the logarithm, which 0 and negative numbers lack
         return [seeded_noise(self.base, hash((seed, level)) & 0xFFFFFFFFFFFFFFFF) for seed in self.seeds]
 
 

@@ -26,6 +26,7 @@ from .search import (
     inside,
     keep_prompts,
     matching_step,
+    prediction,
     words_difference,
     words_evaluations,
 )
@@ -95,6 +96,7 @@ def score_difference(search: Search, source: Jacobian) -> Tensor:
     A keep pair costs 2 evaluations, 4 with guidance.
 
     Raises:
+        NotFiniteError: a prediction holds values that are not numbers.
         EqualPredictionsError: the words change nothing.
         NothingInsideError: they change nothing inside the mask.
         EverythingKeptError: what the keep prompts change covers all of q.
@@ -103,10 +105,7 @@ def score_difference(search: Search, source: Jacobian) -> Tensor:
     if search.settings.keep:
         changes = []
         for number in range(search.settings.keep):
-            present, absent = (
-                search.denoiser(search.x, search.sigma, prompt, search.settings.guidance)
-                for prompt in keep_prompts(number)
-            )
+            present, absent = (prediction(search, prompt) for prompt in keep_prompts(number))
             changes.append(present - absent)
         search.notes["keep_cosines"] = [
             float(torch.cosine_similarity(q.flatten(), change.flatten(), dim=0)) for change in changes

@@ -31,7 +31,7 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 
 
 def in_float64(rows: Tensor) -> Tensor:
-    """Rows for a dense solver: in float64, and on the CPU because some GPUs have no float64."""
+    """The same numbers in float64, and on the CPU because some GPUs have no float64."""
     return rows.cpu().double()
 
 

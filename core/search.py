@@ -106,6 +106,7 @@ class Search:
         mask: where the change should happen, (1, 1, H, W) with values 0 to 1; None for everywhere.
         settings: how to look.
         notes: what the report says of the search as a whole.
+        remarks: sentences on what an artist should know of it.
     """
 
     denoiser: Denoiser
@@ -114,6 +115,7 @@ class Search:
     mask: Tensor | None = None
     settings: Settings = field(default_factory=Settings)
     notes: dict = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def jacobian(self, prompt: str = SOURCE, like: Jacobian | None = None) -> Jacobian:
         """The Jacobian of the prediction here under a prompt, with mode, step and `checked` of `like` where given."""
@@ -166,6 +168,19 @@ class Method:
     finds_several: bool = False
 
 
+def prediction(search: Search, prompt: str) -> Tensor:
+    """D(x, prompt) under the guidance of the settings.
+
+    Raises:
+        NotFiniteError: it holds values that are not numbers.
+    """
+    predicted = search.denoiser(search.x, search.sigma, prompt, search.settings.guidance)
+    if not torch.isfinite(predicted).all():
+        msg = f"The model's prediction under the prompt '{prompt}' is not a finite number."
+        raise NotFiniteError(msg)
+    return predicted
+
+
 def words_difference(search: Search, value: Tensor) -> Tensor:
     """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units, shaped as x.
 
@@ -174,11 +189,12 @@ def words_difference(search: Search, value: Tensor) -> Tensor:
         value: D(x, source) without guidance, which is known from the self-check.
 
     Raises:
+        NotFiniteError: a prediction holds values that are not numbers.
         EqualPredictionsError: q is zero.
     """
-    denoiser, guidance = search.denoiser, search.settings.guidance
-    before = value if guidance == 1.0 else denoiser(search.x, search.sigma, SOURCE, guidance)
-    q = denoiser(search.x, search.sigma, TARGET, guidance) - before
+    guidance = search.settings.guidance
+    before = value if guidance == 1.0 else prediction(search, SOURCE)
+    q = prediction(search, TARGET) - before
     if not q.any():
         raise EqualPredictionsError(EQUAL_PREDICTIONS)
     return q

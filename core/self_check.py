@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import textwrap
+import traceback
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .errors import DerivativeError, LatentDirectionsError, NotFiniteError, NotRepeatableError, NoTrustedModeError
-from .linalg import relative_error
+from .inversion import seeded_noise
+from .linalg import in_float64, relative_error
 from .operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
 
 # Largest relative difference of two products that count as equal.
@@ -25,8 +27,12 @@ DIFFERENCE_AGREEMENT = 0.1
 ONE_SIDED_AGREEMENT = 0.03
 DIFFERENCE_STEPS = (DIFFERENCE_STEP, 4 * DIFFERENCE_STEP, 16 * DIFFERENCE_STEP)
 PASSED = "Derivatives passed their self-check."
-# What code that cannot be differentiated raises; a cancel is none of these.
+# What a model's code raises where it cannot be differentiated; a cancel is none of these.
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
+# Inside this package only what torch itself raises may be a failure of a derivative; anything else is a bug.
+PACKAGE = __package__.rpartition(".")[0] or __package__
+# Norm of the part along J v of the vector that J' is checked with, whose parts along other directions are about 1.
+ALIGNED = 3.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Probe:
     Attributes:
         vector: v (1, ...).
         image: J v.
-        back: J'J v; None where no backward pass was taken that can be trusted.
+        back: J'w of the random vector w that backward products were checked with; None where none can be trusted.
         tolerance: largest relative disagreement of two products that the model's precision explains.
     """
 
@@ -56,7 +62,8 @@ class SelfCheck:
         probe: the products that the check took.
         repeat: relative difference of two equal calls.
         difference: of the forward product to central differences, relative; None where there is none but those.
-        adjoint: |<Jv, Jv> - <v, J'Jv>| / |J'Jv|; None where no backward pass was asked for, or it failed.
+        adjoint: |<Jv, w> - <v, J'w>| / |Jv| for random v and w; None where no backward pass was asked for, or it
+            failed.
         sentence: the outcome in words.
         evaluations: what the check took.
     """
@@ -88,8 +95,9 @@ def self_check(candidate: Jacobian, seed: int = 0, *, backward: bool = True) -> 
     """Test a Jacobian before it is trusted; 10 evaluations where all is well and no value or graph of it is known.
 
     It checks that equal calls give equal values, that J v agrees with central differences, and with `backward` that
-    <Jv, Jv> = <v, J'Jv>. With u = Jv that inner product is large, so that a wrong J'u shows: as v is random with norm
-    sqrt(N), <v, e> is about as large as an error e of J'u, and its share of |J'u| is a relative error.
+    <Jv, w> = <v, J'w>. For white noise w the difference is about as large as the error of J v that belongs to the
+    error of J', so that its share of |Jv| is a relative error, whatever the size of the latent. w also holds a little
+    of J v, without which a J' that is wrong by a factor could pass by chance.
     The trusted operator takes its products in the candidate's mode, or where that fails in the next that passes:
     double backward (only with `backward`, for it needs as much memory), or central differences. The candidate itself
     does not change.
@@ -103,7 +111,7 @@ def self_check(candidate: Jacobian, seed: int = 0, *, backward: bool = True) -> 
     v, before = at_every_scale(candidate.x, seed), candidate.counter.evaluations
     repeat = _check_repeat(candidate)
     jacobian, product, difference, sentence = _check_forward(candidate, v, backward)
-    adjoint, back, failure = _check_adjoint(jacobian, v, product) if backward else (None, None, "")
+    adjoint, back, failure = _check_adjoint(jacobian, v, product, seed) if backward else (None, None, "")
     _evaluate_far_away(jacobian)
     rounded = jacobian.mode != DIFFERENCES and PASSED not in sentence
     tolerance = ROUNDED_AGREEMENT if rounded else AGREEMENT
@@ -305,19 +313,32 @@ def _judge_unrounded(jacobian: Jacobian, product: Tensor, v: Tensor) -> tuple[fl
     return error, distance
 
 
-def _check_adjoint(jacobian: Jacobian, v: Tensor, product: Tensor) -> tuple[float | None, Tensor | None, str]:
-    """|<Jv, Jv> - <v, J'Jv>| / |J'Jv| and J'Jv, or the reason why there is no J'."""
+def _check_adjoint(
+    jacobian: Jacobian, v: Tensor, product: Tensor, seed: int
+) -> tuple[float | None, Tensor | None, str]:
+    """|<Jv, w> - <v, J'w>| / |Jv| and J'w, or the reason why there is no J'; `product` is J v."""
+    w = seeded_noise(product, seed + 1) + ALIGNED * product / product.norm()
     try:
-        back = jacobian.rmatvec(product)
+        back = jacobian.rmatvec(w)
     except FAILURES as failure:
         _pass_on(failure)
         return None, None, _in_words(failure)
-    return abs(float(product.square().sum() - (v * back).sum())) / float(back.norm()), back, ""
+    # summed up in float64, for both sums hold far larger parts than their difference
+    gap = (in_float64(product) * in_float64(w)).sum() - (in_float64(v) * in_float64(back)).sum()
+    return abs(float(gap)) / float(product.norm()), back, ""
 
 
 def _pass_on(failure: Exception) -> None:
-    """Raise again what is no failure of a derivative: an error of the host or of this package that says so itself."""
-    if isinstance(failure, LatentDirectionsError) and not isinstance(failure, DerivativeError):
+    """Raise again what is no failure of a derivative.
+
+    That is an error of the host or of this package that says so itself, and a bug: an error that this package's own
+    code has raised, and not torch, or the model's code, or a function of the model that this package called.
+    """
+    if isinstance(failure, DerivativeError):
+        return
+    *_, (innermost, _) = traceback.walk_tb(failure.__traceback__)
+    inside = f"{innermost.f_globals.get('__name__')}.".startswith(f"{PACKAGE}.")
+    if isinstance(failure, LatentDirectionsError) or (inside and not isinstance(failure, RuntimeError)):
         raise failure
 
 

@@ -19,6 +19,8 @@ from .errors import NotFiniteError, ZeroOperatorError
 from .linalg import KrylovBasis, damped_least_squares
 
 Product = Callable[[Tensor], Tensor]
+# Pairs that are taken at least once all residuals are within the tolerance.
+GUARD = 3
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def partial_svd(
         tol: bound on |A'u - s v| / s_1 for every triplet.
         max_pairs: where to stop without convergence, which the result then says.
 
-    The residuals can be small before the second of two close singular values has appeared. So k // 3 more pairs are
-    taken once all residuals are within the tolerance.
+    The residuals can be small before the larger of two close singular values has appeared, of which the start vector
+    may hold little. So k // 3 more pairs are taken once all residuals are within the tolerance, and at least three.
 
     Source: Golub-Kahan-Lanczos with full reorthogonalisation; the stop test is the exact residual, which the
     bidiagonal matrix gives without a product.
@@ -167,7 +169,7 @@ def partial_svd(
             msg = "The operator maps the start vector to zero, so it has no singular vectors there."
             raise ZeroOperatorError(msg)
         if space.pairs >= k and space.triplets(k, tol).converged:
-            enough = enough or space.pairs + k // 3
+            enough = enough or space.pairs + max(GUARD, k // 3)
             if space.pairs >= enough:
                 break
     return space.triplets(k, tol)

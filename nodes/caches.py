@@ -13,6 +13,7 @@ from .errors import CachedModelError
 
 # ComfyUI's step caches by the keys of their wrappers.
 STEP_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+EXPERTS = "experts"  # the name under which models hold the list of them
 CACHED = (
     "The model answered without running its network: a cache node (such as EasyCache or LazyCache) sits on the MODEL. "
     "Connect the model from before that node."
@@ -33,11 +34,16 @@ def drop_step_caches(wrappers: dict[str, dict[str, list]]) -> list[str]:
 
 
 class CacheDetector:
-    """Notices a cache: every call must run the network, and the layers that the first call of its kind ran."""
+    """Notices a cache: every call must run the network, and the layers that the first call of its kind ran.
+
+    Experts do not count, of which a model runs those that its input asks for (HiDream does).
+    """
 
     def __init__(self, network: torch.nn.Module, counter: EvaluationCounter):
         """Watch `network`, whose forwards `counter` counts."""
-        self._network, self._counter = network, counter
+        self._counter = counter
+        experts = [module for name, module in network.named_modules() if name.rpartition(".")[2] == EXPERTS]
+        self._watched = set(network.modules()).difference(*(list_of_them.modules() for list_of_them in experts))
         self._layers: dict[Hashable, set[torch.nn.Module]] = {}
 
     @contextmanager
@@ -54,7 +60,7 @@ class CacheDetector:
         finally:
             hook.remove()
         # What runs beside the network may run once and be kept: a ControlNet encodes its hint at the first call alone.
-        called.intersection_update(self._network.modules())
+        called.intersection_update(self._watched)
         first = self._layers.setdefault(kind, called)
         ran_nothing = self._counter.forwards == before
         if ran_nothing or called != first or (called is first and _runs_no_inner_layer(called)):

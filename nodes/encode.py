@@ -266,10 +266,13 @@ def _check_method(model: ModelPatcher, method: str, noise) -> None:
 
 
 def _more_paths(method: str, seed: int, seeds: int) -> tuple[tuple[int, ...], bool]:
-    """Seeds of the further noise paths, and whether noise is drawn anew at every level."""
+    """Seeds of the further noise paths, and whether noise is drawn anew at every level.
+
+    After the largest seed, 2**64 - 1, comes 0.
+    """
     if method == FRESH:
-        return tuple(range(seed, seed + seeds)), True
-    return (tuple(range(seed + 1, seed + seeds)) if method == SEEDED else ()), False
+        return tuple((seed + k) % 2**64 for k in range(seeds)), True
+    return (tuple((seed + k) % 2**64 for k in range(1, seeds)) if method == SEEDED else ()), False
 
 
 def _check_return(inversion: Inversion, anchored: ModelPatcher, sigmas: Tensor, vae) -> tuple[dict, Tensor]:

@@ -193,16 +193,17 @@ class FindDirections(io.ComfyNode):
         if record.run is not None:
             prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
 
-            def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], dict]:
+            def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search]:
                 x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
                 search = Search(denoiser, x, inversion.sigma, None if cells is None else cells.to(x0), settings)
-                return record.run(search), search.notes
+                return record.run(search), search
 
             expected = round(record.evaluations(settings, cells is not None))
-            (moves, notes), cost = run(
+            (moves, search), cost = run(
                 without_anchor(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
             )
-            notes = notes | cost
+            remarks = [*cost.pop("remarks", []), *search.remarks]
+            notes = search.notes | cost | ({"remarks": remarks} if remarks else {})
         # a method that moves the words alone takes them whole
         text_share = text_share if record.run else 1.0
         found = [

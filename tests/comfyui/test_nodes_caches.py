@@ -58,3 +58,49 @@ def test_a_model_that_answers_from_a_cache_is_refused(model, first, every, insid
 def test_a_model_that_runs_every_time_is_not(model):
     candidate = prediction_jacobian(watched(model, 99, 1, False), model.x, model.sigma)
     assert self_check(candidate, backward=False).evaluations == 7
+
+
+class TestExperts:
+    """Other inputs run other experts of the same network, which is no cache."""
+
+    @staticmethod
+    def network():
+        """HiDream's layer of experts, by the branch of its code that runs those alone that are asked for."""
+        from comfy.ldm.hidream.model import MOEFeedForwardSwiGLU
+
+        class Chosen(MOEFeedForwardSwiGLU):
+            def forward(self, x):
+                chosen, weights, _ = self.gate(x)
+                flat = x.view(-1, x.shape[-1])
+                return x + self.moe_infer(flat, chosen.view(-1), weights.view(-1, 1)).view(x.shape)
+
+        layer = Chosen(4, 64, num_routed_experts=8, num_activated_experts=1, operations=torch.nn)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+        return torch.nn.Sequential(layer)
+
+    def test_may_change(self):
+        network, counter = self.network(), EvaluationCounter()
+        detector, ran, kinds = CacheDetector(network, counter), set(), set()
+        for expert in network[0].experts:
+            expert.register_forward_pre_hook(lambda module, _inputs: ran.add(id(module)))
+        for seed in range(12):
+            tokens = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(seed))
+            with torch.no_grad(), detector.watch("all"):
+                counter.forward(1)
+                network(tokens)
+            kinds.add(frozenset(ran))
+            ran.clear()
+        assert len(kinds) > 3
+
+    def test_what_stands_beside_them_may_not(self):
+        network, counter = self.network(), EvaluationCounter()
+        detector, tokens = CacheDetector(network, counter), torch.randn(1, 2, 4)
+        with torch.no_grad():
+            with detector.watch("all"):
+                counter.forward(1)
+                network(tokens)
+            with pytest.raises(CachedModelError), detector.watch("all"):
+                counter.forward(1)
+                network[0].experts[0](tokens)

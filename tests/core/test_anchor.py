@@ -318,6 +318,19 @@ class TestNoisePaths:
         assert a.shape == SHAPE
         assert a.dtype == torch.float64
 
+    @pytest.mark.parametrize("seed", [3, 2**64 - 1])
+    def test_fresh_noise_is_the_same_for_levels_that_differ_by_rounding(self, seed):
+        """As those of two devices do; the next level of a schedule of 200 steps has noise of its own."""
+        paths = NoisePaths(random(*SHAPE), seeds=(seed,), fresh=True)
+        levels = [step / 200 for step in range(1, 201)]
+        drawn = [paths.at(level)[0] for level in levels]
+        for level, noise in zip(levels, drawn, strict=True):
+            near = torch.tensor(level, dtype=torch.float32)
+            for other in (torch.nextafter(near, torch.tensor(2.0)), torch.nextafter(near, torch.tensor(0.0))):
+                assert torch.equal(paths.at(float(other))[0], noise)
+        assert len({float(noise[0, 0, 0, 0]) for noise in drawn}) == len(levels)
+        assert paths.at(0.0)[0].shape == SHAPE
+
     @pytest.mark.parametrize("fresh", [False, True])
     def test_changes_are_averaged_over_the_paths(self, model, fresh):
         """The displacement from the first path is carried over to all of them."""

@@ -24,6 +24,21 @@ def dense_null_space(model, mask, rank: int) -> torch.Tensor:
     return torch.linalg.svd((EYE - rows_of(mask)) @ model.jacobian())[2][:rank].T
 
 
+def hard_search(symmetric: bool = False, **settings) -> Search:
+    """A mask on a linear model with 1,024 singular values close to each other, more than a search gets through."""
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.linalg.qr(torch.randn(1024, 1024, generator=generator))[0].double() for _ in range(2))
+    matrix = (left * torch.linspace(0.8, 1.0, 1024).double()) @ (left if symmetric else right).T
+
+    def predict(x, sigma, prompt="source", guidance=1.0):
+        return (x.flatten(1) @ matrix.T).view_as(x) + (0.3 * x.sin() if prompt == "target" else 0.0)
+
+    x = torch.randn(1, 4, 16, 16, generator=generator).double()
+    mask = torch.zeros(1, 1, 16, 16).double()
+    mask[..., :8] = 1
+    return Search(Denoiser(predict, lambda sigma: (1.0, sigma)), x, 1.0, mask, Settings(**settings))
+
+
 class TestLoco:
     @pytest.mark.parametrize("null_rank", [0, 4])
     def test_right_singular_vectors_off_the_null_space(self, model, mask, null_rank):
@@ -71,6 +86,19 @@ class TestLoco:
         assert forward.notes["asymmetry"] < 1e-3  # of one-sided differences
         assert forward.notes["residual"] is None
         assert both.notes["residual"] <= 1e-3
+
+    def test_the_report_says_where_it_did_not_converge(self):
+        search = hard_search(count=3)
+        moves = loco(search)
+        assert not any(move.notes["converged"] for move in moves)
+        assert ["pairs of products without convergence" in remark for remark in search.remarks] == [True]
+
+    @pytest.mark.parametrize("symmetric", [True, False])
+    def test_forward_only_says_where_the_jacobian_is_far_from_symmetric(self, symmetric):
+        search = hard_search(symmetric, count=1, derivatives="forward only")
+        (move,) = loco(search)
+        assert (move.notes["asymmetry"] > 0.3) is not symmetric
+        assert ["far from symmetric" in remark for remark in search.remarks] == [True] * (not symmetric)
 
     def test_costs_are_those_of_check_and_products_alone(self, model, mask):
         """2 evaluations a product, and none for D(x), steps and signs; the check has had a start without a mask."""
@@ -167,6 +195,16 @@ class TestTLoco:
         search = replace(model.search(), denoiser=Denoiser(predict, model.denoiser.scale))
         with pytest.raises(NoBackwardError, match="needs a backward pass.*Backward products failed"):
             t_loco(search)
+
+    def test_the_report_says_whether_the_null_space_converged(self, model):
+        search = model.search(box(), null_rank=2)
+        (move,) = t_loco(search)
+        assert move.notes["converged"]
+        assert search.remarks == []
+        search = hard_search(null_rank=5)
+        (move,) = t_loco(search)
+        assert not move.notes["converged"]
+        assert ["60 pairs of products without convergence" in remark for remark in search.remarks] == [True]
 
     def test_guidance(self, model):
         (plain,), (guided,) = (t_loco(model.search(null_rank=0, guidance=g)) for g in (1.0, 2.0))

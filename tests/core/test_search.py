@@ -9,6 +9,7 @@ from planted import Identity
 
 from latent_directions.core.denoiser import Denoiser
 from latent_directions.core.errors import EqualPredictionsError, NotFiniteError, NothingInsideError, NothingToMoveError
+from latent_directions.core.methods import METHODS
 from latent_directions.core.operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD
 from latent_directions.core.search import (
     DERIVATIVES,
@@ -135,6 +136,22 @@ class TestWordsDifference:
     def test_in_x0_units(self, model, guidance):
         found = words_difference(model.search(guidance=guidance), model.exact())
         assert torch.allclose(found, guidance * (model.exact("target") - model.exact("source")))
+
+    @pytest.mark.parametrize("guidance", [1.0, 3.0])
+    @pytest.mark.parametrize("wrong", ["target", "keep 0 absent"])
+    def test_a_prediction_that_is_not_a_number(self, model, wrong, guidance):
+        """It is neither an equal prediction nor a search that ends in nothing."""
+
+        def predict(x, sigma, prompt="source", guidance=1.0):
+            value = model.denoiser(x, sigma, prompt, guidance)
+            return value * float("nan") if prompt == wrong else value
+
+        for method in METHODS.values():
+            if method.run is None or not method.compares_words or (wrong != "target" and "keep" not in method.reads):
+                continue
+            search = replace(model.search(guidance=guidance, keep=1), denoiser=Denoiser(predict, model.denoiser.scale))
+            with pytest.raises(NotFiniteError, match=f"under the prompt '{wrong}' is not a finite number"):
+                method.run(search)
 
     def test_without_guidance_the_known_prediction_is_used(self, model):
         counter = model.denoiser.counter
