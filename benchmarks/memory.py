@@ -1,10 +1,10 @@
 """Peak memory of each mode of derivatives, relative to one sampling step, each in a fresh process (Linux).
 
-    python -m benchmarks.memory [--json FILE]
+    python -m benchmarks.memory [--full] [--json FILE]
 
 The model is SD3-shaped with random weights (width 512, depth 8, 1,024 image tokens), so that activations weigh
 something. Peak is VmHWM after clearing it, minus what was resident before; the ratio of the whole process stands
-beside it.
+beside it. With --full: models of full size instead, the self-check and searches in them (an hour or more on two cores).
 """
 
 import argparse
@@ -13,11 +13,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from benchmarks.command import parser, write
+from benchmarks.full_size import MODELS
+from benchmarks.full_size import measure as measure_full_size
+from benchmarks.process_memory import peak_of, resident
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
 from latent_directions.core.jacobian_directions import forward_products
@@ -77,12 +79,6 @@ def model():
     return patcher, conditioning(3, tokens=32, width=64, pooled=64), latent
 
 
-def resident(field: str) -> float:
-    """VmRSS or VmHWM of this process in MB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
 def measure(mode: str) -> dict:
     """Peak memory of one mode of products, in this process."""
 
@@ -104,14 +100,12 @@ def measure(mode: str) -> dict:
             ),
         }
         denoiser(x, SIGMA)  # what the first call of all allocates is not the mode's
-        before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
         started = denoiser.counter.evaluations
-        actions[mode]()
+        _, peak = peak_of(actions[mode])
         return {
             "mode": mode,
             "evaluations": denoiser.counter.evaluations - started,
-            "peak_megabytes": resident("VmHWM") - before,
+            "peak_megabytes": peak,
             "process_megabytes": resident("VmHWM"),
         }
 
@@ -120,21 +114,33 @@ def measure(mode: str) -> dict:
         return run(patcher, {"source": positive}, latent, SIGMA, body)[0]
 
 
+def in_a_process(mode: str):
+    """What `--mode` prints, in a fresh process; what it writes while it runs is passed on."""
+    # tensors go back to the system when they are freed, so that the peak is the code's and not the allocator's
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "benchmarks.memory", "--mode", mode]
+    output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return json.loads(output.splitlines()[-1])
+
+
 def main() -> None:
     """Measure every mode in a process of its own and print the table."""
     arguments = parser(__doc__)
-    arguments.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
+    arguments.add_argument("--full", action="store_true", help="models of full size, and searches in them")
+    arguments.add_argument("--mode", choices=[*MODES, *MODELS], help=argparse.SUPPRESS)
     options = arguments.parse_args()
+    if options.mode in MODELS:
+        print(json.dumps(measure_full_size(options.mode, lambda row: print(row, file=sys.stderr, flush=True))))
+        return
     if options.mode:
         print(json.dumps(measure(options.mode)))
         return
-    rows = []
-    # tensors go back to the system when they are freed, so that the peak is the code's and not the allocator's
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    for mode in MODES:
-        command = [sys.executable, "-m", "benchmarks.memory", "--mode", mode]
-        output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=environment).stdout
-        rows.append(json.loads(output.splitlines()[-1]))
+    if options.full:
+        rows = [row for name in MODELS for row in in_a_process(name)]
+        print_table(rows)
+        write(rows, options.json)
+        return
+    rows = [in_a_process(mode) for mode in MODES]
     for row in rows:
         row["ratio"] = row["peak_megabytes"] / rows[0]["peak_megabytes"]
         row["process_ratio"] = row["process_megabytes"] / rows[0]["process_megabytes"]
