@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from .anchor import Move, NoiseMove, WordsMove
-from .errors import PromptLengthError
+from .errors import PromptLengthError, PromptPartsError, printable
+
+LONGEST_NAME = 200  # characters of a direction's name
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conditioning as tensors: tokens (1, T, W) and, where the model has one, a pooled vector (1, P)."""
+    """A conditioning as tensors.
+
+    Attributes:
+        tokens: (1, T, W), or more dimensions where a text encoder stacks layers.
+        pooled: (1, P) where the model has a pooled vector.
+        extra: all other tensors that the text encoder gives, by its names for them: a second encoder's tokens, masks,
+            token numbers.
+    """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __sub__(self, other: Prompt) -> Prompt:
         """Slot-wise difference; token slots must be aligned.
 
+        Parts of whole numbers, such as masks, have no difference: they must be equal, and the difference has none.
+
         Raises:
             PromptLengthError: the prompts fill a different number of slots.
+            PromptPartsError: they differ in a part that has no difference.
         """
         if self.tokens.shape != other.tokens.shape:
             msg = (
@@ -31,11 +46,32 @@ class Prompt:
             )
             raise PromptLengthError(msg)
         pooled = None if self.pooled is None or other.pooled is None else self.pooled - other.pooled
-        return Prompt(self.tokens - other.tokens, pooled)
+        extra = {}
+        for name in self.extra.keys() | other.extra.keys():
+            mine, others = self.extra.get(name), other.extra.get(name)
+            if mine is None or others is None or mine.shape != others.shape:
+                raise PromptPartsError(PARTS.format(printable(name, 60)))
+            if mine.is_floating_point():
+                extra[name] = mine - others
+            elif not torch.equal(mine, others):
+                raise PromptPartsError(PARTS.format(printable(name, 60)))
+        return Prompt(self.tokens - other.tokens, pooled, extra)
 
     def scaled(self, factor: float) -> Prompt:
         """The same change, `factor` times as large."""
-        return Prompt(factor * self.tokens, None if self.pooled is None else factor * self.pooled)
+        pooled = None if self.pooled is None else factor * self.pooled
+        return Prompt(factor * self.tokens, pooled, {name: factor * part for name, part in self.extra.items()})
+
+    def parts(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        pooled = {} if self.pooled is None else {"pooled": self.pooled}
+        return {"tokens": self.tokens, **pooled, **self.extra}
+
+
+PARTS = (
+    "The prompts differ in a part of their embedding ('{}') between whose values there are none, so there is no change"
+    " of words to move along."
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +108,23 @@ class Direction:
     text: Prompt | None = None
     keep: tuple[KeepPair, ...] = ()
     notes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", printable(self.name, LONGEST_NAME))
+
+    def at(self, sigma: float, scale: Callable[[float], tuple[float, float]]) -> Direction:
+        """The direction for a start at noise level `sigma`: it moves the noise by as much as at its own level (ours).
+
+        Args:
+            sigma: the level to start at.
+            scale: noise level -> (a, b) of the noise process x = a x0 + b n.
+
+        A move d of x is a move d / b of n. Left as it is, one that was found at a high level would move the noise at a
+        low level many times as much, out of what the model knows as noise.
+        """
+        if self.latent is None or math.isclose(sigma, self.sigma, rel_tol=1e-6):
+            return self
+        return replace(self, sigma=sigma, step=self.step * scale(sigma)[1] / scale(self.sigma)[1])
 
     def moves(self, strength: float, name_of: Callable[[Prompt], str]) -> tuple[Move, ...]:
         """What a slider at this strength moves; `name_of` gives the names under which the keep prompts are asked for.

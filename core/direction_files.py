@@ -1,4 +1,7 @@
-"""Direction files: the tensors of one direction as safetensors, the rest as JSON in the metadata."""
+"""Direction files: the tensors of one direction as safetensors, the rest as JSON in the metadata.
+
+A file is checked by its header, which says the kind and size of every tensor, before any tensor is read.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,30 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from .direction import Direction, KeepPair, Prompt
-from .errors import DirectionFileError, DirectionFormatError, size_in_words
+from .errors import DirectionFileError, DirectionFormatError, printable
 
 FORMAT = "latent-directions/1"
+LARGEST = 512 * 2**20  # bytes of a file
+LARGEST_HEADER = 2**20  # bytes of its header, with the metadata
+SPARSE = 16 * 2**20  # bytes from which on a file must hold on the disk what it claims
+LARGEST_STEP = 1e6  # norm of a move; that of the noise of a picture is below a thousand at sigma 1
+LARGEST_VALUE = 1e6  # of an embedding; those of text encoders are below a few thousand
+DAMAGED = "it is cut off or damaged, or of another kind such as a pickle, which is never opened"
+FLOATS = {"F64", "F32", "F16", "BF16"}
+WHOLE_NUMBERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
 def save(direction: Direction, path: Path) -> None:
     """Write a direction to a safetensors file.
 
     The file appears whole or not at all: it is written beside its place and moved there.
+
+    Raises:
+        DirectionFileError: it would be larger than `load` reads.
+        OSError: the folder cannot be written.
     """
     tensors = dict(_tensors(direction))
     meta = {
@@ -32,10 +46,18 @@ def save(direction: Direction, path: Path) -> None:
         "keep": [k.name for k in direction.keep],
         "notes": direction.notes,
     }
+    text = json.dumps(meta)
+    # the header holds the metadata as a string in JSON, quotes escaped, and some 100 bytes a tensor
+    if len(json.dumps(text)) + 200 * len(tensors) > LARGEST_HEADER:
+        msg = "The direction's prompts and names are too long for a file."
+        raise DirectionFileError(msg)
+    if sum(tensor.nbytes for tensor in tensors.values()) + LARGEST_HEADER > LARGEST:
+        msg = f"The direction is larger than a file may be ({LARGEST // 2**20} MB): it keeps too many prompts."
+        raise DirectionFileError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     try:
-        safetensors.torch.save_file(tensors, partial, {"format": FORMAT, "direction": json.dumps(meta)})
+        safetensors.torch.save_file(tensors, partial, {"format": FORMAT, "direction": text})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -45,92 +67,144 @@ def load(path: Path) -> Direction:
     """Read a direction file.
 
     Raises:
-        DirectionFileError: the file is missing, no safetensors file (a pickle, say), cut off, or not one of ours.
+        DirectionFileError: the file is missing, no safetensors file (a pickle, say), cut off, too large, or not one of
+            ours.
     """
+    name = printable(path.name, 100)
     if not path.is_file():
-        msg = f"There is no direction file '{path.name}'."
+        msg = f"There is no direction file '{name}'."
         raise DirectionFileError(msg)
     try:
+        _check_size(path, name)
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # copied into memory: tensors that stay mapped change, or crash the process, when the file does
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a dict
-    except safetensors.SafetensorError as error:
-        msg = (
-            f"'{path.name}' is not a readable safetensors file ({error}): it is damaged, or of another kind such as a "
-            "pickle, which is never opened."
-        )
+            if metadata["format"] != FORMAT:
+                said = printable(str(metadata["format"]), 60)
+                msg = f"'{name}' has format '{said}', but this version reads '{FORMAT}'."
+                raise DirectionFormatError(msg)
+            read = _Reader(file)
+            direction = _assemble(json.loads(metadata["direction"]), read)
+    except (safetensors.SafetensorError, OSError) as error:
+        msg = f"'{name}' is not a readable safetensors file ({printable(str(error), 200)}): {DAMAGED}."
         raise DirectionFileError(msg) from error
-    try:
-        if metadata["format"] != FORMAT:
-            msg = f"'{path.name}' has format {metadata['format']!r}, but this version reads {FORMAT!r}."
-            raise DirectionFormatError(msg)
-        return _assemble(json.loads(metadata["direction"]), tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, DirectionFileError):
             raise
-        msg = f"'{path.name}' is a safetensors file, but not a direction (missing or wrong: {error})."
-        raise DirectionFileError(msg) from error
+        said = "values nested too deeply" if isinstance(error, RecursionError) else printable(str(error), 200)
+        msg = f"'{name}' is a safetensors file, but not a direction (missing or wrong: {said})."
+        raise DirectionFileError(msg) from None
+    return direction
 
 
-def _tensors(direction: Direction):
-    parts = {"text": direction.text}
-    for i, pair in enumerate(direction.keep):
-        parts |= {f"keep.{i}.present": pair.present, f"keep.{i}.absent": pair.absent}
-    if direction.latent is not None:
-        yield "latent", direction.latent.detach().cpu().contiguous()
-    for key, prompt in parts.items():
-        if prompt is not None:
-            yield f"{key}.tokens", prompt.tokens.detach().cpu().contiguous()
-            if prompt.pooled is not None:
-                yield f"{key}.pooled", prompt.pooled.detach().cpu().contiguous()
+def _check_size(path: Path, name: str) -> None:
+    """Refuse by its size what would take much memory to refuse later."""
+    status = path.stat()
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    wrong = ""
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        wrong = "has a name or a folder that is not in UTF-8, which safetensors cannot open: rename it"
+    elif status.st_size > LARGEST:
+        wrong = f"is {status.st_size // 2**20:,} MB large; a direction has at most {LARGEST // 2**20}"
+    elif status.st_size < 8 or header > status.st_size - 8:
+        wrong = f"is not a readable safetensors file: {DAMAGED}"
+    elif header > LARGEST_HEADER:
+        wrong = f"has a header of {header // 2**20:,} MB; that of a direction is below {LARGEST_HEADER // 2**20}"
+    elif status.st_size > SPARSE and getattr(status, "st_blocks", math.inf) * 512 < status.st_size // 2:
+        wrong = f"claims {status.st_size // 2**20:,} MB, of which the disk holds less than half: it is cut off"
+    if wrong:
+        msg = f"'{name}' {wrong}."
+        raise DirectionFileError(msg)
 
 
-def _assemble(meta: dict, tensors: dict[str, Tensor]) -> Direction:
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            msg = f"tensor {key} holds values that are not numbers"
+class _Reader:
+    """The tensors of an open file, each checked by what the header says of it before it is read."""
+
+    def __init__(self, file):
+        self._file = file
+        self.names = set(file.keys())
+
+    def tensor(self, name: str, least: int, most: int, kinds: set[str] = FLOATS) -> Tensor | None:
+        """A tensor of `least` to `most` dimensions, in memory; None where the file has none of this name."""
+        if name not in self.names:
+            return None
+        claimed = self._file.get_slice(name)
+        shape, kind = claimed.get_shape(), claimed.get_dtype()
+        wrong = ""
+        if kind not in kinds:
+            wrong = f"is of type {kind}"
+        elif not least <= len(shape) <= most or not all(shape):
+            wrong = f"has shape {' x '.join(map(str, shape)) or 'of a single number'}"
+        if wrong:
+            msg = f"tensor {name} {wrong}"
             raise ValueError(msg)
-
-    def checked(key: str, least: int, most: int) -> Tensor | None:
-        tensor = tensors.get(key)
-        if tensor is not None and not least <= tensor.ndim <= most:
-            msg = f"tensor {key} has shape {size_in_words(tensor)}"
+        # copied into memory: tensors that stay mapped change, or crash the process, when the file does
+        tensor = self._file.get_tensor(name).clone()
+        if tensor.is_floating_point() and not tensor.abs().max() <= LARGEST_VALUE:  # which NaN is not either
+            msg = f"tensor {name} holds values that are not numbers, or far too large"
             raise ValueError(msg)
         return tensor
 
-    def prompt(key: str) -> Prompt:
-        tokens = checked(f"{key}.tokens", 3, 4)  # some text encoders stack several layers
+    def prompt(self, key: str) -> Prompt:
+        """The prompt whose tensors are named key.tokens, key.pooled and key.extra."""
+        tokens = self.tensor(f"{key}.tokens", 3, 4)  # some text encoders stack several layers
         if tokens is None:
             msg = f"{key}.tokens"
             raise KeyError(msg)
-        return Prompt(tokens, checked(f"{key}.pooled", 2, 2))
+        prefix = f"{key}.extra."
+        extra = {
+            name.removeprefix(prefix): self.tensor(name, 1, 5, FLOATS | WHOLE_NUMBERS)
+            for name in sorted(self.names)
+            if name.startswith(prefix)
+        }
+        return Prompt(tokens, self.tensor(f"{key}.pooled", 2, 2), extra)
 
-    def number(key: str) -> float:
+
+def _tensors(direction: Direction):
+    prompts = {} if direction.text is None else {"text": direction.text}
+    for i, pair in enumerate(direction.keep):
+        prompts |= {f"keep.{i}.present": pair.present, f"keep.{i}.absent": pair.absent}
+    if direction.latent is not None:
+        yield "latent", direction.latent.detach().cpu().contiguous()
+    for key, prompt in prompts.items():
+        for name, part in prompt.parts().items():
+            full = f"{key}.{name}" if name in ("tokens", "pooled") else f"{key}.extra.{name}"
+            yield full, part.detach().cpu().contiguous()
+
+
+def _assemble(meta: dict, read: _Reader) -> Direction:
+    def number(key: str, least: float, most: float) -> float:
         value = float(meta[key])
-        if not math.isfinite(value):
-            msg = f"{key} is {value}"
+        if not least <= value <= most:
+            msg = f"{key} is {value:.4g}"
             raise ValueError(msg)
         return value
 
     if not isinstance(meta["keep"], list):
         msg = "keep is no list"
         raise TypeError(msg)
-    if "latent" not in tensors and "text.tokens" not in tensors:
+    if not read.names & {"latent", "text.tokens"}:
         msg = "neither a move of the latent nor of the words"
         raise ValueError(msg)
+    sigma, step = number("sigma", 1e-9, 1e9), number("step", 0.0, LARGEST_STEP)
+    notes, words = dict(meta["notes"]), {key: str(meta[key]) for key in ("name", "method", "family")}
+    text = read.prompt("text") if "text.tokens" in read.names else None
     keep = tuple(
-        KeepPair(str(name), prompt(f"keep.{i}.present"), prompt(f"keep.{i}.absent"))
+        KeepPair(printable(str(name)), read.prompt(f"keep.{i}.present"), read.prompt(f"keep.{i}.absent"))
         for i, name in enumerate(meta["keep"])
     )
-    return Direction(
-        name=str(meta["name"]),
-        method=str(meta["method"]),
-        family=str(meta["family"]),
-        sigma=number("sigma"),
-        latent=checked("latent", 3, 4),
-        step=number("step"),
-        text=prompt("text") if "text.tokens" in tensors else None,
-        keep=keep,
-        notes=dict(meta["notes"]),
-    )
+    _check_widths([text] * (text is not None) + [prompt for pair in keep for prompt in (pair.present, pair.absent)])
+    latent = read.tensor("latent", 3, 4)
+    if latent is not None and step * float(latent.double().norm()) > LARGEST_STEP:
+        msg = f"the latent moves by {step * float(latent.double().norm()):.4g}"
+        raise ValueError(msg)
+    return Direction(sigma=sigma, latent=latent, step=step, text=text, keep=keep, notes=notes, **words)
+
+
+def _check_widths(prompts: list[Prompt]) -> None:
+    """All prompts are of one text encoder: one prompt each, of the same dimensions and width."""
+    tokens = {(len(prompt.tokens), prompt.tokens.ndim, prompt.tokens.shape[-1]) for prompt in prompts}
+    pooled = {prompt.pooled.shape for prompt in prompts if prompt.pooled is not None}
+    if len(tokens) > 1 or len(pooled) > 1:
+        msg = "its prompts differ in width, as those of different text encoders do"
+        raise ValueError(msg)

@@ -1,8 +1,13 @@
 """Named errors. Each message says what is wrong, with the numbers; what to do about it is the host's to say."""
 
+LONGEST = 1000  # characters of a message
+
 
 class LatentDirectionsError(ValueError):
-    """Base of all errors of this package."""
+    """Base of all errors of this package, whose messages can be printed, logged and sent, whatever they quote."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 class UnknownPromptError(LatentDirectionsError):
@@ -31,6 +36,10 @@ class ShapeError(LatentDirectionsError):
 
 class PromptLengthError(ShapeError):
     """Two embedded prompts fill a different number of token slots."""
+
+
+class PromptPartsError(ShapeError):
+    """Two embedded prompts differ in a part that has no difference."""
 
 
 class NothingToMoveError(LatentDirectionsError):
@@ -99,6 +108,19 @@ class DirectionFormatError(DirectionFileError):
 
 class ZeroOperatorError(LatentDirectionsError):
     """An operator maps the start vector of a solver to zero."""
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """A text without its middle where it is too long, and with codes in place of what cannot be printed.
+
+    Half of a surrogate pair, for example, ends a program that logs it.
+    """
+
+    def cut(text: str) -> str:
+        return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-(longest // 2) :]}"
+
+    shown = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut(text))
+    return cut("".join(shown))
 
 
 def size_in_words(tensor) -> str:

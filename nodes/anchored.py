@@ -29,6 +29,7 @@ from .fingerprint import settings_of
 from .host import counted, first_noise
 from .progress import peak_megabytes, reset_peak
 from .prompts import EDITED, KEY, as_positive, converted, digest, prompt_name
+from .sampling import scale_at
 from .sockets import Inversion
 
 KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
@@ -36,6 +37,10 @@ KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_
 PATH_TOLERANCE = 1e-4
 # What going into the model's latent space and back may round, relative.
 ROUNDING = 1e-6
+OTHER_LEVEL = (
+    "The direction '{}' was found at noise level sigma {:.4g} and is used at {:.4g}: the noise is moved by as much as"
+    " there, but what it does to the picture may differ."
+)
 DETERMINISTIC = "Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
 # Where a sampler may hook into a model's guidance.
 GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
@@ -68,8 +73,15 @@ class AnchoredModel:
     _run: _Run | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        self._keep = tuple(pair for direction, _ in self.sliders for pair in direction.keep)
-        self._moves = [move for slider, strength in self.sliders for move in slider.moves(strength, prompt_name)]
+        scale = functools.partial(scale_at, self.inversion.source_model)
+        self._remarks = [
+            OTHER_LEVEL.format(direction.name, direction.sigma, self.inversion.sigma)
+            for direction, _ in self.sliders
+            if direction.latent is not None and not math.isclose(direction.sigma, self.inversion.sigma, rel_tol=1e-3)
+        ]
+        sliders = [(direction.at(self.inversion.sigma, scale), strength) for direction, strength in self.sliders]
+        self._keep = tuple(pair for direction, _ in sliders for pair in direction.keep)
+        self._moves = [move for direction, strength in sliders for move in direction.moves(strength, prompt_name)]
         self.start_noise = moved_noise(self.inversion.paths.base, self._moves, self.inversion.scale[1])
 
     def model(self) -> ModelPatcher:
@@ -109,6 +121,7 @@ class AnchoredModel:
         remarks = drop_step_caches(guider.model_options["transformer_options"].get("wrappers", {}))
         for remark in remarks:
             logging.info("Latent Directions: %s", remark)
+        remarks += self._remarks
         guider.conds |= converted(self.inversion.positive, self._keep)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         reset_peak(guider.model_patcher.load_device)

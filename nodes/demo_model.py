@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..core.errors import printable
 from .errors import InputError
+from .inputs import checked_inputs, in_short
 
 CATEGORY = "latent directions/demo"
 
@@ -15,7 +17,7 @@ def attribute_names(text: str, known) -> list[str] | None:
     wrong = [name for name in names if name not in known]
     if wrong:
         msg = (
-            f"'named_attributes' lists {', '.join(wrong)}, which the portraits do not have. "
+            f"'named_attributes' lists {in_short(', '.join(wrong))}, which the portraits do not have. "
             f"Choose from: {', '.join(known)}; or leave the input empty to name all of them."
         )
         raise InputError(msg)
@@ -41,14 +43,21 @@ class LoadDemoModel(io.ComfyNode):
         )
 
     @classmethod
+    @checked_inputs
     def execute(cls) -> io.NodeOutput:
         """Load the three parts through ComfyUI's own loaders."""
+        from safetensors import SafetensorError
+
         from ..demo.architecture import load_demo_model
 
         try:
             return io.NodeOutput(*load_demo_model())
-        except FileNotFoundError as error:
-            raise InputError(str(error)) from error
+        except (OSError, SafetensorError) as error:
+            msg = (
+                f"The demo model's weights cannot be read ({printable(str(error), 300)}): a file in demo/weights is"
+                " missing or damaged, or only a pointer of Git LFS. Install the pack again."
+            )
+            raise InputError(msg) from error
 
 
 class DemoPortrait(io.ComfyNode):
@@ -94,6 +103,7 @@ class DemoPortrait(io.ComfyNode):
         )
 
     @classmethod
+    @checked_inputs
     def execute(cls, seed: int, named_attributes: str = "") -> io.NodeOutput:
         """Draw the portrait: image 1 x 64 x 64 x 3 in 0..1, masks 1 x 64 x 64."""
         import numpy as np

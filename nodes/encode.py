@@ -17,8 +17,9 @@ from ..core.inversion import INVERSIONS, controlled_inversion, invert, seeded_no
 from ..core.metrics import psnr
 from ..core.search import NEGATIVE
 from .anchored import AnchoredModel, without_anchor
-from .errors import InputError, with_advice
-from .host import finite, first_noise, run
+from .errors import InputError
+from .host import check_latent, finite, first_noise, run
+from .inputs import checked_inputs
 from .prompts import negative_prompt
 from .sampling import is_flow, noise_level, sample_euler, scale_at, schedule_from
 from .sizes import is_padded, refuse_size, size_report
@@ -166,7 +167,7 @@ class InvertImage(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice()
+    @checked_inputs
     def execute(
         cls,
         model,
@@ -186,6 +187,7 @@ class InvertImage(io.ComfyNode):
     ) -> io.NodeOutput:
         """Invert, then hand on the clean latent, the noise, the schedule and the anchored model."""
         model = without_anchor(model)
+        check_latent(model, latent)
         model_sampling = model.get_model_object("model_sampling")
         sigma = noise_level(model_sampling, level, sigma)
         scale = scale_at(model, sigma)

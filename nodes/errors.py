@@ -42,6 +42,7 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.EverythingKeptError: "Name in 'keep' only what is to stay as it is beside the wanted change.",
     errors.EverythingRuledOutError: "Lower 'hold_outside', or paint a larger 'mask'.",
     errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
+    errors.PromptPartsError: "Use the method 'LOCO', which compares no words.",
     errors.PromptLengthError: "Write 'source' and 'target' with the same number of words.",
     errors.ShapeError: "Find the direction again on a picture of this size.",
     errors.DirectionFormatError: "Update the pack, or save the direction again.",

@@ -15,8 +15,9 @@ from ..core.direction import Direction, KeepPair, Prompt
 from ..core.methods import METHODS, in_words, names_of_methods_that_read
 from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundDirection, Method, Search, Settings, keep_prompts
 from .anchored import without_anchor
-from .errors import InputError, with_advice
+from .errors import InputError
 from .host import family_of, run
+from .inputs import checked_inputs
 from .masks import mask_on_latent
 from .prompts import encode_text, keep_pairs, negative_prompt, require_text, shifted, with_prompt
 from .sockets import DirectionsSocket, Inversion, InversionSocket
@@ -154,7 +155,7 @@ class FindDirections(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice()
+    @checked_inputs
     def execute(
         cls,
         model,

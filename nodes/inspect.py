@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..core.contact_sheet import contact_sheet
 from ..core.direction import Direction
-from .errors import InputError, with_advice
+from .errors import InputError
+from .inputs import checked_inputs
 from .manipulate import choose, move
 from .progress import RunStatistics, SearchProgress
 from .sampling import sample_euler, schedule_from
@@ -55,7 +56,7 @@ class PreviewDirections(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice()
+    @checked_inputs
     def execute(cls, inversion, directions, vae, strength, columns, steps) -> io.NodeOutput:
         """Sample every direction at every strength, decode, and lay the pictures out."""
         strengths = _strengths(strength, columns)
@@ -110,7 +111,7 @@ class EditReport(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice()
+    @checked_inputs
     def execute(cls, inversion, latent) -> io.NodeOutput:
         """Compare with the encoded latent; the latent is passed on."""
         before, after = inversion.latent["samples"], latent["samples"]

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..core import direction_files
 from ..core.errors import DirectionFileError
 from .errors import InputError, with_advice
+from .inputs import checked_inputs
 from .sockets import DirectionsSocket
 
 FOLDER = "latent_directions"
@@ -54,7 +55,7 @@ class SaveDirection(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice()
+    @checked_inputs
     def execute(cls, directions, index, name) -> io.NodeOutput:
         """Save under a free name and say which."""
         if not 0 <= index < len(directions):

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..core.direction import Direction
 from .anchored import AnchoredModel
-from .errors import InputError, with_advice
+from .errors import InputError
+from .inputs import checked_inputs
 from .prompts import shifted
 from .sockets import DirectionsSocket, EncodedNoise, Inversion, InversionSocket
 
@@ -63,7 +64,7 @@ class DirectionSlider(io.ComfyNode):
         )
 
     @classmethod
-    @with_advice()
+    @checked_inputs
     def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0) -> io.NodeOutput:
         """Move noise and prompt; strength 0 runs the same code as any other strength."""
         return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength, weight))
@@ -76,10 +77,18 @@ def choose(inversion: Inversion, directions: list[Direction], index: int) -> Dir
         msg = f"'index' is {index}, but there are {len(directions)} directions ({names}). Choose one of them."
         raise InputError(msg)
     direction = directions[index]
+    sampling = inversion.source_model.get_model_object("model_sampling")
+    lowest, highest = float(sampling.sigma_min), float(sampling.sigma_max)
     if direction.family != inversion.family:
         msg = (
             f"The direction '{direction.name}' was found on a model of the family {direction.family}, but the picture"
             f" was inverted with {inversion.family}. Find the direction again with this model."
+        )
+        raise InputError(msg)
+    if not lowest * (1 - 1e-3) <= direction.sigma <= highest * (1 + 1e-3):
+        msg = (
+            f"The direction '{direction.name}' says that it was found at noise level sigma {direction.sigma:.4g}, but"
+            f" this model's schedule is {lowest:.4g} to {highest:.4g}. Find the direction again with this model."
         )
         raise InputError(msg)
     return direction

@@ -8,21 +8,30 @@ from contextlib import contextmanager
 
 import comfy.sampler_helpers
 import comfy.samplers
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..core.denoiser import SOURCE
 from ..core.direction import KeepPair, Prompt
+from ..core.errors import printable, size_in_words
 from .errors import InputError
 
 KEY = "latent_directions"  # of what this pack puts into a MODEL's or a guider's dictionaries
+POOLED = "pooled_output"  # ComfyUI's name of the pooled vector
+# What ComfyUI's text encoders put beside the tokens, and some leave out where a prompt has none of it.
+ENCODED = (
+    "attention_mask", "attention_mask_mt5xl", "conditioning_mt5xl", "conditioning_llama3", "conditioning_byt5small",
+    "t5xxl_ids", "t5xxl_weights",
+)  # fmt: skip
 EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
 
 
 def encode_text(clip, text: str) -> Prompt:
     """The embedding of a text by the artist's CLIP."""
-    (tokens, extra), *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    return Prompt(tokens, extra.get("pooled_output"))
+    (tokens, entry), *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    extra = {name: part for name, part in entry.items() if isinstance(part, Tensor) and name != POOLED}
+    return Prompt(tokens, entry.get(POOLED), extra)
 
 
 def shifted(conditioning: list, change: Prompt | None, amount: float) -> list:
@@ -39,8 +48,17 @@ def shifted(conditioning: list, change: Prompt | None, amount: float) -> list:
             )
             raise InputError(msg)
         entry = dict(extra)
-        if change.pooled is not None and entry.get("pooled_output") is not None:
-            entry["pooled_output"] = entry["pooled_output"] + amount * change.pooled.to(entry["pooled_output"])
+        for name, part in {POOLED: change.pooled, **change.extra}.items():
+            if part is None or entry.get(name) is None:
+                continue
+            if entry[name].shape[1:] != part.shape[1:]:
+                msg = (
+                    f"The direction's words and this prompt differ in the size of '{name}' ({size_in_words(part)} and"
+                    f" {size_in_words(entry[name])}). Use the text encoder the direction was found with, and a prompt"
+                    " of about the same length."
+                )
+                raise InputError(msg)
+            entry[name] = entry[name] + amount * part.to(entry[name])
         entries.append([tokens + amount * change.tokens.to(tokens), entry])
     return entries
 
@@ -49,13 +67,9 @@ def with_prompt(conditioning: list, prompt: Prompt) -> list:
     """Every entry of a conditioning with another text in it; its other settings (area, mask, control) are kept."""
     entries = []
     for _, extra in conditioning:
-        entry = dict(extra)
+        entry = {name: value for name, value in extra.items() if name not in ENCODED} | prompt.extra
         if prompt.pooled is not None:
-            entry["pooled_output"] = prompt.pooled
-        attention = entry.get("attention_mask")  # 1 T
-        if attention is not None and attention.shape[-1] != prompt.tokens.shape[1]:
-            # encoders whose prompts differ in length do not pad them, so every slot counts
-            entry["attention_mask"] = attention.new_ones(prompt.tokens.shape[:2])
+            entry[POOLED] = prompt.pooled
         entries.append([prompt.tokens, entry])
     return entries
 
@@ -69,8 +83,9 @@ def parse_keep(text: str) -> list[tuple[str, str]]:
         parts = [part.strip() for part in line.split("|")]
         if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
             msg = (
-                f"Line {number} of 'keep' is {line.strip()!r}. Write two different prompts with a bar between them: one"
-                " with what is to stay and one without it, such as 'a person with glasses | a person without glasses'."
+                f"Line {number} of 'keep' is {printable(line.strip(), 60)!r}. Write two different prompts with a bar"
+                " between them: one with what is to stay and one without it, such as 'a person with glasses | a person"
+                " without glasses'."
             )
             raise InputError(msg)
         pairs.append((parts[0], parts[1]))
@@ -122,8 +137,7 @@ def converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]]
 
 def prompt_name(prompt: Prompt) -> str:
     """A name that equal prompts share, by which the anchored prediction asks for them."""
-    pooled = "" if prompt.pooled is None else digest(prompt.pooled)
-    return f"keep {digest(prompt.tokens)} {pooled}"
+    return " ".join(["keep", *(f"{name} {digest(part)}" for name, part in sorted(prompt.parts().items()))])
 
 
 def _key(name: str) -> str:
@@ -132,7 +146,9 @@ def _key(name: str) -> str:
 
 def digest(tensor: Tensor) -> str:
     """A key that equal tensors share."""
-    return hashlib.sha256(tensor.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
+    value = tensor.detach().cpu().contiguous()
+    kind = f"{value.dtype} {tuple(value.shape)}".encode()
+    return hashlib.sha256(kind + value.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 @contextmanager

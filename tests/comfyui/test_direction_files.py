@@ -1,9 +1,11 @@
 """The direction file: bitwise round trips, also into a new process, and a sentence for every file that is none."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -20,7 +22,8 @@ def random(*shape: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
 
 
 def prompt(seed: int, pooled: bool = True) -> Prompt:
-    return Prompt(random(1, 7, 24, seed=seed), random(1, 32, seed=seed + 50) if pooled else None)
+    extra = {"conditioning_mt5xl": random(1, 3, 5, seed=seed + 70), "mask": torch.tensor([[1, 1, 0]])}
+    return Prompt(random(1, 7, 24, seed=seed), random(1, 32, seed=seed + 50) if pooled else None, extra)
 
 
 def full() -> Direction:
@@ -50,7 +53,7 @@ def same(a: Direction, b: Direction) -> bool:
 
     def tensors(d: Direction) -> list:
         prompts = [d.text, *(p for k in d.keep for p in (k.present, k.absent))]
-        return [d.latent, *(t for p in prompts for t in ((None, None) if p is None else (p.tokens, p.pooled)))]
+        return [d.latent, *(t for p in prompts for t in ([None] if p is None else p.parts().values()))]
 
     def equal(x, y) -> bool:
         if x is None or y is None:
@@ -200,11 +203,12 @@ class TestFilesThatAreNone:
     @pytest.mark.parametrize("key", ["latent", "text.tokens", "text.pooled", "keep.1.present.tokens"])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_values_that_are_not_numbers(self, path, key, value):
-        written(path, {key: torch.full((1, 7, 24) if "tokens" in key else (16, 8, 8), value)})
+        shape = {"latent": (16, 8, 8), "text.pooled": (1, 32)}.get(key, (1, 7, 24))
+        written(path, {key: torch.full(shape, value)})
         self.refused(path, f"tensor {key} holds values that are not numbers")
 
     @pytest.mark.parametrize("key", ["sigma", "step"])
-    @pytest.mark.parametrize("value", ["much", [1], float("nan"), float("inf")])
+    @pytest.mark.parametrize("value", ["much", [1], float("nan"), float("inf"), 10**400, 1e308, -1.0])
     def test_numbers_that_are_none(self, path, key, value):
         written(path, **{key: value})
         self.refused(path, "not a direction")
@@ -216,11 +220,114 @@ class TestFilesThatAreNone:
 
     @pytest.mark.parametrize(
         ("key", "shape"),
-        [("latent", (8,)), ("latent", (1, 1, 16, 8, 8)), ("text.tokens", (7, 24)), ("text.pooled", ())],
+        [
+            ("latent", (8,)),
+            ("latent", (1, 1, 16, 8, 8)),
+            ("latent", (16, 0, 8)),
+            ("text.tokens", (7, 24)),
+            ("text.tokens", (1, 0, 24)),
+            ("text.tokens", (2, 7, 24)),
+            ("text.pooled", ()),
+            ("text.pooled", (1, 16)),
+            ("text.pooled", (1, 1, 1, 32)),
+            ("keep.0.present.tokens", (1, 7, 12)),
+            ("keep.0.absent.tokens", (1, 7, 2, 24)),
+            ("keep.0.absent.pooled", (1, 16)),
+        ],
     )
     def test_wrong_shapes(self, path, key, shape):
         written(path, {key: torch.ones(shape)})
         self.refused(path, "not a direction")
+
+    @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn_x2", "int64", "bool"])
+    @pytest.mark.parametrize("key", ["latent", "text.tokens", "text.pooled"])
+    def test_tensors_of_types_that_no_direction_has(self, path, key, kind):
+        shape = {"latent": (16, 8, 8), "text.pooled": (1, 32)}.get(key, (1, 7, 24))
+        tensor = torch.zeros(shape, dtype=torch.uint8)
+        written(path, {key: tensor.view(getattr(torch, kind)) if "float" in kind else tensor.to(getattr(torch, kind))})
+        self.refused(path, f"not a direction .*tensor {key} is of type")
+
+    @pytest.mark.parametrize("value", [3e38, 1e7])
+    def test_values_far_too_large(self, path, value):
+        for key in ("latent", "text.tokens"):
+            written(path, {key: torch.full((1, 7, 24) if "tokens" in key else (16, 8, 8), value)})
+            self.refused(path, f"tensor {key} holds values that are not numbers, or far too large")
+        written(path, {"latent": torch.full((16, 8, 8), 1e3)}, step=1e3)
+        self.refused(path, "the latent moves by")
+
+    @pytest.mark.parametrize("opening", ["[", '{"a":'])
+    def test_metadata_of_many_brackets(self, path, opening):
+        for text in (opening * 100_000, json.dumps({"notes": 1})[:-1] + ', "x": ' + opening * 100_000):
+            safetensors.torch.save_file({"latent": torch.ones(1)}, path, {"format": files.FORMAT, "direction": text})
+            self.refused(path, "not a direction")
+
+    @pytest.mark.parametrize("key", ["name", "family", "method"])
+    @pytest.mark.parametrize("text", ["x" * 5_000_000, "\ud800", "a\x1b[31mb", "\0"])
+    def test_what_they_say_is_printable_and_short(self, path, key, text):
+        written(path, sigma="much", **{key: text})
+        with pytest.raises(DirectionFileError) as caught:
+            load(path)
+        assert len(str(caught.value)) <= 1100
+        assert str(caught.value).isprintable()
+        str(caught.value).encode()
+
+    def test_a_name_that_cannot_be_printed_is_loaded_with_codes(self, path):
+        written(path, name="a\ud800b")
+        assert load(path).name == "a\\ud800b"
+
+    @pytest.mark.parametrize("field", ["format", "direction"])
+    def test_long_or_unprintable_metadata(self, path, field):
+        for text in ("\ud800" * 50, "y" * 900_000):
+            metadata = {"format": files.FORMAT, "direction": "{}", field: text.encode("unicode_escape").decode()}
+            safetensors.torch.save_file({"latent": torch.ones(3)}, path, metadata)
+            with pytest.raises(DirectionFileError) as caught:
+                load(path)
+            assert len(str(caught.value)) <= 1100
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no file names of single bytes")
+    def test_a_file_name_in_latin_1(self, tmp_path):
+        """Its name holds half of a surrogate pair in Python, which no sentence may."""
+        save(bare(), tmp_path / "good.safetensors")
+        name = os.fsdecode("gr\u00fcn.safetensors".encode("latin-1"))
+        path = tmp_path / name
+        (tmp_path / "good.safetensors").rename(path)
+        for data in (path.read_bytes(), b"nothing"):
+            path.write_bytes(data)
+            with pytest.raises(DirectionFileError, match=r"gr\\udcfcn.safetensors' has a name .* rename it") as caught:
+                load(path)
+            assert str(caught.value).isprintable()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of a process as Linux counts it")
+    @pytest.mark.parametrize("kind", ["another", "a direction", "header"])
+    @pytest.mark.parametrize("size", [2**30, 400 * 2**20, 8 * 2**30])
+    def test_a_sparse_file_takes_no_memory(self, path, kind, size):
+        """A few kilobytes on the disk that claim to be so many bytes of zeros."""
+        meta = {"name": "d", "method": "LOCO", "family": "SD3", "sigma": 0.5, "step": 1.0, "keep": [], "notes": {}}
+        header = {
+            "__metadata__": {"format": files.FORMAT, "direction": json.dumps(meta)},
+            "latent" if kind == "a direction" else "x": {
+                "dtype": "F32", "shape": [1, size // 4096, 1024], "data_offsets": [0, size // 4096 * 4096],
+            },
+        }  # fmt: skip
+        text = json.dumps(header).encode()
+        claimed = size - 8 if kind == "header" else len(text)
+        with path.open("wb") as file:
+            file.write(claimed.to_bytes(8, "little") + text)
+            file.truncate(size if kind == "header" else 8 + len(text) + size)
+        script = (
+            "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
+            "from scripts.environment import register_package; register_package()\n"
+            "from latent_directions.core.direction_files import load\n"
+            "status = lambda key: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key))\n"
+            "before = status('VmRSS'); open('/proc/self/clear_refs', 'w').write('5')\n"
+            "try:\n    load(pathlib.Path(sys.argv[2]))\n"
+            "except ValueError as error:\n    print(status('VmHWM') - before, error)\n"
+        )
+        root = files.__file__.rsplit("core", 1)[0]
+        output = subprocess.run([sys.executable, "-c", script, root, str(path)], capture_output=True, text=True).stdout
+        kilobytes, sentence = output.split(" ", 1)
+        assert int(kilobytes) < 64 * 1024
+        assert sentence.startswith("'bad.safetensors' ")
 
     def test_a_direction_that_moves_nothing(self, path):
         written(path, {"latent": None, "text.tokens": None, "text.pooled": None})
@@ -233,6 +340,17 @@ class _Bomb:
 
     def __reduce__(self):
         return open, (self.marker, "w")
+
+
+class TestTooLarge:
+    def test_to_be_read_again(self, tmp_path):
+        for direction, said in (
+            (replace(words(), notes={"source": "x" * 2**20}), "too long for a file"),
+            (replace(words(), text=Prompt(torch.zeros(1).expand(1, 2**17, 1025))), "larger than a file may be"),
+        ):
+            with pytest.raises(DirectionFileError, match=said):
+                save(direction, tmp_path / "d.safetensors")
+        assert not list(tmp_path.iterdir())
 
 
 class TestFailingSave:

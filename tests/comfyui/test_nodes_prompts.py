@@ -95,7 +95,7 @@ def test_keep_prompts_of_another_length_than_the_source():
     test_model.positive = [[longer, {**extra, "attention_mask": torch.ones(1, longer.shape[1])}]]
     short = [[tokens, {**extra, "attention_mask": torch.ones(1, tokens.shape[1])}]]
     ((_, swapped),) = with_prompt(test_model.positive, Prompt(tokens))
-    assert torch.equal(swapped["attention_mask"], short[0][1]["attention_mask"])
+    assert "attention_mask" not in swapped  # the encoder gives none with a short prompt
     encoded = invert(test_model)
     as_longer, as_short = (
         sample(test_model, encoded, model=test_model.model, positive=positive)
