@@ -28,7 +28,7 @@ from .errors import InputError, UnsupportedSamplerError
 from .fingerprint import settings_of
 from .host import counted, first_noise
 from .progress import peak_megabytes, reset_peak
-from .prompts import EDITED, KEY, as_positive, converted, digest, prompt_name
+from .prompts import EDITED, KEY, as_positive, converted, prompt_name
 from .sampling import scale_at
 from .sockets import Inversion
 
@@ -37,6 +37,14 @@ KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_
 PATH_TOLERANCE = 1e-4
 # What going into the model's latent space and back may round, relative.
 ROUNDING = 1e-6
+NOT_FINITE = (
+    "Sampling ended in values that are not numbers (NaN or infinity). Lower 'strength' and the sampler's 'cfg', or run"
+    " the model in a higher precision (start ComfyUI with --fp32-unet, say)."
+)
+NO_NUMBERS = (
+    "This sampler gives values that are not numbers (NaN or infinity) on this schedule, before the model is asked."
+    " Use another scheduler or number of steps, or connect the sigmas of Invert Image."
+)
 OTHER_LEVEL = (
     "The direction '{}' was found at noise level sigma {:.4g} and is used at {:.4g}: the noise is moved by as much as"
     " there, but what it does to the picture may differ."
@@ -71,6 +79,7 @@ class AnchoredModel:
     sliders: tuple[tuple[Direction, float], ...] = ()
     weight: float = 1.0
     _run: _Run | None = field(default=None, repr=False)
+    _settings: tuple = field(default=(), repr=False)
 
     def __post_init__(self):
         scale = functools.partial(scale_at, self.inversion.source_model)
@@ -116,6 +125,7 @@ class AnchoredModel:
                 "This guider has no positive prompt, which the slider needs. Use Basic Guider, CFG Guider or KSampler."
             )
             raise InputError(msg)
+        _check_sigmas(sigmas)
         continued = self._continues(noise, latent_image, sigmas)
         sigmas = self._from_start_level(sigmas)
         remarks = drop_step_caches(guider.model_options["transformer_options"].get("wrappers", {}))
@@ -124,6 +134,7 @@ class AnchoredModel:
         remarks += self._remarks
         guider.conds |= converted(self.inversion.positive, self._keep)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self._settings = settings_of(guider, denoise_mask)
         reset_peak(guider.model_patcher.load_device)
         counter, started = EvaluationCounter(), time.perf_counter()
         try:
@@ -139,6 +150,8 @@ class AnchoredModel:
                     seed,
                     **options,
                 )
+            if not torch.isfinite(samples).all():
+                raise InputError(NOT_FINITE)
             # the sampler's own rounding, as measured in the trial run, would still flip 8-bit pixels
             return snap_to_reference(samples, latent.to(samples), max(ROUNDING, 2 * self._run.deviation))
         finally:
@@ -162,8 +175,12 @@ class AnchoredModel:
         return below_start and not noise.any() and not torch.equal(latent_image.cpu(), encoded.cpu())
 
     def _from_start_level(self, sigmas: Tensor) -> Tensor:
-        """The schedule from sigma* down: points above it are cut, and sigma* itself is the first, never rounded."""
+        """The schedule from sigma* down: points above it are cut, and sigma* itself is the first, never rounded.
+
+        Steps of no length, which schedulers of many steps make, are left out: multistep samplers divide by the length.
+        """
         start = self.inversion.sigma
+        sigmas = torch.unique_consecutive(sigmas)
         if float(sigmas[0]) <= start * (1 + 1e-6):
             return sigmas
         below = sigmas[sigmas < start * (1 - 1e-4)]
@@ -184,7 +201,7 @@ class AnchoredModel:
             self.weight,
             EDITED,
             self.inversion.cache,
-            settings_of(guider, None if denoise_mask is None else digest(denoise_mask), KEY),
+            self._settings,
         )
         run = self._run = _Run(guider, prediction)
         # a trial run from the unmoved start, with the same sampler, schedule and code as the run itself
@@ -200,6 +217,8 @@ class AnchoredModel:
     def _check_return(self, end: Tensor, sigma: Tensor) -> None:
         """With the constant prediction x0 the sampler must have stayed on the reference path and ended on it."""
         run = self._run
+        if not torch.isfinite(end).all():
+            raise UnsupportedSamplerError(NO_NUMBERS)
         scaling = run.guider.inner_model.model_sampling.inverse_noise_scaling
         run.deviation = max(run.deviation, _distance(end, scaling(sigma, run.prediction.reference(float(sigma)))))
         if not run.deviation <= PATH_TOLERANCE:
@@ -225,6 +244,18 @@ class AnchoredModel:
             return found
 
         return run.prediction(x, sigma, predictions)
+
+
+def _check_sigmas(sigmas: Tensor) -> None:
+    """Refuse a schedule that no sampler can follow."""
+    levels = sigmas.flatten().cpu()
+    if not torch.isfinite(levels).all() or (levels.diff() > 0).any() or (levels < 0).any() or not levels[0] > 0:
+        msg = (
+            "'sigmas' of the sampler must be noise levels that descend from above 0, but they are"
+            f" {', '.join(f'{float(level):.4g}' for level in levels[:5])}{', ...' if len(levels) > 5 else ''}. Connect"
+            " the sigmas of Invert Image or of a scheduler."
+        )
+        raise InputError(msg)
 
 
 def _noised(model_sampling, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:

@@ -11,11 +11,12 @@ from comfy_api.latest import io, ui
 from ..core import direction_files
 from ..core.errors import DirectionFileError
 from .errors import InputError, with_advice
-from .inputs import checked_inputs
+from .inputs import checked_inputs, in_short
 from .sockets import DirectionsSocket
 
 FOLDER = "latent_directions"
 SUFFIX = ".safetensors"
+LONGEST = 200  # bytes of each part of a name; file systems allow 255
 
 
 def register_folder() -> None:
@@ -63,7 +64,14 @@ class SaveDirection(io.ComfyNode):
             raise InputError(msg)
         root = Path(folder_paths.get_folder_paths(FOLDER)[0])
         path = _free_path(root, name)
-        direction_files.save(directions[index], path)
+        try:
+            direction_files.save(directions[index], path)
+        except OSError as error:
+            msg = (
+                f"'{in_short(path.name)}' could not be written to models/latent_directions ({error.strerror}). Make"
+                " room there, or choose another 'name'."
+            )
+            raise InputError(msg) from error
         file = path.relative_to(root).as_posix()
         return io.NodeOutput(directions, file, ui=ui.PreviewText(file))
 
@@ -107,11 +115,14 @@ class LoadDirection(io.ComfyNode):
     @with_advice()
     def execute(cls, file) -> io.NodeOutput:
         """Find the file inside the pack's folders and read it."""
-        for root in folder_paths.get_folder_paths(FOLDER):
+        if not isinstance(file, str) or not file:
+            msg = f"'file' is {in_short(file)}, which is no file name. Choose a file that Save Direction has made."
+            raise InputError(msg)
+        for root in folder_paths.get_folder_paths(FOLDER) if "\0" not in file else ():
             path = Path(root, file)
             if folder_paths.is_within_directory(root, str(path)) and path.is_file():
                 return io.NodeOutput([direction_files.load(path)])
-        msg = f"There is no direction file '{file}' in models/latent_directions."
+        msg = f"There is no direction file '{in_short(file)}' in models/latent_directions."
         raise DirectionFileError(msg)
 
 
@@ -120,13 +131,18 @@ def _free_path(root: Path, name: str) -> Path:
     relative = name.strip().removesuffix(SUFFIX)
     path = Path(root, relative + SUFFIX)
     bad = set(relative) & set('<>:"\\|?*') or any(ord(c) < 32 for c in relative)
-    inside = folder_paths.is_within_directory(str(root), str(path))
-    if not relative or bad or relative.endswith(("/", ".")) or not inside:
+    for part in relative.split("/"):
+        bad = bad or not part or part.endswith((".", " ")) or len(part.encode()) > LONGEST
+    if bad or not folder_paths.is_within_directory(str(root), str(path)):
         msg = (
-            f"'name' is {name!r}, which cannot be a file name inside models/latent_directions. Use letters, digits, '-'"
-            " and '_', and '/' for folders."
+            f"'name' is {in_short(name)!r}, which cannot be a file name inside models/latent_directions. Use letters,"
+            f" digits, '-' and '_', '/' for folders, and at most {LONGEST} characters for each."
         )
         raise InputError(msg)
+    for folder in path.parents:
+        if folder.is_file():
+            msg = f"'name' is {in_short(name)!r}, but '{folder.name}' is a file and no folder. Choose another name."
+            raise InputError(msg)
     number = 2
     while path.exists():
         path = Path(root, f"{relative}_{number:05d}{SUFFIX}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,19 +17,26 @@ from .errors import InputError, UnsupportedModelError
 
 
 def schedule_from(model_sampling, scheduler: str, steps: int, sigma: float) -> Tensor:
-    """`steps` steps from sigma down to 0, spaced as the scheduler spaces the whole range; sigma is the first point."""
+    """`steps` steps from sigma down to 0, spaced as the scheduler spaces the whole range; sigma is the first point.
 
+    There are fewer where the scheduler has fewer different noise levels below sigma: 'simple' and others choose among
+    the model's own.
+    """
+
+    @functools.cache
     def below(total: int) -> Tensor:
         full = comfy.samplers.calculate_sigmas(model_sampling, scheduler, total).cpu().to(torch.float32)
-        points = full[full < sigma * (1 - 1e-4)]
+        points = torch.unique_consecutive(full[full < sigma * (1 - 1e-4)])
         # a first step much shorter than the next would be a wasted evaluation
         near = len(points) > 1 and sigma - points[0] < 0.3 * (points[0] - points[1])
         return points[1:] if near else points
 
     # the share of the schedule that lies below sigma says about how many steps the whole range needs
     total = max(steps, steps * steps // max(1, len(below(steps))) - 1)
-    while len(points := below(total)) < steps and total < 4 * steps + 1000:
-        total += 1
+    # the smallest total from there on that gives enough, by bisection, for some schedulers are slow
+    totals = range(total, max(total, 4 * steps + 1000) + 1)
+    enough = bisect.bisect_left(totals, steps, key=lambda total: min(steps, len(below(total))))
+    points = below(totals[min(enough, len(totals) - 1)])
     return torch.cat([torch.tensor([sigma]), points[-steps:]])
 
 
