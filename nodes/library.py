@@ -120,10 +120,18 @@ class LoadDirection(io.ComfyNode):
             raise InputError(msg)
         for root in folder_paths.get_folder_paths(FOLDER) if "\0" not in file else ():
             path = Path(root, file)
-            if folder_paths.is_within_directory(root, str(path)) and path.is_file():
+            if folder_paths.is_within_directory(root, str(path)) and _is_file(path):
                 return io.NodeOutput([direction_files.load(path)])
         msg = f"There is no direction file '{in_short(file)}' in models/latent_directions."
         raise DirectionFileError(msg)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is too long or no text is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _free_path(root: Path, name: str) -> Path:

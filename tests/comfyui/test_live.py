@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 
 import numpy as np
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 
 from latent_directions.core.direction import Direction
+from latent_directions.core.direction_files import FORMAT
 from latent_directions.core.direction_files import save as save_direction
 from scripts import strips, workflow
 from scripts.comfy_client import Interrupted, PromptError
@@ -219,12 +221,91 @@ def test_unusable_direction_files_get_a_sentence(comfy, prompt, folder, case):
     assert str(comfy.run_folder) not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["../outside", "..", "", "a\\b", "con:trol"])
+HALF = "\ud800"  # of a character that takes two surrogates; printing it raises an error
+
+
+def unprintable(path):
+    direction = Direction("d", "LOCO", "SD3", 1.0, latent=torch.ones(16, 8, 8) / 32, step=1.0)
+    save_direction(direction, path)
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        meta = json.loads(file.metadata()["direction"]) | {"name": HALF * 40, "family": "x" * 500_000 + HALF}
+    safetensors.torch.save_file(tensors, path, {"format": FORMAT, "direction": json.dumps(meta)})
+
+
+UNPRINTABLE = {
+    "file": ({}, {"file": HALF}),
+    "a file name that is not UTF-8": ({}, {"file": os.fsdecode(b"gr\xfcn.safetensors")}),
+    "name and family in a file": ({}, {"file": "unprintable.safetensors"}),
+    "attributes": ({"DemoPortrait": {"named_attributes": HALF}}, None),
+    "target": ({"FindDirections": {"target": f"a {HALF} face"}, "DirectionSlider": {"index": 9}}, None),
+    "keep": ({"FindDirections": {"keep": HALF}}, None),
+    "method": ({"FindDirections": {"free": HALF, "method": "HSDS low-pass"}}, None),
+}
+
+
+@pytest.mark.parametrize("case", UNPRINTABLE)
+def test_what_cannot_be_printed_does_not_end_the_worker(comfy, prompt, folder, case):
+    """Half a surrogate pair in a message ended ComfyUI's worker: HTTP still answered, and nothing ran again."""
+    inputs, loaded = UNPRINTABLE[case]
+    unprintable(folder / "unprintable.safetensors")
+    (folder / "unprintable.safetensors").with_name(os.fsdecode(b"gr\xfcn.safetensors")).write_bytes(b"x")
+    made = prompt
+    for name, values in inputs.items():
+        made = changed(made, name, **values)
+    if loaded is not None:
+        loader = node("LatentDirections_LoadDirection", **loaded)
+        made = workflow.rewired({**made, "loaded": loader}, [key(made, "FindDirections"), 0], ["loaded", 0])
+    with pytest.raises(PromptError) as error:
+        comfy.run(made, timeout=60)
+    assert "LatentDirections_" in str(error.value)
+    assert len(str(error.value)) < 1500
+    str(error.value).encode()
+    comfy.run(changed(prompt, "DirectionSlider", strength=0.25 + 0.05 * list(UNPRINTABLE).index(case)), timeout=60)
+
+
+LINKED = {
+    "columns 0": ("PreviewDirections", "columns", 0),
+    "columns -3": ("PreviewDirections", "columns", -3),
+    "steps -1": ("PreviewDirections", "steps", -1),
+    "steps of the inversion": ("InvertImage", "steps", -1),
+    "seeds": ("InvertImage", "seeds", 0),
+    "count": ("FindDirections", "count", -1),
+    "hold outside": ("FindDirections", "hold_outside", -1),
+}
+
+
+@pytest.mark.parametrize("case", LINKED)
+def test_linked_values_are_checked(comfy, prompt, case):
+    """ComfyUI checks the range of typed values alone."""
+    name, given, value = LINKED[case]
+    made = {**prompt, "number": node("PrimitiveInt", value=value)}
+    if name == "PreviewDirections":
+        taken = {"inversion": [key(prompt, "InvertImage"), 4], "directions": [key(prompt, "FindDirections"), 0]}
+        taken |= {"vae": [key(prompt, "LoadDemoModel"), 2], "strength": 1.0, "columns": 3, "steps": 1}
+        made["node"] = node("LatentDirections_PreviewDirections", **taken | {given: ["number", 0]})
+    else:
+        made = changed(made, name, **{given: ["number", 0]})
+    with pytest.raises(PromptError, match=f"'{given}'"):
+        comfy.run(made, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "..", "", "a\\b", "con:trol", "x" * 240, "x" * 20_000, "a/" * 2000, HALF, "a."]
+)
 def test_directions_are_never_saved_outside_their_folder(comfy, prompt, folder, name):
     saver = node("LatentDirections_SaveDirection", directions=[key(prompt, "FindDirections"), 0], index=0, name=name)
     with pytest.raises(PromptError, match="'name' is"):
         comfy.run({**prompt, "save direction": saver})
     assert not list(folder.parent.glob("*.safetensors"))
+
+
+def test_a_file_is_no_folder_to_save_in(comfy, prompt, folder):
+    (folder / "base.safetensors").write_bytes(b"")
+    name = "base.safetensors/x"
+    saver = node("LatentDirections_SaveDirection", directions=[key(prompt, "FindDirections"), 0], index=0, name=name)
+    with pytest.raises(PromptError, match="'base.safetensors' is a file and no folder"):
+        comfy.run({**prompt, "save direction": saver})
 
 
 LONG = {"InvertImage": {"steps": 1000}, "FindDirections": {"method": "LOCO", "count": 32, "hold_outside": 64}}
