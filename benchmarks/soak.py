@@ -8,9 +8,7 @@ counts as a fault is listed in `outcomes`. The command ends with status 1 where 
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 import sys
 import time
 from collections import Counter
@@ -19,9 +17,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from benchmarks import hostile, hostile_files, soak_sliders
+from benchmarks import damage, hostile, hostile_files, soak_sliders
 from benchmarks.command import parser, write
-from benchmarks.hostile import MARK, STORED, base, can_be_sent, needed, prompt_of
+from benchmarks.hostile import can_be_sent, prompt_of
+from benchmarks.hostile_sources import OUTPUTS, STORED, base, needed
 from benchmarks.live import ENDED, Live, Reply, clear_peak, memory_of
 from benchmarks.outcomes import (
     CHANGED,
@@ -29,6 +28,7 @@ from benchmarks.outcomes import (
     GOOD,
     MEMORY,
     OK,
+    PREFIX,
     SKIPPED,
     STRAY_FILE,
     Outcome,
@@ -41,7 +41,9 @@ from scripts.environment import ensure
 
 PARTS = ("prompts", "files", "cancels", "sliders")
 HEAVY_PATIENCE = 5.0  # seconds until a prompt is cancelled that asks for much work
-KILLS = 2  # how often a kind of value may stop the server before it is left out
+ORDINARY_PATIENCE = 40.0  # others take one or two
+# How often a kind of value may stop the server before it is left out: at one input, at all inputs.
+KILLS_AT_INPUT, KILLS = 1, 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Size:
     cancels: int = 100
     sliders: int = 500
     batch: int = 25  # prompts between two runs of a known prompt
+    fresh: bool = True  # compare with a server of its own, in place of the first run on the one server
 
     @property
     def between(self) -> int:
@@ -61,7 +64,7 @@ class Size:
         return max(2, self.batch // 3)
 
 
-QUICK = Size(prompts=110, files=1000, files_live=10, cancels=5, sliders=24, batch=28)
+QUICK = Size(prompts=110, files=1000, files_live=10, cancels=5, sliders=28, batch=28, fresh=False)
 
 
 @dataclass
@@ -133,7 +136,7 @@ def known_prompt(seed: int) -> dict:
     """A prompt whose result must never change; another seed, which its methods do not read, makes everything run."""
     prompt = base() | {"find": find_known()}
     prompt["invert"]["inputs"]["seed"] = seed
-    return needed(prompt, hostile.OUTPUTS)
+    return needed(prompt, OUTPUTS)
 
 
 def same(one: Reply, other: Reply) -> bool:
@@ -152,20 +155,20 @@ def hostile_prompts(soak: Soak) -> None:
     """Part 1: every input of every node."""
     cases = hostile.cases(soak.info, soak.size.prompts)
     for number, case in enumerate(cases, 1):
-        more = {"where": case.where, "mode": case.mode, "kinds": case.kinds}
-        worst = [kind for kind in case.kinds.split(", ") if soak.kills[kind] >= KILLS]
-        if worst:
-            soak.note("prompts", Outcome(SKIPPED, worst[0]), **more)
+        more = {"where": case.where, "mode": case.mode, "kinds": case.kinds, "example": case.words}
+        values = [(value.kind, f"{value.kind} at {node}.{name}") for node, name, value in case.changes]
+        if any(soak.kills[kind] >= KILLS or soak.kills[place] >= KILLS_AT_INPUT for kind, place in values):
+            soak.note("prompts", Outcome(SKIPPED), **more)
             continue
         prompt = prompt_of(case)
         if not can_be_sent(prompt):
             continue
         checked = case.where != "report.latent"  # whose latents need not be a sampler's
-        patience = HEAVY_PATIENCE if case.heavy else 60.0
+        patience = HEAVY_PATIENCE if case.heavy else ORDINARY_PATIENCE
         outcome, reply = soak.run("prompts", prompt, checked, patience=patience, heavy=case.heavy)
         soak.note("prompts", outcome, reply.seconds, prompt=prompt, **more)
         if outcome.kind in ENDED:
-            soak.kills.update(kind for kind in set(case.kinds.split(", ")) if kind not in ("ordinary", "odd number"))
+            soak.kills.update(key for pair in set(values) for key in pair if pair[0] != "ordinary")
         if number % soak.size.batch == 0:
             soak.check("prompts")
             progress("prompts", number, len(cases))
@@ -176,11 +179,11 @@ def damaged_files(soak: Soak) -> None:
     """Part 2: damaged direction files, in a child process and over the API."""
     soak.rows += hostile_files.in_child(soak.size.files)
     stored = (soak.live.directions / f"{STORED}.safetensors").read_bytes()
-    drawn = hostile.draw(hostile_files.recipes(), soak.size.files_live + hostile.SIMPLEST, 999_999)
+    drawn = hostile.draw(damage.recipes(), soak.size.files_live + hostile.SIMPLEST, 999_999)
     for number, recipe in enumerate(drawn[hostile.SIMPLEST :], 1):
         name = f"damaged-{number}.safetensors"
         path = soak.live.directions / name
-        hostile_files.write(path, stored, recipe)
+        damage.write(path, stored, recipe)
         case = hostile.Case("load", (("load", "file", hostile.Value("damaged", name)),))
         prompt = prompt_of(case, strength=0.5 + number / 1000)
         before = clear_peak(soak.live.pid)
@@ -191,7 +194,7 @@ def damaged_files(soak: Soak) -> None:
             if growth > hostile_files.MOST_MEMORY:
                 soak.note("files", Outcome(MEMORY, f"{growth >> 20} MB"), **more)
         soak.note("files", outcome, reply.seconds, **more)
-        hostile_files.clear(path)
+        damage.clear(path)
         if number % soak.size.batch == 0:
             soak.check("files")
             progress("files", number, soak.size.files_live)
@@ -215,14 +218,14 @@ def cancels(soak: Soak) -> None:
         for node, inputs in LONG[name].items():
             prompt[node]["inputs"] |= inputs
         prompt["invert"]["inputs"]["seed"] = 10**6 + number
-        prompt = needed(prompt, hostile.OUTPUTS)
+        prompt = needed(prompt, OUTPUTS)
         after = moments.uniform(0, seconds.get(name, 2.0))
         outcome, reply = soak.run("cancels", prompt, cancel_after=after)
         if not reply.interrupted_at:  # it ended before, so it takes at most this long
             seconds[name] = reply.seconds
         else:
             seconds[name] = max(seconds.get(name, 2.0), 1.2 * after)
-        where = reply.interrupted_at.removeprefix(hostile.PREFIX) or "it had ended before"
+        where = reply.interrupted_at.removeprefix(PREFIX) or "it had ended before"
         soak.note("cancels", outcome, reply.seconds, prompt=prompt, where=where, mode=name)
         if number % soak.size.between == 0:
             soak.check("cancels")
@@ -248,7 +251,7 @@ def reference(live: Live, info: dict) -> Reply:
 def run(size: Size, parts: tuple[str, ...] = PARTS, server: Server | None = None) -> list[dict]:
     """Run some parts and return all rows; on `server`, or on one of our own.
 
-    The results that later runs are compared with are those of a fresh server; where `server` is lent, of its first run.
+    What it leaves in the folder of directions is removed at the end.
     """
     environment = ensure()
 
@@ -256,11 +259,11 @@ def run(size: Size, parts: tuple[str, ...] = PARTS, server: Server | None = None
         return Server(environment)
 
     known = None
-    if server is None and size != QUICK:
+    if size.fresh:
         with Live(start) as fresh:
             known = reference(fresh, fresh.server.client.object_info())
     with Live(start, server) as live:
-        info = live.server.client.object_info()
+        info, before = live.server.client.object_info(), set(live.directions.rglob("*"))
         soak = Soak(live, size, info, known or reference(live, info))
         soak.restore()
         soak.check("start")
@@ -273,9 +276,9 @@ def run(size: Size, parts: tuple[str, ...] = PARTS, server: Server | None = None
         soak.rows.append(
             {"part": "known prompt", "outcome": "", "detail": "", "compared": soak.compared, "restarts": live.restarts}
         )
-        for path in live.directions.glob(f"{MARK}*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (live.directions / f"{STORED}.safetensors").unlink(missing_ok=True)
+        if not live.restarts:
+            for path in sorted(set(live.directions.rglob("*")) - before, reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
     return soak.rows
 
 
@@ -312,16 +315,14 @@ def print_tables(rows: list[dict]) -> None:
     end = next(row for row in rows if row["part"] == "known prompt")
     changed = sum(row["outcome"] == CHANGED for row in rows)
     print(
-        f"\nThe known prompt ran {end['compared']} times between all of this; its result differed {changed} times",
-        end="",
+        f"\nThe known prompt ran {end['compared']} times between all of this; its result differed {changed} times from"
     )
-    print(f" from that of a fresh server. The server was started again {end['restarts']} times.")
+    print(f"that of a fresh server. The server was started again {end['restarts']} times.")
     found = distinct(rows)
     print(f"\nDifferent faults: {len(found)}\n")
     for row in found:
-        example = row.get("example") or json.dumps(row.get("prompt") or "")[:200]
-        print(f"- {row['times']} x {row['part']}: {row['outcome']}: {row.get('where', '')} ({row.get('kinds', '')}):")
-        print(f"  {row['detail'][:300]!r}; {example[:200]}")
+        example = f"{row.get('where', '')}: {row.get('example', '')[:200]}"
+        print(f"- {row['times']} x {row['part']}, {row['outcome']}, {example}\n  {row['detail'][:300]!r}")
 
 
 def kinds_in(rows: list[dict]) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import statistics
 
-from benchmarks.hostile import OUTPUTS, SEED, base, needed
+from benchmarks.hostile import SEED
+from benchmarks.hostile_sources import OUTPUTS, base, needed
 from benchmarks.live import memory_of, open_files
 from benchmarks.outcomes import DESCRIPTORS, MEMORY, NOT_EXACT, OK, Outcome
 from benchmarks.tables import print_table
