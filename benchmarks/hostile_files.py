@@ -86,7 +86,7 @@ def unusable(direction: Direction) -> str:
 
 
 def load_all(first: int, count: int, folder: Path) -> None:
-    """Load damaged files number `first` and on, one JSON line for each fault and a summary at the end."""
+    """Load damaged files number `first` and on, with a JSON line for each fault; state.json tells how far it is."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
@@ -98,17 +98,18 @@ def load_all(first: int, count: int, folder: Path) -> None:
             if not first <= i < first + count:
                 continue
             write(path, files[i % len(files)], recipe)
-            (folder / "at").write_text(f"{i}\n{str(recipe)[:300]}")
+            state = {"number": i, "example": str(recipe)[:200], "counts": counts, "largest": largest}
+            _store(folder, state)
             before = clear_peak(me)
             found = outcome_of(path)
             growth = memory_of(me, "VmHWM") - before
-            largest = max(largest, (growth, str(recipe)[:300]))
+            largest = max(largest, (growth, str(recipe)[:200]))
             for outcome in (found, *([Outcome(MEMORY, f"{growth >> 20} MB")] if growth > MOST_MEMORY else [])):
                 counts[LOADED if outcome.kind == OK else outcome.kind] += 1
                 if outcome.fault:
-                    row = {"number": i, "example": str(recipe)[:300], "where": recipe[0]}
+                    row = {"number": i, "example": str(recipe)[:200], "where": recipe[0]}
                     print(json.dumps({**row, "outcome": outcome.kind, "detail": outcome.detail}), flush=True)
-    print(json.dumps({"counts": counts, "largest_growth": largest}), flush=True)
+    _store(folder, {"number": first + count, "counts": counts, "largest": largest})
     clear(path)
 
 
@@ -133,35 +134,46 @@ def in_child(count: int) -> list[dict]:
             errors.seek(0)
             found = [json.loads(line) for line in lines.read().splitlines() if line.endswith("}")]
             said = errors.read().strip().splitlines()
-        for row in found:
-            if "counts" in row:
-                counts.update(row["counts"])
-                largest = max(largest, tuple(row["largest_growth"]))
-            else:
-                rows.append({"part": "files", **row})
-        if child.returncode == 0:
-            break
-        at = (folder / "at").read_text().splitlines() if (folder / "at").exists() else None
-        if at is None or int(at[0]) < first:
+        rows += [{"part": "files", **row} for row in found]
+        state = _state(folder)
+        if state is None or state["number"] < first:
             message = f"The child process of damaged files failed: {said[-1] if said else child.returncode}"
             raise RuntimeError(message)
+        counts.update(state["counts"])
+        largest = max(largest, tuple(state["largest"]))
+        if child.returncode == 0:
+            break
         detail = why or f"exit status {child.returncode}: {said[-1] if said else ''}"
         kind = {"memory": MEMORY, "time": STUCK}.get(why, DEAD_SERVER)
         counts[kind] += 1
-        example = {"number": int(at[0]), "example": at[1], "where": "child process"}
+        example = {"number": state["number"], "example": state["example"], "where": "child process"}
         rows.append({"part": "files", **example, "outcome": kind, "detail": detail})
-        first = int(at[0]) + 1
+        first = state["number"] + 1
     shutil.rmtree(folder, ignore_errors=True)
     total = {"part": "files", "summary": True, "outcome": "", "files": count, "counts": dict(counts), "detail": ""}
     return [*rows, {**total, "largest_growth": list(largest), "seconds": time.monotonic() - began}]
 
 
+def _state(folder: Path) -> dict | None:
+    """How far the child process is; None where it has not begun."""
+    try:
+        return json.loads((folder / "state.json").read_text())
+    except OSError:
+        return None
+
+
+def _store(folder: Path, state: dict) -> None:
+    """Write how far the child process is; the file is never half written."""
+    (folder / "state.part").write_text(json.dumps(state))
+    (folder / "state.part").replace(folder / "state.json")
+
+
 def _watch(child: subprocess.Popen, folder: Path) -> str:
     """Wait for a child; end it where it takes too much memory or too long for one file, and say which."""
-    at, since = None, time.monotonic()
+    at, since = 0, time.monotonic()
     while child.poll() is None:
         time.sleep(0.1)
-        now = (folder / "at").read_text() if (folder / "at").exists() else None
+        now = os.stat(folder / "state.json").st_mtime_ns if (folder / "state.json").exists() else 0
         if now != at:
             at, since = now, time.monotonic()
         try:

@@ -64,7 +64,7 @@ class Size:
         return max(2, self.batch // 3)
 
 
-QUICK = Size(prompts=110, files=1000, files_live=10, cancels=5, sliders=28, batch=28, fresh=False)
+QUICK = Size(prompts=104, files=1000, files_live=10, cancels=5, sliders=28, batch=28, fresh=False)
 
 
 @dataclass
@@ -188,7 +188,7 @@ def damaged_files(soak: Soak) -> None:
         prompt = prompt_of(case, strength=0.5 + number / 1000)
         before = clear_peak(soak.live.pid)
         outcome, reply = soak.run("files", prompt)
-        more = {"where": recipe[0], "example": str(recipe)[:300], "mode": "API"}
+        more = {"where": recipe[0], "example": str(recipe)[:200], "mode": "API"}
         if outcome.kind not in ENDED:
             growth = memory_of(soak.live.pid, "VmHWM") - before
             if growth > hostile_files.MOST_MEMORY:
