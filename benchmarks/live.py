@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -191,9 +192,11 @@ class Live:
         return b"Exception in thread" in new and b"prompt_worker" in new
 
     def _last_exception(self) -> str:
-        log = self.server.log[-20000:]
-        lines = [line for line in log.splitlines() if line and not line.startswith((" ", "\t"))]
-        return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")[:300]
+        """The exception that ended the thread, and the place where it was raised."""
+        traceback = self.server.log.rpartition("Exception in thread")[2].splitlines()
+        places = [line.strip() for line in traceback if line.strip().startswith('File "')]
+        said = next((line for line in reversed(traceback) if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)), "")
+        return f"{said[:300]} ({places[-1].rpartition('/')[2]})" if places else said[:300]
 
     def results(self, reply: Reply, *, check: bool = True) -> Outcome:
         """Read what a prompt that ended well has written, then remove it; `check` says whether it must be finite."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from scripts.comfy_server import PACK_FOLDER
 
-OK = "picture, finite"
+OK = "ended well, all values finite"
 REFUSED = "refused by ComfyUI at validation"
 SENTENCE = "error with a sentence of the pack"
 ELSEWHERE = "error of a stock node or of ComfyUI"

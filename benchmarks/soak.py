@@ -270,7 +270,10 @@ def run(size: Size, parts: tuple[str, ...] = PARTS, server: Server | None = None
         actions = {"prompts": hostile_prompts, "files": damaged_files, "cancels": cancels}
         for part in parts:
             began = time.monotonic()
-            actions.get(part, soak_sliders.sliders)(soak)
+            try:
+                actions.get(part, soak_sliders.sliders)(soak)
+            except KeyboardInterrupt:  # the tables then are of what has run
+                print(f"{part}: ended early", file=sys.stderr)
             soak.rows.append({"part": part, "outcome": "", "detail": "", "took": time.monotonic() - began})
         soak.check("end")
         soak.rows.append(
@@ -289,9 +292,10 @@ def faults(rows: list[dict]) -> list[dict]:
 
 def print_tables(rows: list[dict]) -> None:
     """All tables, and the different faults."""
-    print("Outcomes of prompts with random and hostile inputs, typed and linked:\n")
     prompts = [row for row in rows if row["part"] == "prompts" and row["outcome"]]
-    print_table([outcome_line(kind, prompts, ("typed", "linked")) for kind in kinds_in(prompts)] or [{"prompts": 0}])
+    if prompts:
+        print("Outcomes of prompts with random and hostile inputs, typed and linked:\n")
+        print_table([outcome_line(kind, prompts, ("typed", "linked")) for kind in kinds_in(prompts)])
     summary = next((row for row in rows if row.get("summary")), None)
     if summary:
         live = [row for row in rows if row["part"] == "files" and row.get("mode") == "API"]

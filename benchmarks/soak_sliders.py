@@ -151,7 +151,9 @@ def print_tables(rows: list[dict]) -> None:
                 }
             )
     print_table(lines)
-    row = next(row for row in rows if row["part"] == "session")
+    row = next((row for row in rows if row["part"] == "session"), None)
+    if row is None:
+        return
     start, end = row["memory_start"] / 2**20, row["memory_end"] / 2**20
     print(f"\nResident memory {start:.0f} MB after the warm-up, {end:.0f} MB at the end ({end / start - 1:+.1%});")
     print(f"open files {row['files_start']:.0f} and {row['files_end']:.0f}; {row['runs']} runs.")
