@@ -1,0 +1,127 @@
+"""The soak benchmark: its quick run finds no fault of the pack, and what it judges outcomes by can find one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import damage, hostile, hostile_files, outcomes, soak
+from latent_directions.core.direction import Direction
+from latent_directions.core.direction_files import save
+
+PACK = '  File "/x/custom_nodes/latent-directions/nodes/encode.py", line 7, in execute\n    steps[0]\n'
+COMFY = '  File "/x/ComfyUI/comfy/samplers.py", line 9, in sample\n    return 1\n'
+LIBRARY = '  File "/x/lib/python3.11/site-packages/torch/nn/module.py", line 3, in forward\n    raise\n'
+OURS = "/x/custom_nodes/latent-directions.nodes.errors.InputError"
+
+
+def error(kind: str, node: str, *frames: str, message: str = "It went wrong.") -> dict:
+    return {"exception_type": kind, "node_type": node, "traceback": list(frames), "exception_message": f"{message}\n"}
+
+
+ERRORS = {
+    "a sentence": (error(OURS, "LatentDirections_InvertImage", COMFY, PACK), outcomes.SENTENCE),
+    "a sentence through the sampler": (error(OURS, "KSampler", COMFY, PACK), outcomes.SENTENCE),
+    "no sentence": (error("TypeError", "LatentDirections_InvertImage", COMFY, PACK), outcomes.NO_SENTENCE),
+    "a library below the pack": (error("RuntimeError", "KSampler", PACK, LIBRARY), outcomes.NO_SENTENCE),
+    "ComfyUI below a node of the pack": (
+        error("RuntimeError", "LatentDirections_InvertImage", PACK, COMFY, LIBRARY),
+        outcomes.NO_SENTENCE,
+    ),
+    "ComfyUI below a wrapper": (error("RuntimeError", "KSampler", COMFY, PACK, COMFY), outcomes.ELSEWHERE),
+    "a stock node": (error("ValueError", "VAEDecode", COMFY), outcomes.ELSEWHERE),
+    "the pack was not reached": (error("KeyError", "LatentDirections_InvertImage", COMFY), outcomes.ELSEWHERE),
+    "an error of another pack of that name": (
+        error("other.errors.InputError", "LatentDirections_InvertImage", PACK),
+        outcomes.NO_SENTENCE,
+    ),
+    "an empty sentence": (error(OURS, "KSampler", PACK, message=" "), outcomes.NO_SENTENCE),
+    "a long sentence": (error(OURS, "KSampler", PACK, message="a" * 2001), outcomes.LONG_SENTENCE),
+    "a sentence with half a character": (error(OURS, "KSampler", PACK, message="'\ud800'"), outcomes.UNPRINTABLE),
+    "a sentence with a control character": (error(OURS, "KSampler", PACK, message="a\x1b[0m"), outcomes.UNPRINTABLE),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_told_apart(case):
+    given, kind = ERRORS[case]
+    found = outcomes.of_error(given)
+    assert found.kind == kind
+    assert found.fault == (kind not in (outcomes.SENTENCE, outcomes.ELSEWHERE))
+
+
+def test_an_exception_of_the_pack_at_validation_is_a_fault():
+    reason = {"details": "x", "extra_info": {"exception_type": "TypeError", "traceback": [PACK]}}
+    answer = {"node_errors": {"1": {"class_type": "LatentDirections_LoadDirection", "errors": [reason]}}}
+    assert outcomes.of_refusal(400, answer).kind == outcomes.NO_SENTENCE
+    reason["extra_info"] = {}
+    assert outcomes.of_refusal(400, answer).kind == outcomes.REFUSED
+
+
+FINE, BLACK = np.full((8, 8, 3), 7, np.uint8), np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("results", "kind"),
+    [
+        (([{"max_abs_diff": 0.0}], [torch.zeros(1, 4)], [FINE]), outcomes.OK),
+        (([{"max_abs_diff": None}], [], []), outcomes.NOT_FINITE),
+        (([{"max_abs_diff": math.inf}], [], []), outcomes.NOT_FINITE),
+        (([], [torch.tensor([1.0, math.nan])], []), outcomes.NOT_FINITE),
+        (([], [torch.tensor([1.0, math.inf])], []), outcomes.NOT_FINITE),
+        (([], [], [FINE, BLACK]), outcomes.NOT_FINITE),
+    ],
+)
+def test_results_must_be_finite(results, kind):
+    assert outcomes.of_results(*results).kind == kind
+
+
+def test_every_kind_of_outcome_is_counted():
+    kinds = {value for name, value in vars(outcomes).items() if name.isupper() and isinstance(value, str)}
+    kinds -= {outcomes.PACK_FRAMES, outcomes.PACK_FOLDER, outcomes.PREFIX}
+    assert kinds == {*outcomes.GOOD, *outcomes.FAULTS, outcomes.SKIPPED}
+
+
+def test_faults_that_differ_in_numbers_alone_are_one():
+    rows = [{"outcome": outcomes.NO_SENTENCE, "detail": f"KeyError: {n}", "where": "x"} for n in (1, 2)]
+    (found,) = outcomes.distinct([*rows, {"outcome": outcomes.OK, "detail": ""}])
+    assert found["times"] == 2
+
+
+def test_a_file_that_loads_but_cannot_be_used_is_a_fault(tmp_path):
+    path = tmp_path / "a.safetensors"
+    latent = torch.ones(16, 4, 4)
+    for step, kind in ((1.0, outcomes.OK), (3e38, outcomes.UNUSABLE)):
+        save(Direction("smile", "LOCO", "SD3", 1.0, latent=latent, step=step), path)
+        assert hostile_files.outcome_of(path).kind == kind
+    save(Direction("smile\x1b", "LOCO", "SD3", 1.0, latent=latent, step=1.0), path)
+    assert hostile_files.outcome_of(path).kind == outcomes.UNUSABLE
+    path.write_bytes(b"no file of tensors")
+    assert hostile_files.outcome_of(path).kind == outcomes.SENTENCE
+
+
+def test_every_recipe_of_damage_makes_a_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    drawn = hostile.draw(damage.recipes(), 300, 1)
+    assert len({name for name, _ in drawn}) > 15
+    for number, recipe in enumerate(drawn):
+        damage.write(path, damage.originals()[number % 3], recipe)
+        assert path.exists() or path.is_symlink()
+
+
+def test_prompts_repeat_and_reach_every_input(comfy):
+    info = comfy.client.object_info()
+    inputs = {f"{node}.{name}" for node, name, *_ in hostile.inputs_of(info)}
+    packs = {name for name in info if name.startswith(outcomes.PREFIX) and hostile.declared_inputs(info[name])}
+    assert packs == {outcomes.PREFIX + name for name in hostile.NODES.values()}
+    cases = hostile.cases(info, 2 * len(inputs))
+    assert {case.where for case in cases} == inputs
+    assert repr(cases) == repr(hostile.cases(info, 2 * len(inputs)))
+
+
+def test_quick_run_finds_no_fault(comfy):
+    rows = soak.run(soak.QUICK, server=comfy)
+    assert [(r["part"], r["outcome"], r.get("where"), r["detail"]) for r in soak.faults(rows)] == []
+    done = {part: sum(row["part"] == part for row in rows) for part in soak.PARTS}
+    assert all(done[part] > 5 for part in soak.PARTS)
