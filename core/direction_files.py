@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from .direction import Direction, KeepPair, Prompt
+from .direction import LONGEST_NAME, Direction, KeepPair, Prompt
 from .errors import DirectionFileError, DirectionFormatError, printable
 
 FORMAT = "latent-directions/1"
@@ -187,7 +187,10 @@ def _assemble(meta: dict, read: _Reader) -> Direction:
         msg = "neither a move of the latent nor of the words"
         raise ValueError(msg)
     sigma, step = number("sigma", 1e-9, 1e9), number("step", 0.0, LARGEST_STEP)
-    notes, words = dict(meta["notes"]), {key: str(meta[key]) for key in ("name", "method", "family")}
+    notes, words = (
+        dict(meta["notes"]),
+        {key: printable(str(meta[key]), LONGEST_NAME) for key in ("name", "method", "family")},
+    )
     text = read.prompt("text") if "text.tokens" in read.names else None
     keep = tuple(
         KeepPair(printable(str(name)), read.prompt(f"keep.{i}.present"), read.prompt(f"keep.{i}.absent"))
