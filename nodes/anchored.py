@@ -36,7 +36,10 @@ KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_
 PATH_TOLERANCE = 1e-4
 # What going into the model's latent space and back may round, relative.
 ROUNDING = 1e-6
-DETERMINISTIC = "Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
+NO_RETURN = (
+    "so the slider at 0 would not give the picture back. Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms,"
+    " deis, res_multistep or ddim."
+)
 # Where a sampler may hook into a model's guidance.
 GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 
@@ -192,7 +195,7 @@ class AnchoredModel:
         if not run.deviation <= PATH_TOLERANCE:
             msg = (
                 "This sampler adds noise of its own or leaves the path back to the encoded picture (by"
-                f" {run.deviation:.1e}), so the slider at 0 would not give the picture back. {DETERMINISTIC}"
+                f" {run.deviation:.1e}), {NO_RETURN}"
             )
             raise UnsupportedSamplerError(msg)
 
@@ -231,10 +234,7 @@ def without_anchor(model: ModelPatcher) -> ModelPatcher:
 def _check_guidance(model_options: dict, of_the_run: dict) -> None:
     """Refuse a sampler that hooks into the guidance: it goes by predictions that the anchor has moved away from."""
     if any(model_options.get(name) != of_the_run.get(name) for name in GUIDANCE_OPTIONS):
-        msg = (
-            "This sampler changes the model's guidance, as those whose names end in 'cfg_pp' do, so the slider"
-            f" at 0 would not give the picture back. {DETERMINISTIC}"
-        )
+        msg = f"This sampler changes the model's guidance, as those whose names end in 'cfg_pp' do, {NO_RETURN}"
         raise UnsupportedSamplerError(msg)
 
 

@@ -18,7 +18,9 @@ from ..core.metrics import psnr
 from ..core.search import NEGATIVE
 from .anchored import AnchoredModel, without_anchor
 from .errors import InputError, with_advice
+from .graph import refuse_wiring
 from .host import finite, first_noise, run
+from .progress import outcome, say
 from .prompts import negative_prompt
 from .sampling import is_flow, noise_level, sample_euler, scale_at, schedule_from
 from .sizes import is_padded, refuse_size, size_report
@@ -163,6 +165,7 @@ class InvertImage(io.ComfyNode):
                 InversionSocket.Output(display_name="inversion"),
                 io.String.Output(display_name="report"),
             ],
+            hidden=[io.Hidden.prompt],
         )
 
     @classmethod
@@ -185,6 +188,7 @@ class InvertImage(io.ComfyNode):
         noise=None,
     ) -> io.NodeOutput:
         """Invert, then hand on the clean latent, the noise, the schedule and the anchored model."""
+        refuse_wiring(cls.hidden and cls.hidden.prompt, latent["samples"].shape[0])
         model = without_anchor(model)
         model_sampling = model.get_model_object("model_sampling")
         sigma = noise_level(model_sampling, level, sigma)
@@ -234,6 +238,7 @@ class InvertImage(io.ComfyNode):
             "drift_per_step": drift,
         }
         preview = None
+        say(outcome(cost["model_evaluations"], "model evaluation", cost["seconds"]))
         if vae is not None:
             checked, picture = _check_return(inversion, anchored, sigmas, vae)
             report |= checked

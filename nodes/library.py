@@ -11,10 +11,15 @@ from comfy_api.latest import io, ui
 from ..core import direction_files
 from ..core.errors import DirectionFileError
 from .errors import InputError, with_advice
+from .progress import say
 from .sockets import DirectionsSocket
 
 FOLDER = "latent_directions"
 SUFFIX = ".safetensors"
+NO_FILE = (
+    "'file' is empty, so there is no direction to load. Save one with Save Direction, press 'Refresh files' on Load"
+    " Direction, and choose it."
+)
 
 
 def register_folder() -> None:
@@ -64,6 +69,7 @@ class SaveDirection(io.ComfyNode):
         path = _free_path(root, name)
         direction_files.save(directions[index], path)
         file = path.relative_to(root).as_posix()
+        say(file)
         return io.NodeOutput(directions, file, ui=ui.PreviewText(file))
 
 
@@ -85,27 +91,30 @@ class LoadDirection(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="A file in models/latent_directions.",
+                    optional=True,  # so that a graph can be queued before anything is saved, and `execute` says so
+                    tooltip="A file in models/latent_directions. 'Refresh files' lists what was saved since.",
                 )
             ],
             outputs=[DirectionsSocket.Output(display_name="directions")],
         )
 
     @classmethod
-    def validate_inputs(cls, file) -> bool:
+    def validate_inputs(cls, file=None) -> bool:
         """Names the input so that a file saved by the same prompt passes; `execute` checks everything itself."""
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file) -> float:
+    def fingerprint_inputs(cls, file=None) -> float:
         """Run again when the file has changed."""
-        path = folder_paths.get_full_path(FOLDER, file)
+        path = folder_paths.get_full_path(FOLDER, file) if file else None
         return os.path.getmtime(path) if path else float("nan")
 
     @classmethod
     @with_advice()
-    def execute(cls, file) -> io.NodeOutput:
+    def execute(cls, file=None) -> io.NodeOutput:
         """Find the file inside the pack's folders and read it."""
+        if not file:
+            raise InputError(NO_FILE)
         for root in folder_paths.get_folder_paths(FOLDER):
             path = Path(root, file)
             if folder_paths.is_within_directory(root, str(path)) and path.is_file():
