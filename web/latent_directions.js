@@ -37,6 +37,17 @@ function say(id, text) {
   api.dispatchCustomEvent?.("progress_text", { nodeId: String(id), text });
 }
 
+/** Give the text on a node as much height as it takes; the classic canvas cuts it off after two lines. */
+function fitText(node, text) {
+  const widget = node?.widgets?.find((found) => found.name === "$$node-text-preview");
+  if (!widget?.options?.getMinHeight) return;
+  widget.options.getMinHeight = () => {
+    const letters = Math.max(20, (node.size[0] - 56) / 6); // of a line, between the widget's margins
+    return Math.min(200, 42 + 16 * Math.ceil(text.length / letters));
+  };
+  node.setDirtyCanvas?.(true, true);
+}
+
 // 1. ------------------------------------------------------------------------------------------------------------------
 
 /** What the server knows to be wrong with a prompt; nothing where it does not answer. */
@@ -133,7 +144,9 @@ function showResults() {
     if (detail.output?.images?.length) dropPreview(node);
     // The server has sent the line while the node ran; a result out of the cache comes without it.
     const [text] = detail.output?.text ?? [];
-    if (typeof text === "string") say(id, text);
+    if (typeof text !== "string") return;
+    say(id, text);
+    fitText(node, text);
   });
 }
 
@@ -141,7 +154,12 @@ function showResults() {
 
 function addRefreshButton(node) {
   if (typeof app.refreshComboInNodes !== "function") return;
-  const button = node.addWidget("button", "Refresh files", null, () => app.refreshComboInNodes(), { serialize: false });
+  const refresh = async () => {
+    await app.refreshComboInNodes();
+    const file = node.widgets.find((widget) => widget.name === "file");
+    if (file && !file.value) file.value = file.options?.values?.[0]; // as every list starts with its first entry
+  };
+  const button = node.addWidget("button", "Refresh files", null, refresh, { serialize: false });
   if (button) button.serialize = false; // no value of its own in a saved graph
 }
 
@@ -154,5 +172,6 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (node.comfyClass === `${PREFIX}LoadDirection`) addRefreshButton(node);
+    if (node.comfyClass === `${PREFIX}EditReport`) node.size[0] = Math.max(node.size[0], 320); // room for sentences
   },
 });
