@@ -1,9 +1,5 @@
 """What is known to be wrong from the graph alone, and that the samplers it names are those that a run refuses."""
 
-import json
-import urllib.error
-import urllib.request
-
 import comfy.samplers
 import pytest
 import torch
