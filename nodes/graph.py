@@ -157,9 +157,9 @@ def sampler_problems(graph: Graph) -> Iterator[tuple[Problem, str]]:
             continue
         name = inputs.get("sampler_name")
         if kind in NAMING and isinstance(name, str) and name in STOCHASTIC:
-            yield Problem(chosen, "sampler_name", f"'sampler_name' is '{name}', which {why}"), anchor
+            yield Problem(chosen, "sampler_name", f"'sampler_name' of {kind} is '{name}', which {why}"), anchor
         elif kind in STOCHASTIC_NODES and all(_is_positive(inputs.get(amount)) for amount in NOISE_INPUTS):
-            yield Problem(key, "sampler", f"'sampler' comes from {kind}, which {why}"), anchor
+            yield Problem(key, "sampler", f"'sampler' of {graph.kinds[key]} comes from {kind}, which {why}"), anchor
 
 
 def refuse_wiring(prompt: object, batch: int = 1) -> None:

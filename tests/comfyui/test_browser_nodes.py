@@ -129,6 +129,9 @@ def finished(renderer):
         run(page)
     finally:
         setting(page, "Comfy.Execution.PreviewMethod", "default")
+    # Only what lies within the window is drawn; the view moves there in steps.
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 1000))")
     screenshot(page, "results")
     return page
 
@@ -226,7 +229,7 @@ WRONG = {
         "Find Directions: target",
         "'source' and 'target' are the same",
     ),
-    "stochastic sampler": (SAMPLER, "KSamplerSelect: sampler_name", "'sampler_name' is 'euler_ancestral', which adds"),
+    "stochastic sampler": (SAMPLER, "KSamplerSelect: sampler_name", "'euler_ancestral', which adds noise"),
     "batch": (TWO_PICTURES, "Invert Image: latent", "'latent' is a batch of several pictures"),
 }
 

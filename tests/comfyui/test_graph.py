@@ -99,9 +99,12 @@ def batch(prompt: dict) -> dict:
 
 
 WIRED = {
-    "KSamplerSelect": (named, "'sampler_name' is 'euler_ancestral', which adds noise"),
-    "a sampler's own node": (from_node, "'sampler' comes from SamplerEulerAncestral, which adds noise"),
-    "KSampler behind another node": (ksampler, "'sampler_name' is 'dpmpp_sde', which adds noise"),
+    "KSamplerSelect": (named, "'sampler_name' of KSamplerSelect is 'euler_ancestral', which adds noise"),
+    "a sampler's own node": (
+        from_node,
+        "'sampler' of SamplerCustomAdvanced comes from SamplerEulerAncestral, which adds",
+    ),
+    "KSampler behind another node": (ksampler, "'sampler_name' of KSampler is 'dpmpp_sde', which adds noise"),
     "batch": (batch, "'latent' is a batch of several pictures"),
 }
 
@@ -129,7 +132,7 @@ def test_what_is_wired_wrongly_is_refused_before_a_model_runs(comfy, prompt, cas
 
 def test_behind_an_inversion_from_the_cache_the_search_is_not_started(comfy, prompt):
     comfy.run(changed(prompt, strips.FIND, method="text"))
-    with pytest.raises(PromptError, match=f"{strips.FIND}: 'sampler_name' is"):
+    with pytest.raises(PromptError, match=f"{strips.FIND}: 'sampler_name' of"):
         comfy.run(named(prompt))
 
 
@@ -167,6 +170,15 @@ RIGHT = {
 @pytest.mark.parametrize("case", RIGHT)
 def test_what_may_work_is_left_alone(prompt, case):
     assert problems(Graph(RIGHT[case](prompt))) == []
+
+
+def test_a_branch_that_a_switch_may_leave_out_is_left_to_the_run(comfy, prompt):
+    other = workflow.find(prompt, strips.PORTRAIT)
+    switch = {"switch": False, "on_true": [workflow.find(prompt, "VAEDecode"), 0], "on_false": [other, 0]}
+    made = {**named(prompt), "switch": {"class_type": "ComfySwitchNode", "inputs": switch}}
+    made = changed(made, "SaveImage", images=["switch", 0])
+    assert json.loads(comfy.client.request(graph.ROUTE, json.dumps({"prompt": made}).encode())) == []
+    comfy.run(changed(made, strips.INVERT, seed=next(SEEDS)))
 
 
 def test_only_the_outputs_that_are_queued_count(comfy, prompt):
