@@ -37,9 +37,17 @@ function say(id, text) {
   api.dispatchCustomEvent?.("progress_text", { nodeId: String(id), text });
 }
 
+/** The widget of a node's line of text; the page makes it with the first line. */
+const lineOf = (node) => node?.widgets?.find((widget) => widget.name === "$$node-text-preview");
+
+/** Replace what a node said while it ran; a node without a line gets none, since it takes room. */
+function sayInstead(id, text) {
+  if (lineOf(nodeOf(id))) say(id, text);
+}
+
 /** Give the text on a node as much height as it takes; the classic canvas cuts it off after two lines. */
 function fitText(node, text) {
-  const widget = node?.widgets?.find((found) => found.name === "$$node-text-preview");
+  const widget = lineOf(node);
   if (!widget?.options?.getMinHeight) return;
   widget.options.getMinHeight = () => {
     const letters = Math.max(20, (node.size[0] - 56) / 6); // of a line, between the widget's margins
@@ -110,10 +118,10 @@ function showErrors() {
   api.addEventListener("execution_error", ({ detail }) => {
     if (!detail || !isOurError(detail)) return;
     toast(nodeOf(detail.node_id)?.title ?? detail.node_type, String(detail.exception_message ?? "").trim());
-    if (isOurs(detail.node_type)) say(detail.node_id, "failed");
+    if (isOurs(detail.node_type)) sayInstead(detail.node_id, "failed");
   });
   api.addEventListener("execution_interrupted", ({ detail }) => {
-    if (isOurs(detail?.node_type)) say(detail.node_id, "cancelled");
+    if (isOurs(detail?.node_type)) sayInstead(detail.node_id, "cancelled");
   });
 }
 

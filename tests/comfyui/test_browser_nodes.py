@@ -264,7 +264,11 @@ def test_the_page_queues_where_the_check_does_not_answer(template):
 
 
 RUN_ERRORS = {
-    "in a node of the pack": ("test.set('DirectionSlider', 'index', 9)", "Direction Slider", "'index' is 9, but"),
+    "in a node of the pack": (
+        "test.set('FindDirections', 'keep', 'glasses')",
+        "Find Directions",
+        "Line 1 of 'keep' is 'glasses'",
+    ),
     "in a sampler": (
         "test.set('KSamplerSelect', 'sampler_name', 'dpm_fast')",
         "SamplerCustomAdvanced",
@@ -276,11 +280,16 @@ RUN_ERRORS = {
 @pytest.mark.parametrize("case", RUN_ERRORS)
 def test_the_sentence_of_a_run_that_failed_is_in_a_toast(template, case):
     change, title, sentence = RUN_ERRORS[case]
+    run(template)
     template.evaluate(change)
     run(template, "execution_error")
     toast = template.wait_for("test.toasts().at(-1)", 20)
     assert title in toast
     assert sentence in toast
+    # what the node said before is no longer true, and a node that said nothing gets no line
+    lines = template.evaluate("[test.line('FindDirections'), test.line('SamplerCustomAdvanced')]")
+    assert (lines[0] == "failed") == (title == "Find Directions")
+    assert lines[1] is None
     screenshot(template, "failed")
 
 
