@@ -161,11 +161,12 @@ function showResults() {
 // 4. ------------------------------------------------------------------------------------------------------------------
 
 function addRefreshButton(node) {
+  const file = node.widgets?.find((widget) => widget.name === "file");
+  if (file && file.value === undefined) file.value = ""; // of an empty list; the classic canvas would write "undefined"
   if (typeof app.refreshComboInNodes !== "function") return;
   const refresh = async () => {
     await app.refreshComboInNodes();
-    const file = node.widgets.find((widget) => widget.name === "file");
-    if (file && !file.value) file.value = file.options?.values?.[0]; // as every list starts with its first entry
+    if (file && !file.value) file.value = file.options?.values?.[0] ?? ""; // as every list starts with its first entry
   };
   const button = node.addWidget("button", "Refresh files", null, refresh, { serialize: false });
   if (button) button.serialize = false; // no value of its own in a saved graph

@@ -313,6 +313,7 @@ class TestLoadDirection:
           test.add("{PREFIX}LoadDirection", 760, 900); test.add("{PREFIX}SaveDirection", 1200, 900);
           test.link("LoadDirection", "directions", "DirectionSlider", "directions");
         """)
+        assert page.evaluate("test.widget('LoadDirection', 'file').value") == ""
         toast = refused(comfy, page)
         assert "Load Direction: file" in toast
         assert "'file' is empty" in toast

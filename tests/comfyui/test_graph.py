@@ -14,6 +14,7 @@ from node_runs import invert, loaded, sample
 from latent_directions.nodes import graph
 from latent_directions.nodes.errors import UnsupportedSamplerError
 from latent_directions.nodes.graph import Graph, problems
+from latent_directions.nodes.identify import FindDirections
 from scripts import strips, workflow
 from scripts.comfy_client import PromptError, Result
 
@@ -251,6 +252,14 @@ def test_typed_words_are_checked_before_anything_runs(comfy, prompt):
     with pytest.raises(PromptError, match="'source' is empty"):
         comfy.run(changed(prompt, strips.FIND, source=""), seen.append)
     assert seen == []
+
+
+def test_words_that_are_linked_are_left_to_the_run():
+    """ComfyUI hands over None in place of what is linked."""
+    assert FindDirections.validate_inputs(method="HSDS", source=None, target="a person") is True
+    assert FindDirections.validate_inputs(method=None, source="", target="") is True
+    assert FindDirections.validate_inputs(method="LOCO", source="", target="") is True
+    assert "'target' is empty" in FindDirections.validate_inputs(method="HSDS", source=None, target=" ")
 
 
 @pytest.mark.parametrize("inputs", [{}, {"file": None}, {"file": ""}])
