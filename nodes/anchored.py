@@ -49,7 +49,10 @@ OTHER_LEVEL = (
     "The direction '{}' was found at noise level sigma {:.4g} and is used at {:.4g}: the noise is moved by as much as"
     " there, but what it does to the picture may differ."
 )
-DETERMINISTIC = "Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms, deis, res_multistep or ddim."
+NO_RETURN = (
+    "so the slider at 0 would not give the picture back. Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms,"
+    " deis, res_multistep or ddim."
+)
 # Where a sampler may hook into a model's guidance.
 GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 
@@ -224,7 +227,7 @@ class AnchoredModel:
         if not run.deviation <= PATH_TOLERANCE:
             msg = (
                 "This sampler adds noise of its own or leaves the path back to the encoded picture (by"
-                f" {run.deviation:.1e}), so the slider at 0 would not give the picture back. {DETERMINISTIC}"
+                f" {run.deviation:.1e}), {NO_RETURN}"
             )
             raise UnsupportedSamplerError(msg)
 
@@ -275,10 +278,7 @@ def without_anchor(model: ModelPatcher) -> ModelPatcher:
 def _check_guidance(model_options: dict, of_the_run: dict) -> None:
     """Refuse a sampler that hooks into the guidance: it goes by predictions that the anchor has moved away from."""
     if any(model_options.get(name) != of_the_run.get(name) for name in GUIDANCE_OPTIONS):
-        msg = (
-            "This sampler changes the model's guidance, as those whose names end in 'cfg_pp' do, so the slider"
-            f" at 0 would not give the picture back. {DETERMINISTIC}"
-        )
+        msg = f"This sampler changes the model's guidance, as those whose names end in 'cfg_pp' do, {NO_RETURN}"
         raise UnsupportedSamplerError(msg)
 
 

@@ -18,8 +18,10 @@ from ..core.metrics import psnr
 from ..core.search import NEGATIVE
 from .anchored import AnchoredModel, without_anchor
 from .errors import InputError
+from .graph import refuse_wiring
 from .host import check_latent, finite, first_noise, run
 from .inputs import checked_inputs
+from .progress import outcome, say
 from .prompts import negative_prompt
 from .sampling import is_flow, noise_level, sample_euler, scale_at, schedule_from
 from .sizes import is_padded, refuse_size, size_report
@@ -164,6 +166,7 @@ class InvertImage(io.ComfyNode):
                 InversionSocket.Output(display_name="inversion"),
                 io.String.Output(display_name="report"),
             ],
+            hidden=[io.Hidden.prompt],
         )
 
     @classmethod
@@ -186,6 +189,7 @@ class InvertImage(io.ComfyNode):
         noise=None,
     ) -> io.NodeOutput:
         """Invert, then hand on the clean latent, the noise, the schedule and the anchored model."""
+        refuse_wiring(cls.hidden and cls.hidden.prompt, latent["samples"].shape[0])
         model = without_anchor(model)
         check_latent(model, latent)
         model_sampling = model.get_model_object("model_sampling")
@@ -236,6 +240,7 @@ class InvertImage(io.ComfyNode):
             "drift_per_step": drift,
         }
         preview = None
+        say(outcome(cost["model_evaluations"], "model evaluation", cost["seconds"]))
         if vae is not None:
             checked, picture = _check_return(inversion, anchored, sigmas, vae)
             report |= checked

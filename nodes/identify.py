@@ -16,10 +16,12 @@ from ..core.methods import METHODS, in_words, names_of_methods_that_read
 from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundDirection, Method, Search, Settings, keep_prompts
 from .anchored import without_anchor
 from .errors import InputError
+from .graph import refuse_wiring
 from .host import family_of, run
-from .inputs import checked_inputs
+from .inputs import checked_inputs, in_short
 from .masks import mask_on_latent
-from .prompts import encode_text, keep_pairs, negative_prompt, require_text, shifted, with_prompt
+from .progress import outcome, say
+from .prompts import encode_text, keep_pairs, negative_prompt, shifted, with_prompt, wrong_words
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 DEFAULT = next(iter(METHODS))
@@ -152,7 +154,16 @@ class FindDirections(io.ComfyNode):
                 ),
             ],
             outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="report")],
+            hidden=[io.Hidden.prompt],
         )
+
+    @classmethod
+    def validate_inputs(cls, method=None, source=None, target=None) -> bool | str:
+        """Check typed words before anything runs; what is linked arrives as None, and `execute` checks it."""
+        if method is not None and method not in list(METHODS):
+            return f"'method' is {in_short(method)!r}, which is none of {', '.join(METHODS)}. Choose one of them."
+        wrong = wrong_words(method, source, target)
+        return True if wrong is None else wrong[1]
 
     @classmethod
     @checked_inputs
@@ -177,6 +188,7 @@ class FindDirections(io.ComfyNode):
         negative=None,
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
+        refuse_wiring(cls.hidden and cls.hidden.prompt)
         _check_inversion(model, inversion)
         record = METHODS[method]
         words = _encode_words(clip, record, source, target, keep, free) if record.compares_words else _Words()
@@ -229,6 +241,7 @@ class FindDirections(io.ComfyNode):
             **notes,
             "found": [{"name": d.name, "step": d.step, **d.notes} for d in found],
         }
+        say(outcome(len(found), "direction", notes["seconds"]))
         return io.NodeOutput(found, json.dumps(report, indent=1))
 
 
@@ -264,11 +277,10 @@ def _encode_words(clip, method: Method, source: str, target: str, keep: str, fre
             " model."
         )
         raise InputError(msg)
-    source = require_text(source, "source", f"method '{method.name}' compares it with 'target'")
-    target = require_text(target, "target", f"method '{method.name}' needs to know what strength 1 should show")
-    if source == target:
-        msg = "'source' and 'target' are the same, so there is nothing to move. Change the words that differ."
-        raise InputError(msg)
+    wrong = wrong_words(method.name, source, target)
+    if wrong is not None:
+        raise InputError(wrong[1])
+    source, target = source.strip(), target.strip()
     change = encode_text(clip, target) - encode_text(clip, source)
     if not torch.any(change.tokens):
         msg = (

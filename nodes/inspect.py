@@ -15,7 +15,7 @@ from ..core.direction import Direction
 from .errors import InputError
 from .inputs import checked_inputs
 from .manipulate import choose, move
-from .progress import RunStatistics, SearchProgress
+from .progress import RunStatistics, SearchProgress, outcome, say
 from .sampling import sample_euler, schedule_from
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
@@ -85,6 +85,7 @@ class PreviewDirections(io.ComfyNode):
             "seconds": round(statistics.seconds - seconds, 3),
             "peak_megabytes": None if None in peaks else max(peaks),
         }
+        say(outcome(len(peaks), "picture", report["seconds"]))
         return io.NodeOutput(image, json.dumps(report, indent=1), ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -138,8 +139,8 @@ class EditReport(io.ComfyNode):
         }
         if statistics.last_remarks:
             report["remarks"] = statistics.last_remarks
-        text = json.dumps(report, indent=1)
-        return io.NodeOutput(latent, text, ui=ui.PreviewText(text))
+        say(report["summary"])
+        return io.NodeOutput(latent, json.dumps(report, indent=1), ui=ui.PreviewText(report["summary"]))
 
 
 def _summary(before: Tensor, after: Tensor, statistics: RunStatistics) -> str:

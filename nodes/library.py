@@ -12,11 +12,16 @@ from ..core import direction_files
 from ..core.errors import DirectionFileError
 from .errors import InputError, with_advice
 from .inputs import checked_inputs, in_short
+from .progress import say
 from .sockets import DirectionsSocket
 
 FOLDER = "latent_directions"
 SUFFIX = ".safetensors"
 LONGEST = 200  # bytes of each part of a name; file systems allow 255
+NO_FILE = (
+    "'file' is empty, so there is no direction to load. Save one with Save Direction, press 'Refresh files' on Load"
+    " Direction, and choose it."
+)
 
 
 def register_folder() -> None:
@@ -73,6 +78,7 @@ class SaveDirection(io.ComfyNode):
             )
             raise InputError(msg) from error
         file = path.relative_to(root).as_posix()
+        say(file)
         return io.NodeOutput(directions, file, ui=ui.PreviewText(file))
 
 
@@ -94,28 +100,31 @@ class LoadDirection(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="A file in models/latent_directions.",
+                    optional=True,  # so that a graph can be queued before anything is saved, and `execute` says so
+                    tooltip="A file in models/latent_directions. 'Refresh files' lists what was saved since.",
                 )
             ],
             outputs=[DirectionsSocket.Output(display_name="directions")],
         )
 
     @classmethod
-    def validate_inputs(cls, file) -> bool:
+    def validate_inputs(cls, file=None) -> bool:
         """Names the input so that a file saved by the same prompt passes; `execute` checks everything itself."""
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file) -> float:
+    def fingerprint_inputs(cls, file=None) -> float:
         """Run again when the file has changed."""
-        path = folder_paths.get_full_path(FOLDER, file)
+        path = folder_paths.get_full_path(FOLDER, file) if file else None
         return os.path.getmtime(path) if path else float("nan")
 
     @classmethod
     @with_advice()
-    def execute(cls, file) -> io.NodeOutput:
+    def execute(cls, file=None) -> io.NodeOutput:
         """Find the file inside the pack's folders and read it."""
-        if not isinstance(file, str) or not file:
+        if not file and file != 0:
+            raise InputError(NO_FILE)
+        if not isinstance(file, str):
             msg = f"'file' is {in_short(file)}, which is no file name. Choose a file that Save Direction has made."
             raise InputError(msg)
         for root in folder_paths.get_folder_paths(FOLDER) if "\0" not in file else ():

@@ -24,19 +24,29 @@ class SearchProgress:
         self.expected, self.unit = expected, unit
         self.started, self.shown = time.perf_counter(), 0.0
         self.bar = comfy.utils.ProgressBar(expected)
-        context, self.server = get_executing_context(), getattr(PromptServer, "instance", None)
-        self.node = context.node_id if context is not None else None
 
     def __call__(self, done: int, preview: tuple | None = None) -> None:
         """Show that `done` of them are over, and a picture (format, PIL image, largest side) where there is one."""
         self.bar.update_absolute(min(done, self.expected), preview=preview)
         now = time.perf_counter()
-        if self.node is None or self.server is None or now - self.shown < INTERVAL or not done:
+        if now - self.shown < INTERVAL or not done:
             return
         self.shown = now
         left = (now - self.started) * max(0, self.expected - done) / done
-        text = f"{done} of about {self.expected} {self.unit}, {left:.0f} s left"
-        self.server.send_progress_text(text, self.node)
+        say(f"{done} of about {self.expected} {self.unit}, {left:.0f} s left")
+
+
+def say(text: str) -> None:
+    """Write a line on the node that runs, in place of its last one; without a server there is none to write on."""
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)
+
+
+def outcome(count: int, what: str, seconds: float) -> str:
+    """What came out and how long it took, such as "1 direction, 3 s"."""
+    duration = "less than 1 s" if seconds < 1 else f"{seconds:.0f} s"
+    return f"{count} {what}{'' if count == 1 else 's'}, {duration}"
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.denoiser import SOURCE
 from ..core.direction import KeepPair, Prompt
 from ..core.errors import printable, size_in_words
+from ..core.methods import METHODS
 from .errors import InputError
 
 KEY = "latent_directions"  # of what this pack puts into a MODEL's or a guider's dictionaries
@@ -118,12 +119,24 @@ def negative_prompt(model: ModelPatcher, guidance: float, negative: list | None)
     return {"negative": negative}
 
 
-def require_text(value: str, name: str, purpose: str) -> str:
-    """The stripped text; InputError that names the input where it is empty."""
-    if not value.strip():
-        msg = f"'{name}' is empty, but {purpose}. Write a short prompt there."
-        raise InputError(msg)
-    return value.strip()
+def wrong_words(method: object, source: object, target: object) -> tuple[str, str] | None:
+    """The name of an input that the method cannot compare, and a sentence about it; None where all is well.
+
+    What is no text is passed over, such as the link or the None that stands for a linked input before a run.
+    """
+    if not isinstance(method, str) or method not in METHODS or not METHODS[method].compares_words:
+        return None
+    purposes = {
+        "source": f"method '{method}' compares it with 'target'",
+        "target": f"method '{method}' needs to know what strength 1 should show",
+    }
+    for (name, purpose), value in zip(purposes.items(), (source, target), strict=True):
+        if isinstance(value, str) and not value.strip():
+            return name, f"'{name}' is empty, but {purpose}. Write a short prompt there."
+    if isinstance(source, str) and isinstance(target, str) and source.strip() == target.strip():
+        says = "'source' and 'target' are the same, so there is nothing to move. Change the words that differ."
+        return "target", says
+    return None
 
 
 def converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]]:

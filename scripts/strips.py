@@ -113,10 +113,12 @@ def with_outputs(prompt: dict, info: dict) -> dict:
     inversion = [invert, workflow.output(info, INVERT, "inversion")]
     encode = [invert, workflow.output(info, INVERT, "report")]
     identify = [find, workflow.output(info, FIND, "report")]
+    manipulate = ["edited", workflow.output(info, REPORT, "report")]
     return prompt | {
         "encode": {"class_type": "PreviewAny", "inputs": {"source": encode}},
         "identify": {"class_type": "PreviewAny", "inputs": {"source": identify}},
-        "manipulate": {"class_type": REPORT, "inputs": {"inversion": inversion, "latent": edited}},
+        "edited": {"class_type": REPORT, "inputs": {"inversion": inversion, "latent": edited}},
+        "manipulate": {"class_type": "PreviewAny", "inputs": {"source": manipulate}},
         "latent": {"class_type": "SaveLatent", "inputs": {"samples": edited, "filename_prefix": "edit"}},
     }
 

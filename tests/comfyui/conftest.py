@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from browser import Browser, find_chromium
 
 from scripts.comfy_server import Server
 from scripts.environment import ROOT, add_comfyui_to_path, ensure
@@ -22,3 +23,17 @@ def comfy():
     """One running ComfyUI with the pack for all tests that need one."""
     with Server(ENVIRONMENT) as server:
         yield server.wait()
+
+
+@pytest.fixture(scope="session")
+def page(comfy):
+    """One page of ComfyUI in a headless browser for all tests that need one."""
+    program = find_chromium()
+    if program is None:
+        pytest.fail("The browser tests need Chromium: install the package 'chromium', or name a program in CHROMIUM.")
+    # A first visit opens the Templates dialog over the graph.
+    comfy.client.request("/settings/Comfy.TutorialCompleted", b"true")
+    with Browser(program) as browser:
+        browser.open(comfy.client.url)
+        browser.wait_for("Boolean(window.app && app.vueAppReady && app.graph)")
+        yield browser

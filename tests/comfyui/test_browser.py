@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
 
 from scripts import workflow
 from scripts.environment import ROOT
@@ -13,19 +13,6 @@ from scripts.environment import ROOT
 TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
 # ComfyUI's own templates, for what ours do not hold: reroutes, primitive nodes, bypassed nodes, seeds, notes.
 STOCK = ["default", "hidream_e1_1", "image_omnigen2_image_edit", "sdxl_refiner_prompt_example", "flux_schnell"]
-
-
-@pytest.fixture(scope="module")
-def page(comfy):
-    program = find_chromium()
-    if program is None:
-        pytest.fail("The browser tests need Chromium: install the package 'chromium', or name a program in CHROMIUM.")
-    # A first visit opens the Templates dialog over the graph.
-    comfy.client.request("/settings/Comfy.TutorialCompleted", b"true")
-    with Browser(program) as browser:
-        browser.open(comfy.client.url)
-        browser.wait_for("Boolean(window.app && app.vueAppReady && app.graph)")
-        yield browser
 
 
 def shown(page: Browser, graph: dict, name: str) -> dict:

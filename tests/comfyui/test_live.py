@@ -103,7 +103,7 @@ def test_saved_direction_gives_the_same_picture_in_another_prompt(comfy, prompt,
     saved = comfy.run({**prompt, "save direction": saver}).outputs["save direction"]["text"][0]
     assert saved == "people/smile.safetensors"
     listed = comfy.client.object_info("LatentDirections_LoadDirection")
-    assert saved in json.dumps(listed["LatentDirections_LoadDirection"]["input"]["required"]["file"])
+    assert saved in json.dumps(listed["LatentDirections_LoadDirection"]["input"]["optional"]["file"])
 
     loader = {"class_type": "LatentDirections_LoadDirection", "inputs": {"file": saved}}
     other = workflow.rewired({**prompt, "loaded": loader}, [find, 0], ["loaded", 0])

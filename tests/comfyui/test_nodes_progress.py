@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from comfy_execution.utils import CurrentNodeContext
 from families import Family, sd3
 from node_runs import find, invert, loaded
+from server import PromptServer
 
 from benchmarks.portraits import Bench, held_out
 from latent_directions.nodes import host
 from latent_directions.nodes.encode import INSTANT, INVERSION_METHODS
-from latent_directions.nodes.progress import SearchProgress
+from latent_directions.nodes.progress import SearchProgress, outcome, say
 
 # method, directions, directions of the null space, whether there is a mask
 SEARCHES = [
@@ -75,21 +77,26 @@ def test_inversions_take_exactly_what_their_bars_expect(bars, method):
     assert json.loads(encoded.report)["model_evaluations"] == bars[-1]
 
 
-def test_time_left():
+def test_time_left(monkeypatch):
     said = []
-    progress = SearchProgress(40)
-    progress.node, progress.server = "7", SimpleNamespace(send_progress_text=lambda *text: said.append(text))
-    progress.started -= 2
-    progress(10)
-    progress(11)  # too soon after the first
-    progress.started, progress.shown = progress.started - 6, 0.0
-    progress(50)
-    pictures = SearchProgress(4, "pictures")
-    pictures.node, pictures.server = progress.node, progress.server
-    pictures.started -= 3
-    pictures(1)
+    server = SimpleNamespace(send_progress_text=lambda *text: said.append(text))
+    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
+    with CurrentNodeContext("prompt", "7"):
+        progress = SearchProgress(40)
+        progress.started -= 2
+        progress(10)
+        progress(11)  # too soon after the first
+        progress.started, progress.shown = progress.started - 6, 0.0
+        progress(50)
+        pictures = SearchProgress(4, "pictures")
+        pictures.started -= 3
+        pictures(1)
+        say(outcome(1, "direction", 3.2))
+        say(outcome(2, "direction", 0.2))
     assert said == [
         ("10 of about 40 model evaluations, 6 s left", "7"),
         ("50 of about 40 model evaluations, 0 s left", "7"),
         ("1 of about 4 pictures, 9 s left", "7"),
+        ("1 direction, 3 s", "7"),
+        ("2 directions, less than 1 s", "7"),
     ]

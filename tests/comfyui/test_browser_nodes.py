@@ -1,0 +1,351 @@
+"""What the page shows of this pack's nodes, in a real Chromium, on the classic canvas and on Nodes 2.0."""
+
+import itertools
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from browser import Browser, as_json
+from test_browser import TEMPLATES, shown
+
+from scripts.environment import ROOT
+
+FIRST = ROOT / "example_workflows" / "latent_directions_first_slider.json"
+PREFIX = "LatentDirections_"
+SEEDS = itertools.count(1000)  # a new one makes a node run again in place of being taken from the cache
+RUN_ENDS = ("execution_success", "execution_error", "execution_interrupted")
+HELPERS = """
+window.test = {
+  find: (type) => app.graph.nodes.find((n) => n.type === type || n.type === "LatentDirections_" + type),
+  widget: (type, name) => test.find(type).widgets.find((w) => w.name === name),
+  set: (type, name, value) => { test.widget(type, name).value = value },
+  add: (type, x, y) => {
+    const node = LiteGraph.createNode(type); node.pos = [x, y]; app.graph.add(node); return node.id
+  },
+  link: (from, output, to, input) => {
+    const [a, b] = [test.find(from), test.find(to)];
+    a.connect(a.outputs.findIndex((o) => o.name === output), b, b.inputs.findIndex((i) => i.name === input));
+  },
+  line: (type) => test.find(type).widgets?.find((w) => w.name === "$$node-text-preview")?.value ?? null,
+  toasts: () => [...document.querySelectorAll(".p-toast-message-error")].map((t) => t.innerText),
+  overlay: () => document.querySelector("[data-testid=error-overlay]")?.innerText ?? "",
+  // on the classic canvas a node's pictures are drawn, on Nodes 2.0 they are elements
+  pictures: (type) => {
+    const node = test.find(type), element = document.querySelector(`[data-node-id="${node.id}"]`);
+    const images = element ? [...element.querySelectorAll("img")] : node.imgs ?? [];
+    return images.filter((i) => i.complete && i.naturalWidth).map((i) => [i.src, i.naturalWidth]);
+  },
+  box: (n) => [n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT, n.size[0], n.size[1] + LiteGraph.NODE_TITLE_HEIGHT],
+  ended: null,
+};
+for (const kind of %s) app.api.addEventListener(kind, (e) => { test.ended = [kind, e.detail] });
+""" % as_json(RUN_ENDS)  # noqa: UP031 (the script is full of braces)
+
+
+@pytest.fixture(params=["classic", "nodes 2.0"], scope="module")
+def renderer(page, request):
+    """The page, drawn by one of its two renderers."""
+    if not page.evaluate("Boolean(window.test)"):
+        page.evaluate(HELPERS)
+    setting(page, "Comfy.VueNodes.Enabled", request.param == "nodes 2.0")
+    yield page
+    setting(page, "Comfy.VueNodes.Enabled", False)
+
+
+@pytest.fixture
+def template(renderer):
+    """The page with the first template, whose steps are fewer and whose search needs no model."""
+    return opened(renderer)
+
+
+def opened(page: Browser) -> Browser:
+    shown(page, json.loads(FIRST.read_text(encoding="utf-8")), "nodes")
+    page.evaluate("app.extensionManager.toast.removeAll(); test.ended = null")
+    page.evaluate("test.set('InvertImage', 'steps', 4); test.set('FindDirections', 'method', 'text')")
+    page.evaluate(f"test.set('InvertImage', 'seed', {next(SEEDS)})")
+    page.wait_for("test.toasts().length === 0")
+    return page
+
+
+def setting(page: Browser, name: str, value) -> None:
+    page.evaluate(f"app.extensionManager.setting.set({as_json(name)}, {as_json(value)}).then(() => true)")
+
+
+def run(page: Browser, expected: str = "execution_success") -> dict:
+    """Queue the graph and wait for its end; what the page was told about it."""
+    page.evaluate("test.ended = null; app.queuePrompt(0).then(() => true)")
+    kind, detail = page.wait_for("test.ended", 120)
+    assert kind == expected, detail
+    return detail
+
+
+def queued(comfy) -> int:
+    """How many prompts the server has taken so far."""
+    history = json.loads(comfy.client.request("/history"))
+    waiting = json.loads(comfy.client.request("/queue"))
+    return len(history) + sum(map(len, waiting.values()))
+
+
+def refused(comfy, page: Browser) -> str:
+    """Queue the graph, which must not be taken; the words of the toast."""
+    before = queued(comfy)
+    page.evaluate("test.ended = null; app.queuePrompt(0).then(() => true, () => true)")
+    toast = page.wait_for("test.toasts().at(-1)", 20)
+    assert queued(comfy) == before
+    assert page.evaluate("test.ended") is None
+    return toast
+
+
+def screenshot(page: Browser, name: str) -> None:
+    folder = os.environ.get("LATENT_DIRECTIONS_SCREENSHOTS")
+    if folder:
+        vue = page.evaluate("Boolean(LiteGraph.vueNodesMode)")
+        page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        page.evaluate("new Promise(done => setTimeout(() => done(true), 1500))")
+        page.screenshot(Path(folder) / f"{name}_{'nodes2' if vue else 'classic'}.png")
+
+
+@pytest.fixture(scope="module")
+def finished(renderer):
+    """The page after a run of all nodes that show a picture or words, under live previews."""
+    page = opened(renderer)
+    page.evaluate(f"""
+      test.add("{PREFIX}PreviewDirections", 0, 900); test.add("{PREFIX}EditReport", 400, 900);
+      test.add("{PREFIX}SaveDirection", 800, 900);
+      test.link("LoadDemoModel", "VAE", "InvertImage", "vae");
+      test.link("LoadDemoModel", "VAE", "PreviewDirections", "vae");
+      test.link("InvertImage", "inversion", "PreviewDirections", "inversion");
+      test.link("FindDirections", "directions", "PreviewDirections", "directions");
+      test.link("InvertImage", "inversion", "EditReport", "inversion");
+      test.link("SamplerCustomAdvanced", "output", "EditReport", "latent");
+      test.link("FindDirections", "directions", "SaveDirection", "directions");
+      test.set("PreviewDirections", "steps", 1); test.set("PreviewDirections", "columns", 3);
+      test.set("FindDirections", "method", "HSDS"); test.set("FindDirections", "seed", {next(SEEDS)});
+    """)
+    setting(page, "Comfy.Execution.PreviewMethod", "latent2rgb")
+    try:
+        run(page)
+    finally:
+        setting(page, "Comfy.Execution.PreviewMethod", "default")
+    # Only what lies within the window is drawn; the view moves there in steps.
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 1000))")
+    screenshot(page, "results")
+    return page
+
+
+@pytest.mark.parametrize("node", ["PreviewDirections", "InvertImage"])
+def test_a_node_shows_its_picture_after_a_run(finished, node):
+    """The sheet, and the check of the return: both three portraits wide, and not the last frame of their making."""
+    address, width = finished.wait_for(f"(p => p?.[0].includes('/view?') && p)(test.pictures('{node}')[0])", 20)
+    assert width >= 3 * 64, address
+
+
+LINES = {
+    "InvertImage": r"5 model evaluations, (less than 1|\d+) s",
+    "FindDirections": r"1 direction, (less than 1|\d+) s",
+    "PreviewDirections": r"3 pictures, (less than 1|\d+) s",
+    "EditReport": r"The latent was changed by .* The last run took .*\.",
+    "SaveDirection": r"direction(_\d+)?\.safetensors",
+}
+
+
+@pytest.mark.parametrize("node", LINES)
+def test_a_node_says_what_came_out_where_it_can_be_read(finished, node):
+    line = finished.wait_for(f"test.line('{node}')", 20)
+    assert re.fullmatch(LINES[node], line)
+    seen = finished.wait_for(SEEN % as_json(node), 20)
+    assert seen["whole"], seen
+    assert seen["inside"], seen
+
+
+# Where the page draws a node's line: whether all of it is seen, and whether it lies inside the node.
+SEEN = """((type) => {
+  const node = test.find(type), text = test.line(type);
+  const element = [...document.querySelectorAll("span, p")].find((e) => e.textContent === text);
+  if (!element) return null;
+  const scrolled = element.closest(".overflow-y-auto"), line = element.getBoundingClientRect();
+  const canvas = app.canvas.canvas.getBoundingClientRect(), ds = app.canvas.ds;
+  const [x, y, width, height] = test.box(node).map((value) => value * ds.scale);
+  const left = canvas.left + x + ds.offset[0] * ds.scale, top = canvas.top + y + ds.offset[1] * ds.scale;
+  return {
+    whole: !scrolled || scrolled.scrollHeight <= scrolled.clientHeight + 1,
+    inside: line.left > left && line.right < left + width && line.top > top && line.bottom < top + height,
+    line: [line.left, line.top, line.right, line.bottom], node: [left, top, left + width, top + height],
+  };
+})(%s)"""
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_a_line_of_text_keeps_the_nodes_of_a_template_in_their_places(renderer, path):
+    page = renderer
+    shown(page, json.loads(path.read_text(encoding="utf-8")), path.stem)
+    text = "39 of about 47 model evaluations, 3 s left"
+    for node in ("InvertImage", "FindDirections"):
+        message = f"{{nodeId: String(test.find('{node}').id), text: {as_json(text)}}}"
+        page.evaluate(f"app.api.dispatchCustomEvent('progress_text', {message})")
+        page.wait_for(f"test.line('{node}') && {SEEN % as_json(node)}", 20)
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 700))")  # until the page has laid the nodes out
+    screenshot(page, f"lines_{path.stem}")
+    boxes = page.evaluate("app.graph.nodes.map(n => [n.type, n.id, test.box(n)])")
+    groups = page.evaluate("app.graph.groups.map(g => Array.from(g._bounding ?? g.bounding))")
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    drawn = {node["id"]: node for node in graph["nodes"]}
+    for (kind, key, box), (other, _, second) in itertools.combinations(boxes, 2):
+        assert not overlap(box, second), (kind, key, other, box, second)
+    for kind, key, (x, y, width, height) in boxes:
+        if kind == "MarkdownNote":
+            continue
+        left, top = drawn[int(key)]["pos"]
+        homes = [g for g in groups if g[0] <= left <= g[0] + g[2] and g[1] <= top <= g[1] + g[3]]
+        assert len(homes) == 1, kind
+        group = homes[0]
+        assert group[0] <= x, (kind, group)
+        assert group[1] <= y, (kind, group)
+        assert x + width <= group[0] + group[2], (kind, group)
+        assert y + height <= group[1] + group[3], (kind, group)
+
+
+def overlap(one: list, two: list) -> bool:
+    """Whether two boxes (x, y, width, height) share more than an edge."""
+    return all(one[i] + 1 < two[i] + two[i + 2] and two[i] + 1 < one[i] + one[i + 2] for i in (0, 1))
+
+
+SAMPLER = "test.set('KSamplerSelect', 'sampler_name', 'euler_ancestral')"
+TWO_PICTURES = """
+  test.add("RepeatLatentBatch", 330, 900); test.set("RepeatLatentBatch", "amount", 2);
+  test.link("VAEEncode", "LATENT", "RepeatLatentBatch", "samples");
+  test.link("RepeatLatentBatch", "LATENT", "InvertImage", "latent");
+"""
+# The panel of errors: the button beside "Find Directions - source" that opens the details.
+PANEL_DETAILS = "button[aria-controls][aria-label*='Find Directions - source']"
+WRONG = {
+    "empty source": ("test.set('FindDirections', 'source', ' ')", "Find Directions: source", "'source' is empty, but"),
+    "empty target": ("test.set('FindDirections', 'target', '')", "Find Directions: target", "'target' is empty, but"),
+    "equal words": (
+        "test.set('FindDirections', 'target', test.widget('FindDirections', 'source').value)",
+        "Find Directions: target",
+        "'source' and 'target' are the same",
+    ),
+    "stochastic sampler": (SAMPLER, "KSamplerSelect: sampler_name", "'euler_ancestral', which adds noise"),
+    "batch": (TWO_PICTURES, "Invert Image: latent", "'latent' is a batch of several pictures"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_work_is_not_queued_and_the_page_says_why(comfy, template, case):
+    change, title, sentence = WRONG[case]
+    template.evaluate(change)
+    toast = refused(comfy, template)
+    assert title in toast
+    assert sentence in toast
+    field = title.split(": ")[1]
+    assert f"rejected the value for {field}" in template.wait_for("test.overlay()", 20)
+    if case == "empty source":
+        screenshot(template, "refused")
+        template.evaluate("document.querySelector('[data-testid=error-overlay-see-errors]').click()")
+        template.wait_for(f"(b => b && (b.click(), true))(document.querySelector({as_json(PANEL_DETAILS)}))", 20)
+        template.wait_for(f"document.body.innerText.split({as_json(sentence)}).length > 2", 20)  # toast and panel
+
+
+def test_the_page_queues_where_the_check_does_not_answer(template):
+    page = template
+    page.evaluate(SAMPLER)
+    page.call("Network.enable")
+    page.call("Network.setBlockedURLs", urls=["*latent_directions/check*"])
+    try:
+        error = run(page, "execution_error")
+    finally:
+        page.call("Network.setBlockedURLs", urls=[])
+        page.call("Network.disable")
+    assert "Use a deterministic one" in error["exception_message"]
+
+
+RUN_ERRORS = {
+    "in a node of the pack": (
+        "test.set('FindDirections', 'keep', 'glasses')",
+        "Find Directions",
+        "Line 1 of 'keep' is 'glasses'",
+    ),
+    "in a sampler": (
+        "test.set('KSamplerSelect', 'sampler_name', 'dpm_fast')",
+        "SamplerCustomAdvanced",
+        "leaves the path back to the encoded picture",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RUN_ERRORS)
+def test_the_sentence_of_a_run_that_failed_is_in_a_toast(template, case):
+    change, title, sentence = RUN_ERRORS[case]
+    run(template)
+    template.evaluate(change)
+    run(template, "execution_error")
+    toast = template.wait_for("test.toasts().at(-1)", 20)
+    assert title in toast
+    assert sentence in toast
+    # what the node said before is no longer true, and a node that said nothing gets no line
+    lines = template.evaluate("[test.line('FindDirections'), test.line('SamplerCustomAdvanced')]")
+    assert (lines[0] == "failed") == (title == "Find Directions")
+    assert lines[1] is None
+    screenshot(template, "failed")
+
+
+def test_an_error_of_another_node_gets_no_toast_of_ours(template):
+    template.evaluate("""
+      test.add("EmptyLatentImage", 0, 900); test.add("PreviewImage", 400, 900);
+      test.link("EmptyLatentImage", "LATENT", "VAEDecode", "samples");
+    """)
+    assert run(template, "execution_error")["node_type"] == "VAEDecode"
+    template.wait_for("test.overlay()", 20)
+    assert template.evaluate("test.toasts()") == []
+
+
+class TestLoadDirection:
+    def test_nothing_saved_new_files_and_the_choice_after_a_reload(self, comfy, template):
+        page, folder = template, comfy.run_folder / "models" / "latent_directions"
+        for file in folder.glob("**/*.safetensors"):
+            file.unlink()
+        page.evaluate("app.refreshComboInNodes().then(() => true)")
+        page.evaluate(f"""
+          test.add("{PREFIX}LoadDirection", 760, 900); test.add("{PREFIX}SaveDirection", 1200, 900);
+          test.link("LoadDirection", "directions", "DirectionSlider", "directions");
+        """)
+        assert page.evaluate("test.widget('LoadDirection', 'file').value") == ""
+        toast = refused(comfy, page)
+        assert "Load Direction: file" in toast
+        assert "'file' is empty" in toast
+
+        # saved by another graph, of which this page knows nothing
+        page.evaluate("""
+          test.link("FindDirections", "directions", "DirectionSlider", "directions");
+          test.link("FindDirections", "directions", "SaveDirection", "directions");
+        """)
+        for name in ("first", "second"):
+            page.evaluate(f"test.set('SaveDirection', 'name', 'page/{name}')")
+            run(page)
+        assert page.evaluate("test.widget('LoadDirection', 'file').options.values") == []
+        page.evaluate("""{
+          const node = test.find("LoadDirection"), button = node.widgets.find((w) => w.type === "button");
+          const element = [...document.querySelectorAll(`[data-node-id="${node.id}"] button`)]
+            .find((e) => e.innerText.includes("Refresh files"));
+          element ? element.click() : button.callback(button.value, app.canvas, node);
+        }""")
+        files = page.wait_for("(v => v.length && v)(test.widget('LoadDirection', 'file').options.values)", 20)
+        assert files == ["page/first.safetensors", "page/second.safetensors"]
+        page.wait_for("test.widget('LoadDirection', 'file').value === 'page/first.safetensors'", 20)
+
+        # a reload of the graph keeps the choice, also of a file that is gone
+        for chosen in ("page/second.safetensors", "page/gone.safetensors"):
+            page.evaluate(f"test.set('LoadDirection', 'file', {as_json(chosen)})")
+            graph = page.evaluate("app.graph.serialize()")
+            made = shown(page, graph, "reloaded")
+            (loader,) = (node for node in made.values() if node["class_type"].endswith("LoadDirection"))
+            assert loader["inputs"] == {"file": chosen}
+        page.evaluate("""
+          test.set('LoadDirection', 'file', 'page/second.safetensors');
+          test.link("LoadDirection", "directions", "DirectionSlider", "directions");
+        """)
+        run(page)
