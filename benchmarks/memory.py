@@ -17,9 +17,9 @@ from dataclasses import replace
 import torch
 
 from benchmarks.command import parser, write
-from benchmarks.full_size import MODELS
-from benchmarks.full_size import measure as measure_full_size
-from benchmarks.process_memory import peak_of, resident
+from benchmarks.memory_full_size import MODELS
+from benchmarks.memory_full_size import measure as measure_full_size
+from benchmarks.process_memory import memory_of, peak_of
 from benchmarks.small_models import conditioning, randomise
 from benchmarks.tables import print_table
 from latent_directions.core.jacobian_directions import forward_products
@@ -106,7 +106,7 @@ def measure(mode: str) -> dict:
             "mode": mode,
             "evaluations": denoiser.counter.evaluations - started,
             "peak_megabytes": peak,
-            "process_megabytes": resident("VmHWM"),
+            "process_megabytes": memory_of(os.getpid(), "VmHWM") / 2**20,
         }
 
     with torch.inference_mode():

@@ -31,7 +31,7 @@ from .linalg import orthonormal_span, project_off
 
 # Rounding differs between two computations of the same point; below this relative distance they are the same point.
 SNAP = 1e-5
-# Relative distance of two noise levels from which fresh noise is drawn anew; rounding is a thousand times smaller.
+# Noise levels that are closer than this share their fresh noise, relative; rounding is a thousand times smaller.
 LEVEL_STEP = 1e-3
 Predictions = Callable[[Tensor, float, Sequence[str]], list[Tensor]]
 
@@ -105,11 +105,12 @@ class NoisePaths:
     def at(self, sigma: float) -> list[Tensor]:
         """The noises at one noise level; the same seeds and level give the same noises.
 
-        Fresh noise is the same for levels that differ by rounding, as those of two devices do.
+        Fresh noise is the same for levels that differ by rounding, as those of two devices do, but for the few at the
+        edge of LEVEL_STEP.
         """
         if not self.fresh:
             return [self.base, *(seeded_noise(self.base, seed) for seed in self.seeds)]
-        level = round(math.asinh(1e6 * sigma) / LEVEL_STEP)  # the logarithm, which 0 and negative numbers lack
+        level = round(math.asinh(1e6 * sigma) / LEVEL_STEP)  # as the logarithm, but defined at 0 too
         return [seeded_noise(self.base, hash((seed, level)) & 0xFFFFFFFFFFFFFFFF) for seed in self.seeds]
 
 

@@ -13,6 +13,8 @@ from .anchor import Move, NoiseMove, WordsMove
 from .errors import PromptLengthError, PromptPartsError, printable
 
 LONGEST_NAME = 200  # characters of a direction's name
+MASK = "attention_mask"  # how the names of masks over token slots begin
+PARTS_DIFFER = "The two prompts' embeddings do not match in '{}' (token ids, for example), which cannot be subtracted."
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Prompt:
         tokens: (1, T, W), or more dimensions where a text encoder stacks layers.
         pooled: (1, P) where the model has a pooled vector.
         extra: all other tensors that the text encoder gives, by its names for them: a second encoder's tokens, masks,
-            token numbers.
+            token ids.
     """
 
     tokens: Tensor
@@ -33,11 +35,12 @@ class Prompt:
     def __sub__(self, other: Prompt) -> Prompt:
         """Slot-wise difference; token slots must be aligned.
 
-        Parts of whole numbers, such as masks, have no difference: they must be equal, and the difference has none.
+        Masks over token slots are left out of the result. Other integer and boolean tensors cannot be subtracted: they
+        must be equal in both prompts, and are left out too.
 
         Raises:
             PromptLengthError: the prompts fill a different number of slots.
-            PromptPartsError: they differ in a part that has no difference.
+            PromptPartsError: a tensor of `extra` is missing in one of them, has another shape, or cannot be subtracted.
         """
         if self.tokens.shape != other.tokens.shape:
             msg = (
@@ -47,15 +50,25 @@ class Prompt:
             raise PromptLengthError(msg)
         pooled = None if self.pooled is None or other.pooled is None else self.pooled - other.pooled
         extra = {}
-        for name in self.extra.keys() | other.extra.keys():
+        for name in sorted(self.extra.keys() | other.extra.keys()):
+            if name.startswith(MASK):
+                continue
             mine, others = self.extra.get(name), other.extra.get(name)
             if mine is None or others is None or mine.shape != others.shape:
-                raise PromptPartsError(PARTS.format(printable(name, 60)))
+                raise PromptPartsError(PARTS_DIFFER.format(printable(name, 60)))
             if mine.is_floating_point():
                 extra[name] = mine - others
             elif not torch.equal(mine, others):
-                raise PromptPartsError(PARTS.format(printable(name, 60)))
+                raise PromptPartsError(PARTS_DIFFER.format(printable(name, 60)))
         return Prompt(self.tokens - other.tokens, pooled, extra)
+
+    def same_slots(self, other: Prompt) -> bool:
+        """Whether both prompts fill the same token slots, as far as their masks tell."""
+        for name in self.extra.keys() | other.extra.keys():
+            mine, others = self.extra.get(name), other.extra.get(name)
+            if name.startswith(MASK) and mine is not None and others is not None and not torch.equal(mine, others):
+                return False
+        return True
 
     def scaled(self, factor: float) -> Prompt:
         """The same change, `factor` times as large."""
@@ -66,12 +79,6 @@ class Prompt:
         """All tensors by name."""
         pooled = {} if self.pooled is None else {"pooled": self.pooled}
         return {"tokens": self.tokens, **pooled, **self.extra}
-
-
-PARTS = (
-    "The prompts differ in a part of their embedding ('{}') between whose values there are none, so there is no change"
-    " of words to move along."
-)
 
 
 @dataclass(frozen=True)
@@ -113,14 +120,14 @@ class Direction:
         object.__setattr__(self, "name", printable(self.name, LONGEST_NAME))
 
     def at(self, sigma: float, scale: Callable[[float], tuple[float, float]]) -> Direction:
-        """The direction for a start at noise level `sigma`: it moves the noise by as much as at its own level (ours).
+        """The direction for a start at noise level `sigma`, its step scaled by b(sigma) / b(own sigma) (ours).
+
+        So the noise n of x = a x0 + b n moves equally far. Unscaled, a direction found at a high level would move the
+        noise at a low level far too much.
 
         Args:
             sigma: the level to start at.
-            scale: noise level -> (a, b) of the noise process x = a x0 + b n.
-
-        A move d of x is a move d / b of n. Left as it is, one that was found at a high level would move the noise at a
-        low level many times as much, out of what the model knows as noise.
+            scale: noise level -> (a, b).
         """
         if self.latent is None or math.isclose(sigma, self.sigma, rel_tol=1e-6):
             return self

@@ -5,26 +5,36 @@ A file is checked by its header, which says the kind and size of every tensor, b
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from .direction import LONGEST_NAME, Direction, KeepPair, Prompt
-from .errors import DirectionFileError, DirectionFormatError, printable
+from .errors import (
+    DirectionFileError,
+    DirectionFormatError,
+    DirectionNotWrittenError,
+    DirectionTooLargeError,
+    printable,
+)
 
 FORMAT = "latent-directions/1"
 LARGEST = 512 * 2**20  # bytes of a file
 LARGEST_HEADER = 2**20  # bytes of its header, with the metadata
-SPARSE = 16 * 2**20  # bytes from which on a file must hold on the disk what it claims
-LARGEST_STEP = 1e6  # norm of a move; that of the noise of a picture is below a thousand at sigma 1
+CHUNK = 2**22  # bytes that are looked at together
+LARGEST_STEP = 1e6  # norm of a move; that of a picture's noise at sigma 1 is around a thousand
 LARGEST_VALUE = 1e6  # of an embedding; those of text encoders are below a few thousand
-DAMAGED = "it is cut off or damaged, or of another kind such as a pickle, which is never opened"
-FLOATS = {"F64", "F32", "F16", "BF16"}
-WHOLE_NUMBERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
+DAMAGED = "it is cut off or damaged, or no safetensors file at all (a pickle is never opened)"
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WHOLE_NUMBERS = {
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 def save(direction: Direction, path: Path) -> None:
@@ -33,9 +43,12 @@ def save(direction: Direction, path: Path) -> None:
     The file appears whole or not at all: it is written beside its place and moved there.
 
     Raises:
-        DirectionFileError: it would be larger than `load` reads.
-        OSError: the folder cannot be written.
+        DirectionTooLargeError: it would be larger than `load` reads.
+        DirectionNotWrittenError: the folder cannot be written.
     """
+    if direction.latent is not None and not direction.step * float(direction.latent.norm()) <= LARGEST_STEP:
+        msg = f"The direction moves the latent by {direction.step:.4g}, further than any picture reaches."
+        raise DirectionTooLargeError(msg)
     tensors = dict(_tensors(direction))
     meta = {
         "name": direction.name,
@@ -49,18 +62,22 @@ def save(direction: Direction, path: Path) -> None:
     text = json.dumps(meta)
     # the header holds the metadata as a string in JSON, quotes escaped, and some 100 bytes a tensor
     if len(json.dumps(text)) + 200 * len(tensors) > LARGEST_HEADER:
-        msg = "The direction's prompts and names are too long for a file."
-        raise DirectionFileError(msg)
+        msg = "The direction's prompts and names are too long for a direction file."
+        raise DirectionTooLargeError(msg)
     if sum(tensor.nbytes for tensor in tensors.values()) + LARGEST_HEADER > LARGEST:
-        msg = f"The direction is larger than a file may be ({LARGEST // 2**20} MB): it keeps too many prompts."
-        raise DirectionFileError(msg)
-    path.parent.mkdir(parents=True, exist_ok=True)
+        msg = f"The direction and the prompts that it keeps are larger than a file may be ({LARGEST // 2**20} MB)."
+        raise DirectionTooLargeError(msg)
     partial = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(tensors, partial, {"format": FORMAT, "direction": text})
         partial.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        msg = f"'{printable(path.name, 100)}' could not be written ({printable(str(error), 200)})."
+        raise DirectionNotWrittenError(msg) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Direction:
@@ -76,14 +93,14 @@ def load(path: Path) -> Direction:
         raise DirectionFileError(msg)
     try:
         _check_size(path, name)
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:  # checks the header, and opens no pickle
             metadata = file.metadata() or {}
-            if metadata["format"] != FORMAT:
-                said = printable(str(metadata["format"]), 60)
-                msg = f"'{name}' has format '{said}', but this version reads '{FORMAT}'."
-                raise DirectionFormatError(msg)
-            read = _Reader(file)
-            direction = _assemble(json.loads(metadata["direction"]), read)
+        if metadata["format"] != FORMAT:
+            said = printable(str(metadata["format"]), 60)
+            msg = f"'{name}' has format '{said}', but this version reads '{FORMAT}'."
+            raise DirectionFormatError(msg)
+        with path.open("rb") as file:
+            return _assemble(json.loads(metadata["direction"]), _Reader(file))
     except (safetensors.SafetensorError, OSError) as error:
         msg = f"'{name}' is not a readable safetensors file ({printable(str(error), 200)}): {DAMAGED}."
         raise DirectionFileError(msg) from error
@@ -93,57 +110,71 @@ def load(path: Path) -> Direction:
         said = "values nested too deeply" if isinstance(error, RecursionError) else printable(str(error), 200)
         msg = f"'{name}' is a safetensors file, but not a direction (missing or wrong: {said})."
         raise DirectionFileError(msg) from None
-    return direction
 
 
 def _check_size(path: Path, name: str) -> None:
-    """Refuse by its size what would take much memory to refuse later."""
-    status = path.stat()
+    """Refuse files that are too large or cut off, without reading their tensors."""
+    size = path.stat().st_size
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     wrong = ""
     if any("\ud800" <= character <= "\udfff" for character in str(path)):
         wrong = "has a name or a folder that is not in UTF-8, which safetensors cannot open: rename it"
-    elif status.st_size > LARGEST:
-        wrong = f"is {status.st_size // 2**20:,} MB large; a direction has at most {LARGEST // 2**20}"
-    elif status.st_size < 8 or header > status.st_size - 8:
+    elif size > LARGEST:
+        wrong = f"is {size // 2**20:,} MB large; a direction has at most {LARGEST // 2**20} MB"
+    elif size < 8 or header > size - 8:
         wrong = f"is not a readable safetensors file: {DAMAGED}"
     elif header > LARGEST_HEADER:
-        wrong = f"has a header of {header // 2**20:,} MB; that of a direction is below {LARGEST_HEADER // 2**20}"
-    elif status.st_size > SPARSE and getattr(status, "st_blocks", math.inf) * 512 < status.st_size // 2:
-        wrong = f"claims {status.st_size // 2**20:,} MB, of which the disk holds less than half: it is cut off"
+        wrong = f"has a header of {header // 2**20:,} MB; a direction has at most {LARGEST_HEADER // 2**20} MB"
     if wrong:
         msg = f"'{name}' {wrong}."
         raise DirectionFileError(msg)
 
 
 class _Reader:
-    """The tensors of an open file, each checked by what the header says of it before it is read."""
+    """The tensors of an open file, each checked by its header, then by its values, before it is read into memory.
 
-    def __init__(self, file):
+    They are read and not mapped: mapped tensors change, or crash the process, when the file does.
+    """
+
+    def __init__(self, file: BinaryIO):
         self._file = file
-        self.names = set(file.keys())
+        self._start = 8 + int.from_bytes(file.read(8), "little")
+        self._header = json.loads(file.read(self._start - 8))
+        self.names = self._header.keys() - {"__metadata__"}
 
-    def tensor(self, name: str, least: int, most: int, kinds: set[str] = FLOATS) -> Tensor | None:
-        """A tensor of `least` to `most` dimensions, in memory; None where the file has none of this name."""
+    def tensor(self, name: str, least: int, most: int, types: dict[str, torch.dtype] = FLOATS) -> Tensor | None:
+        """A tensor of `least` to `most` dimensions; None where the file has none of this name."""
         if name not in self.names:
             return None
-        claimed = self._file.get_slice(name)
-        shape, kind = claimed.get_shape(), claimed.get_dtype()
+        shape, kind = self._header[name]["shape"], self._header[name]["dtype"]
         wrong = ""
-        if kind not in kinds:
+        if kind not in types:
             wrong = f"is of type {kind}"
         elif not least <= len(shape) <= most or not all(shape):
             wrong = f"has shape {' x '.join(map(str, shape)) or 'of a single number'}"
+        elif types[kind].is_floating_point and (said := self._wrong_values(name, types[kind])):
+            wrong = f"holds {said}"
         if wrong:
             msg = f"tensor {name} {wrong}"
             raise ValueError(msg)
-        # copied into memory: tensors that stay mapped change, or crash the process, when the file does
-        tensor = self._file.get_tensor(name).clone()
-        if tensor.is_floating_point() and not tensor.abs().max() <= LARGEST_VALUE:  # which NaN is not either
-            msg = f"tensor {name} holds values that are not numbers, or far too large"
-            raise ValueError(msg)
-        return tensor
+        begin, end = self._header[name]["data_offsets"]
+        self._file.seek(self._start + begin)
+        return torch.frombuffer(bytearray(self._file.read(end - begin)), dtype=types[kind]).view(shape)
+
+    def _wrong_values(self, name: str, dtype: torch.dtype) -> str:
+        """What is wrong with the values of a tensor, a chunk at a time; empty where nothing is."""
+        begin, end = self._header[name]["data_offsets"]
+        self._file.seek(self._start + begin)
+        largest = 0.0
+        for position in range(begin, end, CHUNK):
+            values = torch.frombuffer(bytearray(self._file.read(min(CHUNK, end - position))), dtype=dtype)
+            low, high = values.aminmax()
+            if not max(-float(low), float(high)) <= LARGEST_VALUE:  # which NaN is not either
+                return "values that are not numbers, or far too large"
+            largest = max(largest, -float(low), float(high))
+        # so large a tensor without a value is a file that was never written to its end
+        return "nothing but zeros" if not largest and end - begin > CHUNK else ""
 
     def prompt(self, key: str) -> Prompt:
         """The prompt whose tensors are named key.tokens, key.pooled and key.extra."""
@@ -176,7 +207,7 @@ def _assemble(meta: dict, read: _Reader) -> Direction:
     def number(key: str, least: float, most: float) -> float:
         value = float(meta[key])
         if not least <= value <= most:
-            msg = f"{key} is {value:.4g}"
+            msg = f"{key} is {value:.4g}, outside {least:.4g} to {most:.4g}"
             raise ValueError(msg)
         return value
 

@@ -1,6 +1,8 @@
 """Named errors. Each message says what is wrong, with the numbers; what to do about it is the host's to say."""
 
-LONGEST = 1000  # characters of a message
+import unicodedata
+
+LONGEST_MESSAGE = 1000  # characters
 
 
 class LatentDirectionsError(ValueError):
@@ -39,7 +41,7 @@ class PromptLengthError(ShapeError):
 
 
 class PromptPartsError(ShapeError):
-    """Two embedded prompts differ in a part that has no difference."""
+    """Two embedded prompts do not match in a part that cannot be subtracted."""
 
 
 class NothingToMoveError(LatentDirectionsError):
@@ -102,6 +104,14 @@ class DirectionFileError(LatentDirectionsError):
     """A direction file cannot be read."""
 
 
+class DirectionTooLargeError(LatentDirectionsError):
+    """A direction is larger than a direction file may be."""
+
+
+class DirectionNotWrittenError(LatentDirectionsError):
+    """A direction file could not be written."""
+
+
 class DirectionFormatError(DirectionFileError):
     """A direction file is of a format that this version does not know."""
 
@@ -110,17 +120,22 @@ class ZeroOperatorError(LatentDirectionsError):
     """An operator maps the start vector of a solver to zero."""
 
 
-def printable(text: str, longest: int = LONGEST) -> str:
-    """A text without its middle where it is too long, and with codes in place of what cannot be printed.
+def printable(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """A text, shortened in its middle to about `longest` characters, with escapes for what cannot be printed.
 
-    Half of a surrogate pair, for example, ends a program that logs it.
+    A lone surrogate, for example, raises an error where it is logged, which stops ComfyUI's worker thread.
     """
 
     def cut(text: str) -> str:
         return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-(longest // 2) :]}"
 
-    shown = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut(text))
-    return cut("".join(shown))
+    def shown(character: str) -> str:
+        # spaces of other scripts, and the joiners inside words and emoji, can be printed; Python says they cannot
+        if character.isprintable() or character in "\n\u200c\u200d" or unicodedata.category(character) == "Zs":
+            return character
+        return character.encode("unicode_escape").decode()
+
+    return cut("".join(map(shown, cut(text))))
 
 
 def size_in_words(tensor) -> str:

@@ -43,18 +43,19 @@ from .svd import SingularTriplets, partial_svd
 
 FORWARD_EVALUATIONS = 40  # of a forward-only search with its self-check
 MAX_PAIRS = 60
-# Above this asymmetry of J powers of J alone say little about its singular vectors: 0.09 to 0.17 on trained models,
-# where they were 18 to 31 degrees from the first one, 0.4 to 0.5 on random weights, with 46 to 73 degrees.
+# Above this asymmetry of J a search by products with J alone is far from its singular vectors. It is 0.09 to 0.17 on
+# trained models and 0.4 to 0.5 on random weights (the table `forward_only` in benchmarks/README.md).
 ASYMMETRIC = 0.3
 # Singular values below this share of the largest |J v| are rounding: of exact products, and of differences.
 EXACT, APPROXIMATE = 1e-5, 1e-3
 NOT_CONVERGED = (
-    "The search was stopped after {} pairs of products without convergence: the directions do what they show, but there"
-    " may be stronger ones, and more of the outside may change than was asked."
+    "The search stopped after {} pairs of products before it converged. The directions can be used, but there may be"
+    " stronger ones, and what lies outside the mask may change more than 'hold_outside' allows."
 )
 TOO_ASYMMETRIC = (
-    "The model's Jacobian is far from symmetric here (asymmetry {:.2f}), so without a backward pass the directions do"
-    " what they show, but they are not the strongest, and more of the outside may change than was asked."
+    "Without a backward pass the search is only approximate here, because the model's Jacobian is far from symmetric"
+    " (asymmetry {:.2f}). The directions can be used, but there are stronger ones, and what lies outside the mask may"
+    " change more than 'hold_outside' allows. Set 'derivatives' to 'automatic' if memory allows."
 )
 RULED_OUT = "Nothing is left to move: all moves found change what lies outside the mask, and are ruled out."
 
@@ -104,7 +105,7 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
 def _remarks(found: _Found) -> list[str]:
     """What the report says of a search that did not come as far as it should."""
     remarks = []
-    if not found.notes.get("converged", True):
+    if found.stopped:
         remarks.append(NOT_CONVERGED.format(found.notes["pairs"]))
     if found.notes.get("asymmetry", 0.0) > ASYMMETRIC:
         remarks.append(TOO_ASYMMETRIC.format(found.notes["asymmetry"]))
@@ -129,24 +130,34 @@ def _moves_of(found: _Found, mask: Tensor | None, deviation: float, precision: f
 
 
 class _Found(NamedTuple):
-    """What a search has found, the space that has the images of it, |J v| of the strongest move met, and notes."""
+    """What a search has found, and what is known of it.
+
+    Attributes:
+        triplets: the moves.
+        space: has the images of them.
+        largest: |J v| of the strongest move met.
+        notes: for the report of every move.
+        stopped: whether it was stopped before it converged.
+    """
 
     triplets: SingularTriplets
     space: KrylovSpace
     largest: float
     notes: dict
+    stopped: bool = False
 
 
 def _by_svd(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, max_pairs: int
 ) -> _Found:
     """By Golub-Kahan; the SVD inside the mask starts from the best vector that the one outside has found (ours)."""
-    null_space, converged, pairs, largest = None, True, 0, 0.0
+    null_space, converged, stopped, pairs, largest = None, True, False, 0, 0.0
     outside_start = first_start(jacobian, probe, 1 - mask) if null_rank else None
     if outside_start is not None and outside_start.any():  # else nothing changes outside of the mask
         outside = RestrictedOperator(jacobian, 1 - mask, record=True)
         null, null_space = _null_space(outside, outside_start, null_rank, max_pairs)
         converged, pairs, largest = null.converged, null.pairs, float(null.values[0])
+        stopped = _is_stopped(null, max_pairs)
         image = _best_inside(KrylovSpace.of(outside), null, mask, count)
         del outside  # and all that it has recorded
         start = RestrictedOperator(jacobian, mask, null_space).rmatvec(probe.image if image is None else image)
@@ -156,7 +167,13 @@ def _by_svd(
     found = partial_svd(operator.matvec, operator.rmatvec, start, count, max_pairs=max_pairs)
     notes = {"converged": converged and found.converged, "pairs": pairs + found.pairs}
     space = KrylovSpace.of(operator)
-    return _Found(found, space, max(largest, float(space.images.norm(dim=1).max())), notes)
+    largest = max(largest, float(space.images.norm(dim=1).max()))
+    return _Found(found, space, largest, notes, stopped or _is_stopped(found, max_pairs))
+
+
+def _is_stopped(found: SingularTriplets, max_pairs: int) -> bool:
+    """Whether the bound on the pairs ended a search; one that has found all there is can end before it, too."""
+    return not found.converged and found.pairs >= max_pairs
 
 
 def _best_inside(space: KrylovSpace, null: SingularTriplets, mask: Tensor, count: int) -> Tensor | None:
@@ -175,7 +192,7 @@ def _null_space(
 
 
 def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor:
-    """The start J'P J v (1, ...) of an SVD of P J, with the probe v; without a mask the self-check has computed it."""
+    """The start (1, ...) of an SVD of P J: J'P J v with the probe v; without a mask the probe's J'w, which is known."""
     return probe.back if mask is None else jacobian.rmatvec(mask * probe.image)
 
 
@@ -227,7 +244,7 @@ def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection
             if start.any():  # else nothing changes outside of the mask
                 null, null_space = _null_space(outside, start, null_rank, max_pairs)
                 notes = {"pairs": null.pairs, "converged": null.converged}
-                if not null.converged:
+                if _is_stopped(null, max_pairs):
                     search.remarks.append(NOT_CONVERGED.format(null.pairs))
         source.release()  # one kept graph at a time
         vector, raw, image = _pulled_back(search.jacobian(TARGET, like=source), q, null_space, probe.tolerance)

@@ -64,9 +64,9 @@ class ForwardKrylovSpace(KrylovSpace):
 
     Because A is nearly symmetric, its powers span about the same space as those of A'A. The SVD of W (or of its masked
     rows) inside the space gives the strongest moves of that space without a backward pass, with their exact effects.
-    The singular vectors of A they only approach: on trained models they were 18 to 31 degrees from the first one
-    (benchmarks/README.md), more where A is less symmetric (ours; compare posterior principal components, arXiv
-    2309.13598). One space serves any number of masks.
+    They only approach the singular vectors of A, and less so the less symmetric A is (the table `forward_only` in
+    benchmarks/README.md tells by how many degrees). Ours; compare posterior principal components, arXiv 2309.13598. One
+    space serves any number of masks.
 
     For one mask it is better when grown by A P A in place of A A, every other product being of a masked image (ours):
     the right singular vectors of P A are the eigenvectors of A'P A, which is nearly A P A.

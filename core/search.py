@@ -176,9 +176,18 @@ def prediction(search: Search, prompt: str) -> Tensor:
     """
     predicted = search.denoiser(search.x, search.sigma, prompt, search.settings.guidance)
     if not torch.isfinite(predicted).all():
-        msg = f"The model's prediction under the prompt '{prompt}' is not a finite number."
+        under = _prompt_in_words(prompt)
+        msg = f"The model's prediction under {under} holds values that are not numbers (NaN or infinity)."
         raise NotFiniteError(msg)
     return predicted
+
+
+def _prompt_in_words(name: str) -> str:
+    """What an artist calls a prompt of a search."""
+    if name.startswith("keep "):
+        _, number, which = name.split()
+        return f"the {'first' if which == 'present' else 'second'} prompt of line {int(number) + 1} of 'keep'"
+    return f"the prompt '{name}'"
 
 
 def words_difference(search: Search, value: Tensor) -> Tensor:
@@ -244,4 +253,4 @@ def pairs_evaluations(count: int) -> float:
 
     The number of pairs depends on the model; this is the demo model's. Random weights take two to three times as many.
     """
-    return 4 * min(60.0, 5 * count**0.6)
+    return 4 * min(60.0, 2 + 5 * count**0.6) if count else 0.0

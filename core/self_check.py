@@ -29,9 +29,10 @@ DIFFERENCE_STEPS = (DIFFERENCE_STEP, 4 * DIFFERENCE_STEP, 16 * DIFFERENCE_STEP)
 PASSED = "Derivatives passed their self-check."
 # What a model's code raises where it cannot be differentiated; a cancel is none of these.
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
-# Inside this package only what torch itself raises may be a failure of a derivative; anything else is a bug.
+# An error that this package's own code raises is a bug, and no failure of a derivative, unless it is a RuntimeError:
+# those may come from torch.
 PACKAGE = __package__.rpartition(".")[0] or __package__
-# Norm of the part along J v of the vector that J' is checked with, whose parts along other directions are about 1.
+# Norm of the part along J v of the vector w that J' is checked with; its parts along other directions are about 1.
 ALIGNED = 3.0
 
 
@@ -62,8 +63,7 @@ class SelfCheck:
         probe: the products that the check took.
         repeat: relative difference of two equal calls.
         difference: of the forward product to central differences, relative; None where there is none but those.
-        adjoint: |<Jv, w> - <v, J'w>| / |Jv| for random v and w; None where no backward pass was asked for, or it
-            failed.
+        adjoint: |<Jv, w> - <v, J'w>| / |Jv|; None where no backward pass was asked for, or it failed.
         sentence: the outcome in words.
         evaluations: what the check took.
     """
@@ -95,9 +95,9 @@ def self_check(candidate: Jacobian, seed: int = 0, *, backward: bool = True) -> 
     """Test a Jacobian before it is trusted; 10 evaluations where all is well and no value or graph of it is known.
 
     It checks that equal calls give equal values, that J v agrees with central differences, and with `backward` that
-    <Jv, w> = <v, J'w>. For white noise w the difference is about as large as the error of J v that belongs to the
-    error of J', so that its share of |Jv| is a relative error, whatever the size of the latent. w also holds a little
-    of J v, without which a J' that is wrong by a factor could pass by chance.
+    <Jv, w> = <v, J'w>. For white noise w the difference relative to |Jv| estimates the relative error of J', whatever
+    the size of the latent. ALIGNED times the unit vector along J v is added to w, so that a J' that is wrong by a
+    constant factor fails too.
     The trusted operator takes its products in the candidate's mode, or where that fails in the next that passes:
     double backward (only with `backward`, for it needs as much memory), or central differences. The candidate itself
     does not change.
@@ -317,7 +317,7 @@ def _check_adjoint(
     jacobian: Jacobian, v: Tensor, product: Tensor, seed: int
 ) -> tuple[float | None, Tensor | None, str]:
     """|<Jv, w> - <v, J'w>| / |Jv| and J'w, or the reason why there is no J'; `product` is J v."""
-    w = seeded_noise(product, seed + 1) + ALIGNED * product / product.norm()
+    w = seeded_noise(product, (seed + 1) % 2**64) + ALIGNED * product / product.norm()
     try:
         back = jacobian.rmatvec(w)
     except FAILURES as failure:

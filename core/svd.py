@@ -19,7 +19,7 @@ from .errors import NotFiniteError, ZeroOperatorError
 from .linalg import KrylovBasis, damped_least_squares
 
 Product = Callable[[Tensor], Tensor]
-# Pairs that are taken at least once all residuals are within the tolerance.
+# The fewest further pairs that are taken after all residuals are within the tolerance.
 GUARD = 3
 
 
@@ -152,8 +152,8 @@ def partial_svd(
         tol: bound on |A'u - s v| / s_1 for every triplet.
         max_pairs: where to stop without convergence, which the result then says.
 
-    The residuals can be small before the larger of two close singular values has appeared, of which the start vector
-    may hold little. So k // 3 more pairs are taken once all residuals are within the tolerance, and at least three.
+    The start vector may hold little of the larger of two close singular values, so that the residuals are small before
+    that one appears. So after all residuals are within the tolerance k // 3 more pairs are taken, and at least three.
 
     Source: Golub-Kahan-Lanczos with full reorthogonalisation; the stop test is the exact residual, which the
     bidiagonal matrix gives without a product.

@@ -41,13 +41,15 @@ NOT_FINITE = (
     "Sampling ended in values that are not numbers (NaN or infinity). Lower 'strength' and the sampler's 'cfg', or run"
     " the model in a higher precision (start ComfyUI with --fp32-unet, say)."
 )
-NO_NUMBERS = (
-    "This sampler gives values that are not numbers (NaN or infinity) on this schedule, before the model is asked."
+TRIAL_NOT_FINITE = (
+    "This sampler gives values that are not numbers (NaN or infinity) on this schedule, already in the trial run"
+    " without the model."
     " Use another scheduler or number of steps, or connect the sigmas of Invert Image."
 )
 OTHER_LEVEL = (
-    "The direction '{}' was found at noise level sigma {:.4g} and is used at {:.4g}: the noise is moved by as much as"
-    " there, but what it does to the picture may differ."
+    "The direction '{}' was found at noise level sigma {:.4g} and is used at {:.4g}: its step is scaled so that the"
+    " noise moves equally far, but what it does to the picture may differ. Find the direction again at this level for"
+    " the best result."
 )
 NO_RETURN = (
     "so the slider at 0 would not give the picture back. Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms,"
@@ -137,7 +139,7 @@ class AnchoredModel:
         remarks += self._remarks
         guider.conds |= converted(self.inversion.positive, self._keep)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        self._settings = settings_of(guider, denoise_mask)
+        self._settings = settings_of(guider, sigmas, denoise_mask)
         reset_peak(guider.model_patcher.load_device)
         counter, started = EvaluationCounter(), time.perf_counter()
         try:
@@ -180,10 +182,11 @@ class AnchoredModel:
     def _from_start_level(self, sigmas: Tensor) -> Tensor:
         """The schedule from sigma* down: points above it are cut, and sigma* itself is the first, never rounded.
 
-        Steps of no length, which schedulers of many steps make, are left out: multistep samplers divide by the length.
+        Repeated noise levels, which some schedulers give for many steps, are left out: multistep samplers divide by
+        the difference.
         """
         start = self.inversion.sigma
-        sigmas = torch.unique_consecutive(sigmas)
+        sigmas = torch.unique_consecutive(sigmas.cpu()).to(sigmas)
         if float(sigmas[0]) <= start * (1 + 1e-6):
             return sigmas
         below = sigmas[sigmas < start * (1 - 1e-4)]
@@ -221,7 +224,7 @@ class AnchoredModel:
         """With the constant prediction x0 the sampler must have stayed on the reference path and ended on it."""
         run = self._run
         if not torch.isfinite(end).all():
-            raise UnsupportedSamplerError(NO_NUMBERS)
+            raise UnsupportedSamplerError(TRIAL_NOT_FINITE)
         scaling = run.guider.inner_model.model_sampling.inverse_noise_scaling
         run.deviation = max(run.deviation, _distance(end, scaling(sigma, run.prediction.reference(float(sigma)))))
         if not run.deviation <= PATH_TOLERANCE:
@@ -254,7 +257,7 @@ def _check_sigmas(sigmas: Tensor) -> None:
     levels = sigmas.flatten().cpu()
     if not torch.isfinite(levels).all() or (levels.diff() > 0).any() or (levels < 0).any() or not levels[0] > 0:
         msg = (
-            "'sigmas' of the sampler must be noise levels that descend from above 0, but they are"
+            "'sigmas' of the sampler must be noise levels that decrease and start above 0, but they are"
             f" {', '.join(f'{float(level):.4g}' for level in levels[:5])}{', ...' if len(levels) > 5 else ''}. Connect"
             " the sigmas of Invert Image or of a scheduler."
         )

@@ -36,7 +36,7 @@ def drop_step_caches(wrappers: dict[str, dict[str, list]]) -> list[str]:
 class CacheDetector:
     """Notices a cache: every call must run the network, and the layers that the first call of its kind ran.
 
-    Experts do not count, of which a model runs those that its input asks for (HiDream does).
+    Layers in a list of experts (mixture of experts) are ignored: which of them run depends on the input.
     """
 
     def __init__(self, network: torch.nn.Module, counter: EvaluationCounter):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..core.errors import printable
-from .errors import InputError
-from .inputs import checked_inputs, in_short
+from .errors import InputError, with_advice
+from .inputs import check_inputs, in_short
 
 CATEGORY = "latent directions/demo"
 
@@ -43,9 +43,10 @@ class LoadDemoModel(io.ComfyNode):
         )
 
     @classmethod
-    @checked_inputs
+    @with_advice()
     def execute(cls) -> io.NodeOutput:
         """Load the three parts through ComfyUI's own loaders."""
+        check_inputs(cls, locals())
         from safetensors import SafetensorError
 
         from ..demo.architecture import load_demo_model
@@ -103,9 +104,10 @@ class DemoPortrait(io.ComfyNode):
         )
 
     @classmethod
-    @checked_inputs
+    @with_advice()
     def execute(cls, seed: int, named_attributes: str = "") -> io.NodeOutput:
         """Draw the portrait: image 1 x 64 x 64 x 3 in 0..1, masks 1 x 64 x 64."""
+        check_inputs(cls, locals())
         import numpy as np
         import torch
 

@@ -17,10 +17,10 @@ from ..core.inversion import INVERSIONS, controlled_inversion, invert, seeded_no
 from ..core.metrics import psnr
 from ..core.search import NEGATIVE
 from .anchored import AnchoredModel, without_anchor
-from .errors import InputError
+from .errors import InputError, with_advice
 from .graph import refuse_wiring
 from .host import check_latent, finite, first_noise, run
-from .inputs import checked_inputs
+from .inputs import check_inputs
 from .progress import outcome, say
 from .prompts import negative_prompt
 from .sampling import is_flow, noise_level, sample_euler, scale_at, schedule_from
@@ -170,7 +170,7 @@ class InvertImage(io.ComfyNode):
         )
 
     @classmethod
-    @checked_inputs
+    @with_advice()
     def execute(
         cls,
         model,
@@ -189,9 +189,10 @@ class InvertImage(io.ComfyNode):
         noise=None,
     ) -> io.NodeOutput:
         """Invert, then hand on the clean latent, the noise, the schedule and the anchored model."""
-        refuse_wiring(cls.hidden and cls.hidden.prompt, latent["samples"].shape[0])
+        check_inputs(cls, locals())
+        samples = check_latent(model, latent)
+        refuse_wiring(cls.hidden and cls.hidden.prompt, len(samples))
         model = without_anchor(model)
-        check_latent(model, latent)
         model_sampling = model.get_model_object("model_sampling")
         sigma = noise_level(model_sampling, level, sigma)
         scale = scale_at(model, sigma)
@@ -200,7 +201,7 @@ class InvertImage(io.ComfyNode):
         sigmas = schedule_from(model_sampling, scheduler, steps, sigma)
         ascending = [float(s) for s in sigmas.flip(0) if s > 0]
         drift: list[float] = []
-        expected = evaluations_of(method, len(ascending)) * len(latent["samples"]) * len(prompts)
+        expected = evaluations_of(method, len(ascending)) * len(samples) * len(prompts)
         show = latent_preview.prepare_callback(model, expected)
 
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:

@@ -42,7 +42,13 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.EverythingKeptError: "Name in 'keep' only what is to stay as it is beside the wanted change.",
     errors.EverythingRuledOutError: "Lower 'hold_outside', or paint a larger 'mask'.",
     errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
-    errors.PromptPartsError: "Use the method 'LOCO', which compares no words.",
+    errors.PromptPartsError: (
+        "Write 'source' and 'target' with the same number of words, or use the method 'LOCO', which needs none."
+    ),
+    errors.DirectionNotWrittenError: (
+        "Look at the free space and the write permission of models/latent_directions, or choose another 'name'."
+    ),
+    errors.DirectionTooLargeError: "Find the direction again with fewer lines in 'keep', or shorter prompts.",
     errors.PromptLengthError: "Write 'source' and 'target' with the same number of words.",
     errors.ShapeError: "Find the direction again on a picture of this size.",
     errors.DirectionFormatError: "Update the pack, or save the direction again.",

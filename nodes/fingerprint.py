@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import comfy.samplers
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .prompts import KEY, digest
 
-# All of a MODEL that nodes may set and its predictions depend on, besides the network itself and `patches_uuid`.
+# The attributes of a ModelPatcher that nodes set and predictions depend on, besides the network and `patches_uuid`.
 SET_BY_NODES = (
     "object_patches",
     "weight_wrapper_patches",
@@ -24,32 +26,43 @@ SET_BY_NODES = (
     "forced_hooks",
     "force_cast_weights",
 )
-# Of a guider: what belongs to one run, and what is looked at on its own.
+# The attributes of a guider that are left out: those of a single run, and those that are compared on their own.
 OF_A_RUN = ("conds", "model_options", "inner_model", "loaded_models", "original_conds")
 
 
 class _Identity:
-    """Compares by identity and keeps its object alive, so that an id cannot be taken over by another object."""
+    """Compares by identity. An object that is gone equals nothing: its id may be another object's by then.
+
+    Models and prompts are not kept alive by the keys of a cache.
+    """
 
     def __init__(self, value):
-        self.value = value
+        self._id = id(value)
+        try:
+            self._value = weakref.ref(value)
+        except TypeError:  # objects of a few built-in types, all small
+            self._value = lambda: value
 
     def __eq__(self, other):
-        return isinstance(other, _Identity) and self.value is other.value
+        return isinstance(other, _Identity) and self._value() is not None and self._value() is other._value()
 
     def __hash__(self):
-        return id(self.value)
+        return self._id
 
 
-def settings_of(guider: comfy.samplers.CFGGuider, denoise_mask: Tensor | None) -> tuple:
-    """All that a reference prediction of a run depends on besides the picture: guidance, other prompts, models, mask.
+def settings_of(guider: comfy.samplers.CFGGuider, sigmas: Tensor, denoise_mask: Tensor | None) -> tuple:
+    """All that a reference prediction depends on besides the picture: guidance, other prompts, models, schedule, mask.
 
-    An object that a node makes anew counts as another one, so what cannot be compared is computed again. What this pack
-    itself has put there does not count. It is asked for before the run has changed the guider.
+    Some models look at the next noise level of the schedule, and context windows at the step.
+
+    Objects are compared by identity, so that what a node makes anew is computed again. What this pack itself has put
+    there does not count. To be called before the guider's own sampling, which changes it; LoRA hooks have been prepared
+    anew for the run by then, so that runs with them share nothing.
     """
     prompts = {name: conds for name, conds in guider.original_conds.items() if name != "positive"}
     settings = {name: value for name, value in vars(guider).items() if name not in OF_A_RUN}
-    return (*_leaves(prompts), *_leaves(settings), None if denoise_mask is None else digest(denoise_mask))
+    mask = None if denoise_mask is None else digest(denoise_mask)
+    return (*_leaves(prompts), *_leaves(settings), tuple(sigmas.tolist()), mask)
 
 
 def _leaves(value) -> Iterator:
@@ -68,4 +81,5 @@ def _leaves(value) -> Iterator:
         for item in value:
             yield from _leaves(item)
     else:
-        yield value if isinstance(value, (str, int, float, type(None))) else _Identity(value)
+        by_value = isinstance(value, (str, int, float, type(None), torch.device, torch.dtype))
+        yield value if by_value else _Identity(value)

@@ -42,6 +42,7 @@ STOCHASTIC_NODES = frozenset((
     "SamplerDPMPP_2M_SDE", "SamplerDPMPP_3M_SDE", "SamplerSEEDS2",
 ))  # fmt: skip
 NOISE_INPUTS = ("eta", "s_noise")
+ENOUGH_STEPS = 5  # of a whole schedule, so that several are left below a noise level
 # Nodes whose `sampler_name` is one of ComfyUI's samplers.
 NAMING = frozenset({"KSampler", "KSamplerAdvanced", "KSamplerSelect"})
 # Nodes that make a batch: of one picture from each of several inputs, or of one picture many times.
@@ -112,6 +113,14 @@ class Graph:
             name = "model"
         return None
 
+    def takes_steps(self, key: str) -> bool:
+        """Whether a sampler certainly takes several steps below the noise level of an inversion."""
+        link = self.source(key, "sigmas")
+        steps = self.inputs[key if link is None else link[0]].get("steps")
+        of_inversion = link is not None and self.kinds[link[0]] == INVERT
+        # other schedules are cut off at that level, of which a share of the steps is left
+        return isinstance(steps, int) and steps >= (2 if of_inversion else ENOUGH_STEPS)
+
     def is_batch(self, key: str, name: str) -> bool:
         """Whether an input is certainly given several pictures or latents."""
         seen = set()
@@ -156,6 +165,8 @@ def sampler_problems(graph: Graph) -> Iterator[tuple[Problem, str]]:
         if anchor is None:
             continue
         name = inputs.get("sampler_name")
+        if not graph.takes_steps(key) and "cfg_pp" not in str(name):
+            continue  # noise that is added before the last step alone is none
         if kind in NAMING and isinstance(name, str) and name in STOCHASTIC:
             yield Problem(chosen, "sampler_name", f"'sampler_name' of {kind} is '{name}', which {why}"), anchor
         elif kind in STOCHASTIC_NODES and all(_is_positive(inputs.get(amount)) for amount in NOISE_INPUTS):
@@ -198,12 +209,12 @@ def _class_of(kind: str) -> type | None:
 
 def _lazy_inputs(kind: str) -> set[str]:
     """Inputs that a node asks for only where it needs them, such as the branches of a switch."""
-    node = _class_of(kind)
-    if not hasattr(node, "INPUT_TYPES"):
+    try:
+        declared = _class_of(kind).INPUT_TYPES()
+        specs = {**declared.get("required", {}), **declared.get("optional", {})}
+        return {name for name, spec in specs.items() if isinstance(spec[-1], dict) and spec[-1].get("lazy")}
+    except Exception:  # a node of another pack that declares its inputs in its own way
         return set()
-    declared = node.INPUT_TYPES()
-    specs = {**declared.get("required", {}), **declared.get("optional", {})}
-    return {name for name, spec in specs.items() if len(spec) > 1 and dict(spec[1]).get("lazy")}
 
 
 def _is_positive(value: object) -> bool:

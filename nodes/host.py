@@ -46,13 +46,27 @@ def first_noise(noise: Tensor, model_sampling, sigma: Tensor) -> Tensor:
     return noise * (b / b_max)
 
 
+def samples_of(latent: dict) -> Tensor:
+    """The samples of a LATENT, of 4 dimensions or more; InputError where it holds no picture, or several latents."""
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if getattr(samples, "is_nested", False):
+        msg = (
+            "'latent' is a set of several latents. Give this node the latent of a picture, for example from VAE Encode."
+        )
+        raise InputError(msg)
+    if not isinstance(samples, Tensor) or samples.ndim < 4 or not samples.numel():
+        msg = "'latent' holds no picture. Connect the latent of a picture, for example from VAE Encode."
+        raise InputError(msg)
+    return samples
+
+
 def check_latent(model: ModelPatcher, latent: dict) -> Tensor:
     """The samples of a LATENT; InputError where it is a video, empty, not finite or has the wrong channels."""
-    samples = latent["samples"]
-    if samples.is_nested or samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1):
+    samples = samples_of(latent)
+    if samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1):
         msg = (
-            "'latent' is a video or a set of several latents. This node edits single pictures: give it the latent of a "
-            "picture, for example from VAE Encode."
+            "'latent' is a video. This node edits single pictures: give it the latent of a picture, for example from"
+            " VAE Encode."
         )
         raise InputError(msg)
     channels = model.get_model_object("latent_format").latent_channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -15,16 +15,20 @@ from ..core.direction import Direction, KeepPair, Prompt
 from ..core.methods import METHODS, in_words, names_of_methods_that_read
 from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundDirection, Method, Search, Settings, keep_prompts
 from .anchored import without_anchor
-from .errors import InputError
+from .errors import InputError, with_advice
 from .graph import refuse_wiring
 from .host import family_of, run
-from .inputs import checked_inputs, in_short
+from .inputs import check_inputs, quoted
 from .masks import mask_on_latent
 from .progress import outcome, say
 from .prompts import encode_text, keep_pairs, negative_prompt, shifted, with_prompt, wrong_words
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 DEFAULT = next(iter(METHODS))
+OTHER_LENGTH = (
+    "'source' and 'target' take a different number of tokens, so what the longer one says at its end may be ignored."
+    " Write them with the same number of words."
+)
 
 
 class FindDirections(io.ComfyNode):
@@ -161,12 +165,12 @@ class FindDirections(io.ComfyNode):
     def validate_inputs(cls, method=None, source=None, target=None) -> bool | str:
         """Check typed words before anything runs; what is linked arrives as None, and `execute` checks it."""
         if method is not None and method not in list(METHODS):
-            return f"'method' is {in_short(method)!r}, which is none of {', '.join(METHODS)}. Choose one of them."
+            return f"'method' is {quoted(method)}, which is no method. Choose one of: {', '.join(METHODS)}."
         wrong = wrong_words(method, source, target)
         return True if wrong is None else wrong[1]
 
     @classmethod
-    @checked_inputs
+    @with_advice()
     def execute(
         cls,
         model,
@@ -188,6 +192,7 @@ class FindDirections(io.ComfyNode):
         negative=None,
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
+        check_inputs(cls, locals())
         refuse_wiring(cls.hidden and cls.hidden.prompt)
         _check_inversion(model, inversion)
         record = METHODS[method]
@@ -215,8 +220,8 @@ class FindDirections(io.ComfyNode):
             (moves, search), cost = run(
                 without_anchor(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
             )
-            remarks = [*cost.pop("remarks", []), *search.remarks]
-            notes = search.notes | cost | ({"remarks": remarks} if remarks else {})
+            words.remarks.extend([*cost.pop("remarks", []), *search.remarks])
+            notes = search.notes | cost
         # a method that moves the words alone takes them whole
         text_share = text_share if record.run else 1.0
         found = [
@@ -239,6 +244,7 @@ class FindDirections(io.ComfyNode):
             "sigma": inversion.sigma,
             "directions": len(found),
             **notes,
+            **({"remarks": words.remarks} if words.remarks else {}),
             "found": [{"name": d.name, "step": d.step, **d.notes} for d in found],
         }
         say(outcome(len(found), "direction", notes["seconds"]))
@@ -252,6 +258,7 @@ class _Words:
     change: Prompt | None = None
     keep: tuple[KeepPair, ...] = ()
     free: Prompt | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 def _check_inversion(model: ModelPatcher, inversion: Inversion) -> None:
@@ -281,14 +288,16 @@ def _encode_words(clip, method: Method, source: str, target: str, keep: str, fre
     if wrong is not None:
         raise InputError(wrong[1])
     source, target = source.strip(), target.strip()
-    change = encode_text(clip, target) - encode_text(clip, source)
+    before, after = encode_text(clip, source), encode_text(clip, target)
+    change = after - before
     if not torch.any(change.tokens):
         msg = (
             "The text encoder gives 'source' and 'target' the same meaning: it does not know a word of them. Use other"
             " words."
         )
         raise InputError(msg)
-    return _Words(change, keep_pairs(clip, keep), encode_text(clip, free) if free.strip() else None)
+    remarks = [] if after.same_slots(before) else [OTHER_LENGTH]
+    return _Words(change, keep_pairs(clip, keep), encode_text(clip, free) if free.strip() else None, remarks)
 
 
 def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, list]:

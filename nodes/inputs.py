@@ -1,13 +1,12 @@
-"""The check that every input of a node passes before the node runs.
+"""Checks the inputs of a node against its schema before it runs.
 
-ComfyUI checks the ranges of typed values only: a linked value can be anything. What each input may be is read from the
-node's own schema.
+ComfyUI checks the ranges of typed values only: a linked value can be anything. Of types that _CHECKS does not name only
+presence is checked here; latents are checked with the model, in nodes/host.py.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -16,48 +15,33 @@ from comfy_api.latest import io
 
 from ..core.direction import Direction
 from ..core.errors import printable
-from .errors import InputError, with_advice
+from .errors import InputError
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 LONGEST_TEXT = 20_000  # characters of a typed text
 
 
-def checked_inputs(execute: Callable) -> Callable:
-    """Decorates a node's `execute`: its inputs are checked against its schema, and errors of `core` get advice.
+def check_inputs(node: type[io.ComfyNode], values: dict) -> None:
+    """Refuse what a node cannot take.
+
+    Args:
+        node: the node, whose schema says what its inputs may be.
+        values: all inputs by name; the locals() of `execute` as it begins.
 
     Raises:
         InputError: an input is missing, of a wrong kind or outside its range.
     """
-    signature = inspect.signature(execute)
-
-    @functools.wraps(execute)
-    def checked(cls, *args, **kwargs):
-        with with_advice():
-            bound = signature.bind(cls, *args, **kwargs)
-            bound.apply_defaults()
-            for declared in cls.define_schema().inputs:
-                check_input(declared, bound.arguments[declared.id])
-            return execute(cls, *args, **kwargs)
-
-    return checked
-
-
-def check_input(declared: io.Input, value) -> None:
-    """Refuse a value that an input of a node cannot take.
-
-    Raises:
-        InputError: what is wrong with it, and what it may be.
-    """
-    if value is None:
-        if not declared.optional:
-            msg = f"'{declared.id}' is missing. Connect it, or type a value."
+    for declared in node.define_schema().inputs:
+        value, wrong = values[declared.id], ""
+        if value is None:
+            wrong = "" if declared.optional else "is missing. Connect it, or type a value."
+        elif (kind := type(declared)) in _CLASSES:
+            wrong = "" if isinstance(value, _CLASSES[kind][0]) else _CLASSES[kind][1]
+        elif kind in _CHECKS:
+            wrong = _CHECKS[kind](declared, value)
+        if wrong:
+            msg = f"'{declared.id}' {wrong}"
             raise InputError(msg)
-        return
-    check = next((check for kind, check in _CHECKS.items() if isinstance(declared, kind)), None)
-    wrong = "" if check is None else check(declared, value)
-    if wrong:
-        msg = f"'{declared.id}' {wrong}"
-        raise InputError(msg)
 
 
 def in_short(value) -> str:
@@ -67,9 +51,14 @@ def in_short(value) -> str:
     return printable(value if isinstance(value, str) else repr(value), 60)
 
 
+def quoted(value) -> str:
+    """A value in short, a text in quotation marks."""
+    return f"'{in_short(value)}'" if isinstance(value, str) else in_short(value)
+
+
 def _number(declared, value) -> str:
     whole = isinstance(declared, io.Int.Input)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
         return f"is {in_short(value)}, but it must be a {'whole ' if whole else ''}number."
     if not declared.min <= value <= declared.max:  # which NaN is not either
         return f"is {in_short(value)}. It must be {declared.min} to {declared.max}: choose a number in that range."
@@ -82,45 +71,33 @@ def _text(_declared, value) -> str:
     if len(value) > LONGEST_TEXT:
         return f"is a text of {len(value):,} characters. Write at most {LONGEST_TEXT:,}."
     if any("\ud800" <= character <= "\udfff" for character in value):
-        return f"is {in_short(value)!r}, which holds half of a character. Type the text again."
+        return f"is '{in_short(value)}', which holds an incomplete character (a lone surrogate). Type the text again."
     return ""
 
 
 def _choice(declared, value) -> str:
     if value not in declared.options:
-        return f"is {in_short(value)!r}, which is none of its choices. Choose one of: {', '.join(declared.options)}."
-    return ""
-
-
-def _latent(_declared, value) -> str:
-    samples = value.get("samples") if isinstance(value, dict) else None
-    if getattr(samples, "is_nested", False):
-        return "is a set of several latents. Give this node the latent of a picture, such as VAE Encode makes it."
-    if not isinstance(samples, torch.Tensor) or samples.ndim < 4 or not samples.numel():
-        return "holds no picture. Connect the latent of a picture, such as VAE Encode makes it."
+        return f"is {quoted(value)}, which is none of its choices. Choose one of: {', '.join(declared.options)}."
     return ""
 
 
 def _mask(_declared, value) -> str:
     if not isinstance(value, torch.Tensor) or value.ndim < 2 or not value.numel():
-        return "holds no mask. Connect a mask as large as the picture."
+        return "holds no mask. Connect a MASK."
     if not torch.isfinite(value).all():
         return "holds values that are not numbers (NaN or infinity). Draw the mask again."
     return ""
 
 
 def _conditioning(_declared, value) -> str:
-    if not isinstance(value, list) or not value or any(entry[0] is None for entry in value):
-        return "holds no text. Connect a prompt, such as CLIP Text Encode makes it (it may be empty text)."
+    entries = value if isinstance(value, list) else []
+    if not entries or not all(
+        isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[0], torch.Tensor) for entry in entries
+    ):
+        return "holds no text. Connect a prompt, for example from CLIP Text Encode (it may be empty text)."
+    if not all(torch.isfinite(tokens).all() for tokens, _ in entries):
+        return "holds values that are not numbers (NaN or infinity). Encode the prompt again, in a higher precision."
     return ""
-
-
-def _model(_declared, value) -> str:
-    return "" if isinstance(value, ModelPatcher) else "is no diffusion model. Connect a MODEL."
-
-
-def _inversion(_declared, value) -> str:
-    return "" if isinstance(value, Inversion) else "is no encoded picture. Connect the inversion of Invert Image."
 
 
 def _directions(_declared, value) -> str:
@@ -134,10 +111,11 @@ _CHECKS: dict[type, Callable] = {
     io.Float.Input: _number,
     io.String.Input: _text,
     io.Combo.Input: _choice,
-    io.Latent.Input: _latent,
     io.Mask.Input: _mask,
     io.Conditioning.Input: _conditioning,
-    io.Model.Input: _model,
-    InversionSocket.Input: _inversion,
     DirectionsSocket.Input: _directions,
+}
+_CLASSES: dict[type, tuple[type, str]] = {
+    io.Model.Input: (ModelPatcher, "is no diffusion model. Connect a MODEL."),
+    InversionSocket.Input: (Inversion, "is no encoded picture. Connect the inversion of Invert Image."),
 }

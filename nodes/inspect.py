@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..core.contact_sheet import contact_sheet
 from ..core.direction import Direction
-from .errors import InputError
-from .inputs import checked_inputs
+from .errors import InputError, with_advice
+from .host import samples_of
+from .inputs import check_inputs
 from .manipulate import choose, move
 from .progress import RunStatistics, SearchProgress, outcome, say
 from .sampling import sample_euler, schedule_from
@@ -56,13 +57,14 @@ class PreviewDirections(io.ComfyNode):
         )
 
     @classmethod
-    @checked_inputs
+    @with_advice()
     def execute(cls, inversion, directions, vae, strength, columns, steps) -> io.NodeOutput:
         """Sample every direction at every strength, decode, and lay the pictures out."""
+        check_inputs(cls, locals())
         strengths = _strengths(strength, columns)
         show = SearchProgress(len(directions) * len(strengths), "pictures")
         statistics = inversion.statistics
-        evaluations, seconds, peaks = statistics.evaluations, statistics.seconds, []
+        evaluations, seconds, peaks, remarks = statistics.evaluations, statistics.seconds, [], []
         rows = []
         for index in range(len(directions)):
             direction = choose(inversion, directions, index)
@@ -71,6 +73,7 @@ class PreviewDirections(io.ComfyNode):
                 picture = _picture(vae.decode(_sample(inversion, direction, value, steps)))
                 row.append((f"{value:+.2g}", picture))
                 peaks.append(statistics.last_peak_megabytes)
+                remarks += statistics.last_remarks
                 show(index * len(strengths) + len(row), ("JPEG", picture, 256))
             rows.append((direction.name, row))
         sheet = contact_sheet(rows)
@@ -85,6 +88,8 @@ class PreviewDirections(io.ComfyNode):
             "seconds": round(statistics.seconds - seconds, 3),
             "peak_megabytes": None if None in peaks else max(peaks),
         }
+        if remarks:
+            report["remarks"] = list(dict.fromkeys(remarks))
         say(outcome(len(peaks), "picture", report["seconds"]))
         return io.NodeOutput(image, json.dumps(report, indent=1), ui=ui.PreviewImage(image, cls=cls))
 
@@ -112,10 +117,11 @@ class EditReport(io.ComfyNode):
         )
 
     @classmethod
-    @checked_inputs
+    @with_advice()
     def execute(cls, inversion, latent) -> io.NodeOutput:
         """Compare with the encoded latent; the latent is passed on."""
-        before, after = inversion.latent["samples"], latent["samples"]
+        check_inputs(cls, locals())
+        before, after = inversion.latent["samples"], samples_of(latent)
         if before.shape != after.shape:
             msg = (
                 f"'latent' has shape {tuple(after.shape)}, the encoded picture's is {tuple(before.shape)}. Connect the"

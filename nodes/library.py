@@ -11,13 +11,15 @@ from comfy_api.latest import io, ui
 from ..core import direction_files
 from ..core.errors import DirectionFileError
 from .errors import InputError, with_advice
-from .inputs import checked_inputs, in_short
+from .inputs import check_inputs, in_short
 from .progress import say
 from .sockets import DirectionsSocket
 
 FOLDER = "latent_directions"
 SUFFIX = ".safetensors"
-LONGEST = 200  # bytes of each part of a name; file systems allow 255
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{device}{n}" for device in ("COM", "LPT") for n in range(1, 10))}  # Windows
+LONGEST_NAME = 1000  # bytes of a whole name
+LONGEST_PART = 200  # bytes of each part of a name; file systems allow 255
 NO_FILE = (
     "'file' is empty, so there is no direction to load. Save one with Save Direction, press 'Refresh files' on Load"
     " Direction, and choose it."
@@ -61,22 +63,16 @@ class SaveDirection(io.ComfyNode):
         )
 
     @classmethod
-    @checked_inputs
+    @with_advice()
     def execute(cls, directions, index, name) -> io.NodeOutput:
         """Save under a free name and say which."""
+        check_inputs(cls, locals())
         if not 0 <= index < len(directions):
             msg = f"'index' is {index}, but there are {len(directions)} directions. Choose 0 to {len(directions) - 1}."
             raise InputError(msg)
         root = Path(folder_paths.get_folder_paths(FOLDER)[0])
         path = _free_path(root, name)
-        try:
-            direction_files.save(directions[index], path)
-        except OSError as error:
-            msg = (
-                f"'{in_short(path.name)}' could not be written to models/latent_directions ({error.strerror}). Make"
-                " room there, or choose another 'name'."
-            )
-            raise InputError(msg) from error
+        direction_files.save(directions[index], path)
         file = path.relative_to(root).as_posix()
         say(file)
         return io.NodeOutput(directions, file, ui=ui.PreviewText(file))
@@ -149,11 +145,13 @@ def _free_path(root: Path, name: str) -> Path:
     path = Path(root, relative + SUFFIX)
     bad = set(relative) & set('<>:"\\|?*') or any(ord(c) < 32 for c in relative)
     for part in relative.split("/"):
-        bad = bad or not part or part.endswith((".", " ")) or len(part.encode()) > LONGEST
-    if bad or not folder_paths.is_within_directory(str(root), str(path)):
+        bad = bad or not part or part.endswith((".", " ")) or len(part.encode()) > LONGEST_PART
+        bad = bad or part.split(".")[0].upper() in RESERVED
+    if bad or len(relative.encode()) > LONGEST_NAME or not folder_paths.is_within_directory(str(root), str(path)):
         msg = (
             f"'name' is {in_short(name)!r}, which cannot be a file name inside models/latent_directions. Use letters,"
-            f" digits, '-' and '_', '/' for folders, and at most {LONGEST} characters for each."
+            f" digits, '-' and '_', '/' for folders, and at most {LONGEST_PART} bytes for each folder and for the file"
+            " name (a letter outside ASCII takes 2 to 4)."
         )
         raise InputError(msg)
     for folder in path.parents:

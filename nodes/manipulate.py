@@ -6,8 +6,8 @@ from comfy_api.latest import io
 
 from ..core.direction import Direction
 from .anchored import AnchoredModel
-from .errors import InputError
-from .inputs import checked_inputs
+from .errors import InputError, with_advice
+from .inputs import check_inputs
 from .prompts import shifted
 from .sockets import DirectionsSocket, EncodedNoise, Inversion, InversionSocket
 
@@ -64,9 +64,10 @@ class DirectionSlider(io.ComfyNode):
         )
 
     @classmethod
-    @checked_inputs
+    @with_advice()
     def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0) -> io.NodeOutput:
         """Move noise and prompt; strength 0 runs the same code as any other strength."""
+        check_inputs(cls, locals())
         return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength, weight))
 
 
@@ -85,7 +86,7 @@ def choose(inversion: Inversion, directions: list[Direction], index: int) -> Dir
             f" was inverted with {inversion.family}. Find the direction again with this model."
         )
         raise InputError(msg)
-    if not lowest * (1 - 1e-3) <= direction.sigma <= highest * (1 + 1e-3):
+    if direction.latent is not None and not lowest * (1 - 1e-3) <= direction.sigma <= highest * (1 + 1e-3):
         msg = (
             f"The direction '{direction.name}' says that it was found at noise level sigma {direction.sigma:.4g}, but"
             f" this model's schedule is {lowest:.4g} to {highest:.4g}. Find the direction again with this model."

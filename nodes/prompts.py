@@ -20,11 +20,8 @@ from .errors import InputError
 
 KEY = "latent_directions"  # of what this pack puts into a MODEL's or a guider's dictionaries
 POOLED = "pooled_output"  # ComfyUI's name of the pooled vector
-# What ComfyUI's text encoders put beside the tokens, and some leave out where a prompt has none of it.
-ENCODED = (
-    "attention_mask", "attention_mask_mt5xl", "conditioning_mt5xl", "conditioning_llama3", "conditioning_byt5small",
-    "t5xxl_ids", "t5xxl_weights",
-)  # fmt: skip
+# Entries that text encoders leave out for some prompts, so that they are removed before those of another are put in.
+LEFT_OUT = ("attention_mask", "conditioning_byt5small")
 EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
 
 
@@ -56,7 +53,7 @@ def shifted(conditioning: list, change: Prompt | None, amount: float) -> list:
                 msg = (
                     f"The direction's words and this prompt differ in the size of '{name}' ({size_in_words(part)} and"
                     f" {size_in_words(entry[name])}). Use the text encoder the direction was found with, and a prompt"
-                    " of about the same length."
+                    " of the same length."
                 )
                 raise InputError(msg)
             entry[name] = entry[name] + amount * part.to(entry[name])
@@ -68,7 +65,7 @@ def with_prompt(conditioning: list, prompt: Prompt) -> list:
     """Every entry of a conditioning with another text in it; its other settings (area, mask, control) are kept."""
     entries = []
     for _, extra in conditioning:
-        entry = {name: value for name, value in extra.items() if name not in ENCODED} | prompt.extra
+        entry = {name: value for name, value in extra.items() if name not in LEFT_OUT} | prompt.extra
         if prompt.pooled is not None:
             entry[POOLED] = prompt.pooled
         entries.append([prompt.tokens, entry])
@@ -122,7 +119,7 @@ def negative_prompt(model: ModelPatcher, guidance: float, negative: list | None)
 def wrong_words(method: object, source: object, target: object) -> tuple[str, str] | None:
     """The name of an input that the method cannot compare, and a sentence about it; None where all is well.
 
-    What is no text is passed over, such as the link or the None that stands for a linked input before a run.
+    Values that are no text are ignored, such as the link or the None that stands for a linked input before a run.
     """
     if not isinstance(method, str) or method not in METHODS or not METHODS[method].compares_words:
         return None
@@ -134,7 +131,10 @@ def wrong_words(method: object, source: object, target: object) -> tuple[str, st
         if isinstance(value, str) and not value.strip():
             return name, f"'{name}' is empty, but {purpose}. Write a short prompt there."
     if isinstance(source, str) and isinstance(target, str) and source.strip() == target.strip():
-        says = "'source' and 'target' are the same, so there is nothing to move. Change the words that differ."
+        says = (
+            "'source' and 'target' are the same, so there is no change to move along. Write in 'target' what strength 1"
+            " should show."
+        )
         return "target", says
     return None
 

@@ -1,12 +1,13 @@
 """The soak benchmark: its quick run finds no fault of the pack, and what it judges outcomes by can find one."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import damage, hostile, hostile_files, outcomes, soak
+from benchmarks.soak import damaged_files, file_damage, hostile_prompts, outcomes, run
 from latent_directions.core.direction import Direction
 from latent_directions.core.direction_files import save
 
@@ -89,39 +90,43 @@ def test_faults_that_differ_in_numbers_alone_are_one():
     assert found["times"] == 2
 
 
-def test_a_file_that_loads_but_cannot_be_used_is_a_fault(tmp_path):
-    path = tmp_path / "a.safetensors"
+def test_a_direction_that_cannot_be_used_is_a_fault():
     latent = torch.ones(16, 4, 4)
-    for step, kind in ((1.0, outcomes.OK), (3e38, outcomes.UNUSABLE)):
-        save(Direction("smile", "LOCO", "SD3", 1.0, latent=latent, step=step), path)
-        assert hostile_files.outcome_of(path).kind == kind
-    save(Direction("smile\x1b", "LOCO", "SD3", 1.0, latent=latent, step=1.0), path)
-    assert hostile_files.outcome_of(path).kind == outcomes.UNUSABLE
+    usable = Direction("smile", "LOCO", "SD3", 1.0, latent=latent, step=1.0)
+    assert damaged_files.unusable(usable) == ""
+    for changes in ({"step": 3e38}, {"latent": latent * float("nan")}, {"family": "SD3\x1b"}, {"sigma": float("nan")}):
+        assert damaged_files.unusable(replace(usable, **changes))
+
+
+def test_files_are_judged_by_what_loading_them_gives(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save(Direction("smile", "LOCO", "SD3", 1.0, latent=torch.ones(16, 4, 4), step=1.0), path)
+    assert damaged_files.outcome_of(path).kind == outcomes.OK
     path.write_bytes(b"no file of tensors")
-    assert hostile_files.outcome_of(path).kind == outcomes.SENTENCE
+    assert damaged_files.outcome_of(path).kind == outcomes.SENTENCE
 
 
 def test_every_recipe_of_damage_makes_a_file(tmp_path):
     path = tmp_path / "a.safetensors"
-    drawn = hostile.draw(damage.recipes(), 300, 1)
+    drawn = hostile_prompts.draw(file_damage.recipes(), 300, 1)
     assert len({name for name, _ in drawn}) > 15
     for number, recipe in enumerate(drawn):
-        damage.write(path, damage.originals()[number % 3], recipe)
+        file_damage.write(path, file_damage.originals()[number % 3], recipe)
         assert path.exists() or path.is_symlink()
 
 
 def test_prompts_repeat_and_reach_every_input(comfy):
     info = comfy.client.object_info()
-    inputs = {f"{node}.{name}" for node, name, *_ in hostile.inputs_of(info)}
-    packs = {name for name in info if name.startswith(outcomes.PREFIX) and hostile.declared_inputs(info[name])}
-    assert packs == {outcomes.PREFIX + name for name in hostile.NODES.values()}
-    cases = hostile.cases(info, 2 * len(inputs))
+    inputs = {f"{node}.{name}" for node, name, *_ in hostile_prompts.inputs_of(info)}
+    packs = {name for name in info if name.startswith(outcomes.PREFIX) and hostile_prompts.declared_inputs(info[name])}
+    assert packs == {outcomes.PREFIX + name for name in hostile_prompts.NODES.values()}
+    cases = hostile_prompts.cases(info, 2 * len(inputs))
     assert {case.where for case in cases} == inputs
-    assert repr(cases) == repr(hostile.cases(info, 2 * len(inputs)))
+    assert repr(cases) == repr(hostile_prompts.cases(info, 2 * len(inputs)))
 
 
 def test_quick_run_finds_no_fault(comfy):
-    rows = soak.run(soak.QUICK, server=comfy)
-    assert [(r["part"], r["outcome"], r.get("where"), r["detail"]) for r in soak.faults(rows)] == []
-    done = {part: sum(row["part"] == part for row in rows) for part in soak.PARTS}
-    assert all(done[part] > 5 for part in soak.PARTS)
+    rows = run.run(run.QUICK, server=comfy)
+    assert [(r["part"], r["outcome"], r.get("where"), r["detail"]) for r in run.faults(rows)] == []
+    done = {part: sum(row["part"] == part for row in rows) for part in run.PARTS}
+    assert all(done[part] > 5 for part in run.PARTS)

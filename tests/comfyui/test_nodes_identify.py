@@ -220,7 +220,8 @@ class TestSentences:
     @pytest.mark.parametrize("index", [-1, 1, 7])
     def test_index_out_of_range(self, small, index):
         directions, _ = find(*_inversion(small), "text")
-        with pytest.raises(InputError, match=rf"'index' is {index}, but there are 1 directions"):
+        said = "It must be 0 to 1000" if index < 0 else "but there are 1 directions"
+        with pytest.raises(InputError, match=rf"'index' is {index}.* {said}"):
             slide(small[1], directions, 1.0, index)
 
     def test_direction_of_another_family(self, small):

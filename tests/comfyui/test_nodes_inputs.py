@@ -3,6 +3,7 @@
 import asyncio
 import math
 
+import numpy as np
 import pytest
 import torch
 from comfy_api.latest import io
@@ -15,7 +16,8 @@ from latent_directions.nodes import LatentDirectionsExtension, library
 from latent_directions.nodes.demo_model import LoadDemoModel
 from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.errors import InputError
-from latent_directions.nodes.inputs import LONGEST_TEXT, check_input, in_short
+from latent_directions.nodes.inputs import LONGEST_TEXT, check_inputs, in_short
+from latent_directions.nodes.inspect import EditReport
 from latent_directions.nodes.manipulate import DirectionSlider
 
 library.register_folder()
@@ -31,11 +33,21 @@ WRONG = {
     io.Float.Input: [-1e9, 1e9, math.nan, math.inf, -math.inf, 10**400, True, "0.5", [1.0], {}],
     io.String.Input: [3, 1.5, ["a"], {}, "\ud800", "smile\udfff", "x" * (LONGEST_TEXT + 1), "x" * 5_000_000],
     io.Combo.Input: [3, "", "none of them", "\ud800", "x" * 1_000_000, None, ["a"]],
-    io.Latent.Input: [{}, {"samples": None}, {"samples": torch.tensor(1.0)}, {"samples": torch.zeros(0, 4, 8, 8)}, 3],
     io.Mask.Input: [3, torch.tensor(1.0), torch.zeros(5), torch.zeros(0, 8, 8), torch.full((1, 8, 8), math.nan)],
-    io.Conditioning.Input: [[], [[None, {}]], 3],
+    io.Conditioning.Input: [[], [[None, {}]], 3, [1], [None], [["x", {}]], [[torch.full((1, 7, 24), math.nan), {}]]],
     io.Model.Input: [3, "model", []],
 }
+
+
+def check_input(declared, value) -> None:
+    """The check of one input, on a node that has no other."""
+
+    class Node:
+        @classmethod
+        def define_schema(cls) -> io.Schema:
+            return io.Schema("Node", inputs=[declared])
+
+    check_inputs(Node, {declared.id: value})
 
 
 def kind_of(declared) -> type | None:
@@ -43,7 +55,7 @@ def kind_of(declared) -> type | None:
 
 
 @pytest.mark.parametrize("declared", INPUTS)
-def test_refused_by_name(declared):
+def test_every_input_refuses_by_its_name_what_it_cannot_be(declared):
     for value in WRONG.get(kind_of(declared), [3, "no object", []] if "LATENT_" in declared.get_io_type() else []):
         if value is None and declared.optional:
             continue
@@ -63,9 +75,12 @@ def test_bounds_and_defaults_pass(declared):
             check_input(declared, value)
 
 
-def test_a_whole_number_may_stand_for_a_float():
-    (strength,) = (i for i in DirectionSlider.define_schema().inputs if i.id == "strength")
-    check_input(strength, 2)
+def test_numbers_of_other_kinds():
+    """A whole number may stand for a float, and numpy's numbers for Python's, as other nodes give them."""
+    index, strength = (i for i in DirectionSlider.define_schema().inputs if i.id in ("index", "strength"))
+    for value in (2, np.int64(2), np.float32(0.5), np.float64(0.5)):
+        check_input(strength, value)
+    check_input(index, np.int64(2))
 
 
 def test_values_are_quoted_in_short():
@@ -121,6 +136,12 @@ def test_find_directions(test_model, encoded, name, value):
         find(test_model, encoded.inversion, "HSDS", **{name: value})
 
 
+@pytest.mark.parametrize("method", ["HSDS", "LOCO"])
+def test_the_largest_seed_of_a_search(test_model, encoded, method):
+    directions, _ = find(test_model, encoded.inversion, method, seed=2**64 - 1, count=1)
+    assert len(directions) == 1
+
+
 @pytest.mark.parametrize(("name", "value"), [("strength", math.nan), ("strength", 1e38), ("weight", math.inf)])
 def test_slider(test_model, encoded, name, value):
     (direction,), _ = find(test_model, encoded.inversion, "text")
@@ -150,9 +171,9 @@ class TestSigmas:
     @pytest.mark.parametrize(
         "sigmas", [[0.0, 0.0], [0.0, 0.5, 0.0], [0.5, 0.7, 0.0], [math.nan, 0.0], [0.5, -0.1], [math.inf, 0.0]]
     )
-    def test_that_no_sampler_can_follow(self, test_model, encoded, sigmas):
+    def test_that_do_not_decrease_are_refused(self, test_model, encoded, sigmas):
         """Set First Sigma to 0, for example; the sampler is not to blame."""
-        with pytest.raises(InputError, match="'sigmas' of the sampler must be noise levels that descend from above 0"):
+        with pytest.raises(InputError, match="'sigmas' of the sampler must be noise levels that decrease"):
             sample(test_model, encoded, sigmas=torch.tensor(sigmas))
 
     @pytest.mark.parametrize("sampler", ["dpmpp_2m", "lms", "euler", "deis", "res_multistep"])
@@ -183,9 +204,14 @@ class TestSigmas:
         assert len(calls) < 30
 
 
-def test_a_latent_without_dimensions(test_model):
+@pytest.mark.parametrize(
+    "latent", [{}, {"samples": None}, {"samples": torch.tensor(1.0)}, {"samples": torch.zeros(0, 16, 8, 8)}, 3]
+)
+def test_a_latent_without_a_picture(test_model, encoded, latent):
     with pytest.raises(InputError, match="'latent' holds no picture"):
-        invert(test_model, {"samples": torch.tensor(1.0)})
+        invert(test_model, latent)
+    with torch.inference_mode(), pytest.raises(InputError, match="'latent' holds no picture"):
+        EditReport.execute(encoded.inversion, latent)
 
 
 def test_inputs_are_checked_before_anything_is_computed(test_model):
@@ -193,8 +219,14 @@ def test_inputs_are_checked_before_anything_is_computed(test_model):
         InvertImage.execute("model", test_model.positive, {"samples": torch.zeros(1, 16, 8, 8)})
 
 
-@pytest.mark.parametrize("file", [5, None, "", ["a"], {}])
-def test_load_direction_takes_file_names_alone(file):
+@pytest.mark.parametrize("file", [None, "", {}, []])
+def test_load_direction_without_a_file(file):
+    with torch.inference_mode(), pytest.raises(InputError, match="'file' is empty, so there is no direction to load"):
+        library.LoadDirection.execute(file)
+
+
+@pytest.mark.parametrize("file", [5, 0, ["a"], {"a": 1}])
+def test_a_file_must_be_a_name(file):
     with torch.inference_mode(), pytest.raises(InputError, match="'file' is .*, which is no file name"):
         library.LoadDirection.execute(file)
 

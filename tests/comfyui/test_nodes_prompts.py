@@ -7,8 +7,9 @@ from more_families import lumina2
 from node_runs import deviation, find, invert, loaded, sample
 
 from latent_directions.core.direction import Prompt
+from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.manipulate import DirectionSlider
-from latent_directions.nodes.prompts import shifted, with_prompt
+from latent_directions.nodes.prompts import encode_text, prompt_name, shifted, with_prompt
 from nodes import ConditioningCombine, ConditioningSetArea, ConditioningSetMask
 
 KEEP = "a person with hat | a person without cap"
@@ -50,6 +51,72 @@ def test_a_change_of_every_entry():
     for (tokens, extra), (moved, moved_extra) in zip(prompts, shifted(prompts, change, 2.0), strict=True):
         assert torch.equal(moved, tokens + 2)
         assert torch.equal(moved_extra["pooled_output"], extra["pooled_output"] + 2)
+
+
+class Encoder:
+    """A text encoder that gives more than tokens, as those of HunyuanDiT, HiDream and Anima do."""
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str) -> list:
+        generator = torch.Generator().manual_seed(len(text))
+        extra = {
+            "pooled_output": torch.randn(1, 32, generator=generator),
+            "conditioning_mt5xl": torch.randn(1, 6, 8, generator=generator),
+            "attention_mask": torch.ones(1, 7, dtype=torch.long),
+            "num_layers_stacked": 3,
+        }
+        return [[torch.randn(1, 7, 24, generator=generator), extra]]
+
+
+class TestWholeEntries:
+    def test_all_parts_are_encoded(self):
+        prompt = encode_text(Encoder(), "a hat")
+        assert set(prompt.parts()) == {"tokens", "pooled", "conditioning_mt5xl", "attention_mask"}
+
+    def test_another_text_takes_all_its_parts(self):
+        """And none of the source's, also not those that its encoder leaves out for it."""
+        source = Encoder().encode_from_tokens_scheduled("a person")
+        source[0][1] |= {"conditioning_byt5small": torch.ones(1, 2, 3), "strength": 0.5}  # one is the encoder's
+        prompt = encode_text(Encoder(), "a hat")
+        ((_, entry),) = with_prompt(source, prompt)
+        for name in ("conditioning_mt5xl", "attention_mask"):
+            assert entry[name] is prompt.extra[name]
+        assert "conditioning_byt5small" not in entry
+        assert entry["strength"] == 0.5
+        assert entry["num_layers_stacked"] == 3
+
+    def test_a_change_of_words_changes_all_parts(self):
+        source = Encoder().encode_from_tokens_scheduled("a person")
+        change = encode_text(Encoder(), "a hat") - encode_text(Encoder(), "a cap!")
+        ((_, entry),) = shifted(source, change, 2.0)
+        expected = source[0][1]["conditioning_mt5xl"] + 2 * change.extra["conditioning_mt5xl"]
+        assert torch.equal(entry["conditioning_mt5xl"], expected)
+        assert torch.equal(entry["attention_mask"], source[0][1]["attention_mask"])
+
+    @pytest.mark.parametrize("name", ["pooled_output", "conditioning_mt5xl"])
+    def test_a_change_of_another_size(self, name):
+        source = Encoder().encode_from_tokens_scheduled("a person")
+        source[0][1][name] = torch.zeros(1, 9, 9)
+        change = encode_text(Encoder(), "a hat") - encode_text(Encoder(), "a cap!")
+        with pytest.raises(InputError, match=f"differ in the size of '{name}'"):
+            shifted(source, change, 1.0)
+
+    @pytest.mark.parametrize("part", ["tokens", "pooled", "second", "numbers"])
+    def test_prompts_that_differ_in_any_part_have_names_of_their_own(self, part):
+        """Under one name they would share cached predictions."""
+
+        def prompt(changed: str = "") -> Prompt:
+            parts = {"tokens": torch.ones(1, 7, 24), "pooled": torch.ones(1, 32)}
+            extra = {"second": torch.ones(1, 3), "numbers": torch.tensor([[2**24, 3]])}
+            if changed:
+                place = parts if changed in parts else extra
+                place[changed] = place[changed] + 1
+            return Prompt(**parts, extra=extra)
+
+        assert prompt_name(prompt()) == prompt_name(prompt())
+        assert prompt_name(prompt(part)) != prompt_name(prompt())
 
 
 def edited(test_model, encoded, direction, **options):

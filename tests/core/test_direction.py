@@ -1,13 +1,14 @@
 """Directions and prompts as data: what a slider at a strength moves, and differences of prompts."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
+from analytic import SCALES
 
 from latent_directions.core.anchor import NoiseMove, WordsMove, moved_noise
 from latent_directions.core.direction import Direction, KeepPair, Prompt
-from latent_directions.core.errors import PromptLengthError, ShapeError
+from latent_directions.core.errors import PromptLengthError, PromptPartsError, ShapeError
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -66,6 +67,23 @@ class TestMoves:
         assert torch.equal(moved_noise(noise, direction.moves(0.0, name_of), b), noise)
         assert moved_noise(noise, of_words().moves(1.0, name_of), b) is noise
 
+    @pytest.mark.parametrize("scale", SCALES.values(), ids=list(SCALES))
+    def test_at_another_level_the_noise_moves_by_as_much(self, scale):
+        """Found at 0.9 and used at 0.2 it would move by several times as much."""
+        direction, noise = replace(of_latent(), sigma=0.9), random(1, 4, 8, 8, seed=3)
+        found, used = (
+            moved_noise(noise, direction.at(sigma, scale).moves(1.0, name_of), scale(sigma)[1]) - noise
+            for sigma in (0.9, 0.2)
+        )
+        assert torch.allclose(found, used, atol=1e-5)
+        assert direction.at(0.9, scale) is direction
+        words = of_words()
+        assert words.at(0.2, scale) is words
+
+    def test_a_name_can_be_printed(self):
+        assert Direction("a\ud800" + "b" * 5000, "LOCO", "SD3", 1.0).name.startswith("a\\ud800b")
+        assert len(Direction("b" * 5000, "LOCO", "SD3", 1.0).name) < 300
+
     def test_another_size(self):
         with pytest.raises(ShapeError, match="found on a latent of 4 x 8 x 8, but this picture's is 4 x 8 x 9"):
             moved_noise(random(1, 4, 8, 9), of_latent().moves(1.0, name_of), 1.0)
@@ -87,6 +105,35 @@ class TestPrompt:
         assert (prompt(1, False) - prompt(2)).pooled is None
         assert (prompt(1) - prompt(2, False)).pooled is None
         assert prompt(1, False).scaled(2.0).pooled is None
+
+    def test_other_parts_of_numbers_are_compared_too(self):
+        a, b = (Prompt(random(1, 7, 24), extra={"second": random(1, 3, 5, seed=seed)}) for seed in (1, 2))
+        change = (a - b).scaled(0.5)
+        assert torch.equal(change.extra["second"], 0.5 * (a.extra["second"] - b.extra["second"]))
+        assert set(a.parts()) == {"tokens", "second"}
+
+    def test_parts_of_whole_numbers_have_no_difference(self):
+        def with_numbers(*numbers: int, **more) -> Prompt:
+            return Prompt(random(1, 7, 24), extra={"ids": torch.tensor([numbers]), **more})
+
+        assert (with_numbers(1, 1, 0) - with_numbers(1, 1, 0)).extra == {}
+        for other in (with_numbers(1, 0, 0), with_numbers(1, 1), with_numbers(1, 1, 0, second=random(1, 2))):
+            for one, two in ((with_numbers(1, 1, 0), other), (other, with_numbers(1, 1, 0))):
+                with pytest.raises(PromptPartsError, match="embeddings do not match in '(ids|second)'"):
+                    one - two
+
+    def test_masks_over_slots_are_left_out(self):
+        """Encoders that pad mask what they have added, and leave the mask out where there is nothing to mask."""
+        prompts = [
+            Prompt(random(1, 7, 24), extra=extra)
+            for extra in ({"attention_mask": torch.tensor([[1, 1, 0]])}, {"attention_mask": torch.ones(1, 3)}, {})
+        ]
+        for one in prompts:
+            for other in prompts:
+                assert (one - other).extra == {}
+        assert not prompts[0].same_slots(prompts[1])
+        assert prompts[0].same_slots(prompts[0])
+        assert prompts[0].same_slots(prompts[2])
 
     def test_prompts_of_other_lengths(self):
         longer = Prompt(random(1, 9, 24))

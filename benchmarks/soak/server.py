@@ -20,7 +20,8 @@ import numpy as np
 import safetensors.torch
 from PIL import Image
 
-from benchmarks.outcomes import (
+from benchmarks.process_memory import memory_of
+from benchmarks.soak.outcomes import (
     CANCELLED,
     DEAD_SERVER,
     DEAD_WORKER,
@@ -210,7 +211,7 @@ class Live:
                     with Image.open(path) as picture:
                         pictures.append(np.asarray(picture.convert("RGB")))
                 path.unlink()
-            if key == "report":
+            if key == "report text":
                 reports.append(json.loads(output["text"][0]))
         reply.latents, reply.pictures, reply.reports = latents, pictures, reports
         return of_results(reports, latents, pictures) if check else of_results([], [], [])
@@ -233,24 +234,3 @@ class Live:
             with contextlib.suppress(OSError):
                 found |= {entry.path for entry in os.scandir(place_) if MARK in entry.name}
         return found
-
-
-def memory_of(pid: int, field: str) -> int:
-    """VmRSS, VmHWM or VmSize of a process in bytes (Linux)."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
-
-
-def clear_peak(pid: int) -> int:
-    """Let VmHWM start anew, and return VmRSS."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return memory_of(pid, "VmRSS")
-
-
-def open_files(pid: int) -> int:
-    """Number of open file descriptors of a process, network connections aside: those are the client's."""
-    count = 0
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            count += not os.readlink(entry).startswith("socket:")
-    return count

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from benchmarks.hostile_sources import (
+from benchmarks.soak.base_prompt import (
     NODES,
     ODD,
     OUTPUTS,
@@ -24,8 +24,8 @@ from benchmarks.hostile_sources import (
     needed,
     odd_source,
 )
-from benchmarks.live import MARK
-from benchmarks.outcomes import PREFIX, shortened
+from benchmarks.soak.outcomes import PREFIX, shortened
+from benchmarks.soak.server import MARK
 from scripts.workflow import declared_inputs
 
 SEED = 20260101

@@ -6,8 +6,8 @@ import copy
 import math
 from collections.abc import Iterable
 
-from benchmarks.live import MARK
-from benchmarks.outcomes import PREFIX
+from benchmarks.soak.outcomes import PREFIX
+from benchmarks.soak.server import MARK
 
 STORED = "base"  # a direction that is in the server's folder
 SOURCE, TARGET = "a portrait of a person, neutral", "a portrait of a person, smiling"
@@ -174,14 +174,15 @@ def base() -> dict:
         "picture": ("PreviewImage", {"images": ["decoded", 0]}),
         "latent": ("SaveLatent", {"samples": ["sampled", 0], "filename_prefix": "soak"}),
         "report": (f"{PREFIX}EditReport", {"inversion": ["invert", 4], "latent": ["sampled", 0]}),
+        "report text": ("PreviewAny", {"source": ["report", 1]}),
         "preview": (f"{PREFIX}PreviewDirections", PREVIEW | {"strength": 1.0, "columns": 3, "steps": 1}),
         "save": (f"{PREFIX}SaveDirection", {"directions": ["find", 0], "index": 0, "name": f"{MARK}"}),
     }
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
-OUTPUTS = ("picture", "latent", "report")
-OUTPUTS_OF = {"preview": ("preview",), "save": ("save",), "report": ("report",)}
+OUTPUTS = ("picture", "latent", "report text")
+OUTPUTS_OF = {"preview": ("preview",), "save": ("save",), "report": ("report text",)}
 
 
 def needed(prompt: dict, outputs: Iterable[str]) -> dict:

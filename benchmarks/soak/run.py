@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from benchmarks import damage, hostile, hostile_files, soak_sliders
 from benchmarks.command import parser, write
-from benchmarks.hostile import can_be_sent, prompt_of
-from benchmarks.hostile_sources import OUTPUTS, STORED, base, needed
-from benchmarks.live import ENDED, Live, Reply, clear_peak, memory_of
-from benchmarks.outcomes import (
+from benchmarks.process_memory import clear_peak, memory_of
+from benchmarks.soak import damaged_files, file_damage, hostile_prompts, slider_runs
+from benchmarks.soak.base_prompt import OUTPUTS, STORED, base, needed
+from benchmarks.soak.hostile_prompts import can_be_sent, prompt_of
+from benchmarks.soak.outcomes import (
     CHANGED,
     FAULTS,
     GOOD,
@@ -35,6 +35,7 @@ from benchmarks.outcomes import (
     distinct,
     shortened,
 )
+from benchmarks.soak.server import ENDED, Live, Reply
 from benchmarks.tables import print_table
 from scripts.comfy_server import Server
 from scripts.environment import ensure
@@ -151,9 +152,9 @@ def difference(one: Reply, other: Reply) -> str:
     return f"the latent differs by {far:.3g}, its largest value is {float(one.latents[0].abs().max()):.3g}"
 
 
-def hostile_prompts(soak: Soak) -> None:
+def run_prompts(soak: Soak) -> None:
     """Part 1: every input of every node."""
-    cases = hostile.cases(soak.info, soak.size.prompts)
+    cases = hostile_prompts.cases(soak.info, soak.size.prompts)
     for number, case in enumerate(cases, 1):
         more = {"where": case.where, "mode": case.mode, "kinds": case.kinds, "example": case.words}
         values = [(value.kind, f"{value.kind} at {node}.{name}") for node, name, value in case.changes]
@@ -175,26 +176,26 @@ def hostile_prompts(soak: Soak) -> None:
     soak.check("prompts")
 
 
-def damaged_files(soak: Soak) -> None:
+def load_files(soak: Soak) -> None:
     """Part 2: damaged direction files, in a child process and over the API."""
-    soak.rows += hostile_files.in_child(soak.size.files)
+    soak.rows += damaged_files.in_child(soak.size.files)
     stored = (soak.live.directions / f"{STORED}.safetensors").read_bytes()
-    drawn = hostile.draw(damage.recipes(), soak.size.files_live + hostile.SIMPLEST, 999_999)
-    for number, recipe in enumerate(drawn[hostile.SIMPLEST :], 1):
+    drawn = hostile_prompts.draw(file_damage.recipes(), soak.size.files_live + hostile_prompts.SIMPLEST, 999_999)
+    for number, recipe in enumerate(drawn[hostile_prompts.SIMPLEST :], 1):
         name = f"damaged-{number}.safetensors"
         path = soak.live.directions / name
-        damage.write(path, stored, recipe)
-        case = hostile.Case("load", (("load", "file", hostile.Value("damaged", name)),))
+        file_damage.write(path, stored, recipe)
+        case = hostile_prompts.Case("load", (("load", "file", hostile_prompts.Value("damaged", name)),))
         prompt = prompt_of(case, strength=0.5 + number / 1000)
         before = clear_peak(soak.live.pid)
         outcome, reply = soak.run("files", prompt)
         more = {"where": recipe[0], "example": str(recipe)[:200], "mode": "API"}
         if outcome.kind not in ENDED:
             growth = memory_of(soak.live.pid, "VmHWM") - before
-            if growth > hostile_files.MOST_MEMORY:
+            if growth > damaged_files.MOST_MEMORY:
                 soak.note("files", Outcome(MEMORY, f"{growth >> 20} MB"), **more)
         soak.note("files", outcome, reply.seconds, **more)
-        damage.clear(path)
+        file_damage.clear(path)
         if number % soak.size.batch == 0:
             soak.check("files")
             progress("files", number, soak.size.files_live)
@@ -211,7 +212,7 @@ LONG = {
 
 def cancels(soak: Soak) -> None:
     """Part 3: cancel at random moments; the known prompt must give the same as on a fresh server afterwards."""
-    moments, seconds = random.Random(hostile.SEED), {}
+    moments, seconds = random.Random(hostile_prompts.SEED), {}
     for number in range(1, soak.size.cancels + 1):
         name = list(LONG)[number % len(LONG)]
         prompt = base()
@@ -267,11 +268,11 @@ def run(size: Size, parts: tuple[str, ...] = PARTS, server: Server | None = None
         soak = Soak(live, size, info, known or reference(live, info))
         soak.restore()
         soak.check("start")
-        actions = {"prompts": hostile_prompts, "files": damaged_files, "cancels": cancels}
+        actions = {"prompts": run_prompts, "files": load_files, "cancels": cancels}
         for part in parts:
             began = time.monotonic()
             try:
-                actions.get(part, soak_sliders.sliders)(soak)
+                actions.get(part, slider_runs.sliders)(soak)
             except KeyboardInterrupt:  # the tables then are of what has run
                 print(f"{part}: ended early", file=sys.stderr)
             soak.rows.append({"part": part, "outcome": "", "detail": "", "took": time.monotonic() - began})
@@ -301,7 +302,7 @@ def print_tables(rows: list[dict]) -> None:
         live = [row for row in rows if row["part"] == "files" and row.get("mode") == "API"]
         print("\nDamaged direction files, loaded in a child process and over the API (with a slider and sampling):\n")
         names = [OK, *kinds_in(live), *summary["counts"]]
-        loaded = {hostile_files.LOADED: OK}
+        loaded = {damaged_files.LOADED: OK}
         lines = []
         for kind in dict.fromkeys(loaded.get(name, name) for name in names):
             counts = sum(n for name, n in summary["counts"].items() if loaded.get(name, name) == kind)
@@ -315,7 +316,7 @@ def print_tables(rows: list[dict]) -> None:
         print("\nCancels by the node that was running:\n")
         places = Counter((row["where"], row["outcome"]) for row in cancelled)
         print_table([{"cancelled at": w, "outcome": o, "cancels": n} for (w, o), n in sorted(places.items())])
-    soak_sliders.print_tables(rows)
+    slider_runs.print_tables(rows)
     end = next(row for row in rows if row["part"] == "known prompt")
     changed = sum(row["outcome"] == CHANGED for row in rows)
     print(

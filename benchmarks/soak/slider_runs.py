@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import statistics
 
-from benchmarks.hostile import SEED
-from benchmarks.hostile_sources import OUTPUTS, base, needed
-from benchmarks.live import memory_of, open_files
-from benchmarks.outcomes import DESCRIPTORS, MEMORY, NOT_EXACT, OK, Outcome
+from benchmarks.process_memory import memory_of, open_files
+from benchmarks.soak.base_prompt import OUTPUTS, base, needed
+from benchmarks.soak.hostile_prompts import SEED
+from benchmarks.soak.outcomes import DESCRIPTORS, MEMORY, NOT_EXACT, OK, Outcome
 from benchmarks.tables import print_table
 
 EXACT = 1e-5  # as the tests ask for at strength 0

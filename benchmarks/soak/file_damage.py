@@ -68,7 +68,7 @@ ODD_JSON = [
 
 
 def directions() -> list[Direction]:
-    """Small directions of every form, to damage."""
+    """Small directions of every form, to file_damage."""
     noise = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> torch.Tensor:

@@ -19,10 +19,10 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.damage import clear, originals, recipes, write
-from benchmarks.hostile import draw
-from benchmarks.live import clear_peak, memory_of
-from benchmarks.outcomes import DEAD_SERVER, MEMORY, NO_SENTENCE, OK, STUCK, UNUSABLE, Outcome, of_sentence
+from benchmarks.process_memory import clear_peak, memory_of
+from benchmarks.soak.file_damage import clear, originals, recipes, write
+from benchmarks.soak.hostile_prompts import draw
+from benchmarks.soak.outcomes import DEAD_SERVER, MEMORY, NO_SENTENCE, OK, STUCK, UNUSABLE, Outcome, of_sentence
 from latent_directions.core import direction_files
 from latent_directions.core.direction import Direction
 from latent_directions.core.errors import DirectionFileError
@@ -124,7 +124,7 @@ def in_child(count: int) -> list[dict]:
     folder = Path(tempfile.mkdtemp(dir=ROOT / ".run", prefix="files-"))
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     while first < count:
-        command = [sys.executable, "-m", "benchmarks.hostile_files", "--child", str(first), str(count - first)]
+        command = [sys.executable, "-m", "benchmarks.soak.damaged_files", "--child", str(first), str(count - first)]
         with (folder / "lines").open("w+") as lines, (folder / "errors").open("w+") as errors:
             child = subprocess.Popen(
                 [*command, str(folder)], cwd=ROOT, stdout=lines, stderr=errors, env=environment, text=True
