@@ -20,6 +20,7 @@ import comfy.samplers
 import numpy as np
 import torch
 from comfy.taesd.taesd import Decoder
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 
 from benchmarks import encode_edits
 from benchmarks.command import parser, write
@@ -38,6 +39,8 @@ from latent_directions.nodes.sockets import EncodedNoise
 
 SAMPLERS = ("euler", "heun", "dpm_2", "dpmpp_2m", "lms", "deis", "res_multistep", "ddim")
 SCHEDULES = ("simple", "karras")
+OWN, ANOTHER, OWN_AGAIN = "the model's", "another", "the model's again"
+SAMPLINGS = (OWN, ANOTHER, OWN_AGAIN)
 FLIPPED = "flipped sigmas"
 MEASURED = ("psnr_db", "vae_psnr_db", "zero_strength_max_abs_diff", "zero_strength_pixels_changed", "seconds")
 
@@ -88,7 +91,10 @@ def eight_bit(image: torch.Tensor) -> np.ndarray:
 
 
 def exact_return(subject: Subject, quick: bool) -> list[dict]:
-    """Strength 0 through ComfyUI's sampling, for every method, sampler, schedule and guidance."""
+    """Strength 0 through ComfyUI's sampling, for every method, sampler, schedule and guidance.
+
+    With euler also under another model sampling, and under the model's own again.
+    """
     rows, before = [], subject.latent["samples"]
     shown, ceiling = eight_bit(subject.decode(before)), subject.psnr(before)
     noise = EncodedNoise(torch.randn(before.shape, generator=torch.Generator().manual_seed(1)))
@@ -107,8 +113,12 @@ def exact_return(subject: Subject, quick: bool) -> list[dict]:
             noise=noise,
         ).result
         report = json.loads(out[5])
-        for sampler, guidance in itertools.product(SAMPLERS[:: 4 if quick else 1], (1.0, 4.0)):
+        runs = itertools.product(SAMPLERS[:: 4 if quick else 1], SAMPLINGS, (1.0, 4.0))
+        for sampler, sampling, guidance in runs:
+            if sampling != OWN and sampler != SAMPLERS[0]:
+                continue
             row = {
+                "model_sampling": sampling,
                 "family": subject.family,
                 "method": method,
                 "sampler": sampler,
@@ -119,7 +129,7 @@ def exact_return(subject: Subject, quick: bool) -> list[dict]:
             started = time.perf_counter()
             try:
                 after = comfy.sample.sample_custom(
-                    out[3],
+                    with_another_sampling(out[3]) if sampling == ANOTHER else out[3],
                     out[1].generate_noise(subject.latent),
                     guidance,
                     comfy.samplers.sampler_object(sampler),
@@ -144,6 +154,13 @@ def exact_return(subject: Subject, quick: bool) -> list[dict]:
             )
             rows.append({**row, **dict(zip(MEASURED, figures, strict=True)), "refused": None})
     return rows
+
+
+def with_another_sampling(model):
+    """The MODEL with another shift of a flow model's schedule, or as another kind of prediction."""
+    if is_flow(model):
+        return ModelSamplingSD3().patch(model, 7.0)[0]
+    return ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
 
 
 def without_anchor(bench: Bench, pictures: int) -> list[dict]:

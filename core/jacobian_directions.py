@@ -114,7 +114,7 @@ def _remarks(found: _Found) -> list[str]:
 
 def _moves_of(found: _Found, mask: Tensor | None, deviation: float, precision: float) -> list[FoundDirection]:
     """The singular vectors as moves, each with its sign and the step of strength 1; those of rounding are left out."""
-    triplets, space, largest, notes = found
+    triplets, space, largest, notes, _ = found
     moves = []
     for i in range(int((triplets.values > precision * largest).sum())):
         vector = triplets.right[i : i + 1]
