@@ -5,8 +5,9 @@
 Small random-weight models of ComfyUI's own classes. `error` is the largest relative error of J v over blocks of one
 and two directions, against differences of a float64 copy extrapolated to fourth order, which settle to 1e-5 or better;
 `double` is the error by double backward, the next mode where forward AD fails.
-`adjoint` is |<Jv, Jv> - <v, J'Jv>| / |J'Jv|, `distance` that of the sampled prediction to the float64 one. For
-quantised weights the float64 copy holds them dequantised; for half precision it holds the same rounded weights.
+`adjoint` is |<Jv, Jv> - <v, J'Jv>| / |J'Jv| (not the self-check's, which uses a random vector), `distance` that of the
+sampled prediction to the float64 one. For quantised weights the float64 copy holds them dequantised; for half precision
+it holds the same rounded weights.
 `status` is ok where errors stay below 1e-3 and forward and backward products are trusted, fallback where something less
 precise or without a part is used and said so, refused where no product is given.
 """

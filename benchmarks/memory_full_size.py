@@ -1,6 +1,7 @@
-"""SD1.5's U-Net and SD3-medium's MMDiT at full size with random weights, in half precision: what searches take there.
+"""SD1.5's U-Net and SD3-medium's MMDiT at full size with random weights, in bfloat16: what searches take there.
 
-Random weights have no picture in them, but the sizes, layers, rounding, time and memory of the real checkpoints.
+Random weights make no picture, but cost the same time and memory as a checkpoint, and round alike. Seconds are those of
+the CPU, all threads together, so that other programs on the machine do not count.
 """
 
 import time
@@ -60,7 +61,7 @@ MODELS = {
     "SD3-medium MMDiT, 256 px": (comfy.supported_models.SD3, SD3_MEDIUM, 16, 32, 77, 4096, 2048, 0.7),
 }
 STEP = "one sampling step"
-STEPS = 20  # of the sampling run that seconds are compared with
+STEPS = 20  # of the sampling run, at guidance 1, that the time is compared with
 
 
 def build(name: str, dtype: torch.dtype = torch.bfloat16) -> tuple:
@@ -90,7 +91,7 @@ def measure(name: str, report) -> list[dict]:
             move, *_ = METHODS[method].run(task)
             check = task.notes["self_check"]
             notes = {key: move.notes.get(key) for key in ("asymmetry", "products_by")}
-            return {"mode": check["mode"], "difference": check["difference"], "says": check["sentence"]} | notes
+            return {"mode": check["mode"], "difference": check["difference"], "sentence": check["sentence"]} | notes
 
         def step() -> dict:
             denoiser(x, sigma)
@@ -100,7 +101,7 @@ def measure(name: str, report) -> list[dict]:
             found = self_check(prediction_jacobian(denoiser, x, sigma))
             found.jacobian.release()
             said = {"mode": found.jacobian.mode, "backward": found.backward, "difference": found.difference}
-            return said | {"adjoint": found.adjoint, "says": found.sentence}
+            return said | {"adjoint": found.adjoint, "sentence": found.sentence}
 
         actions = {
             STEP: step,
@@ -109,23 +110,23 @@ def measure(name: str, report) -> list[dict]:
             "LOCO forward only": lambda: search("LOCO"),
         }
         denoiser(x, sigma)  # what the first call of all allocates is not the step's
-        rows = []
+        rows: list[dict] = []
         for action, act in actions.items():
-            before, started = denoiser.counter.evaluations, time.perf_counter()
+            before, started = denoiser.counter.evaluations, time.process_time()
             found, peak = peak_of(act)
             rows.append(
                 {
                     "model": name,
                     "action": action,
                     "evaluations": denoiser.counter.evaluations - before,
-                    "seconds": time.perf_counter() - started,
+                    "cpu_seconds": time.process_time() - started,
                     "peak_megabytes": peak,
                 }
                 | found
             )
             row, step = rows[-1], rows[0]
-            row["runs"] = row["seconds"] / (STEPS * step["seconds"])
-            row["memory"] = row["peak_megabytes"] / step["peak_megabytes"]
+            row["share_of_a_run"] = row["cpu_seconds"] / (STEPS * step["cpu_seconds"])
+            row["memory_of_a_step"] = row["peak_megabytes"] / step["peak_megabytes"]
             report(row)
         return rows
 

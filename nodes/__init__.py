@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import demo_model, encode, graph, identify, inspect, library, manipulate
+from . import demo_model, encode, identify, inspect, library, manipulate, wiring
 
 
 class LatentDirectionsExtension(ComfyExtension):
@@ -12,7 +12,7 @@ class LatentDirectionsExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
         library.register_folder()
-        graph.register_route()
+        wiring.register_route()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

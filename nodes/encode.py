@@ -18,7 +18,6 @@ from ..core.metrics import psnr
 from ..core.search import NEGATIVE
 from .anchored import AnchoredModel, without_anchor
 from .errors import InputError, with_advice
-from .graph import refuse_wiring
 from .host import check_latent, finite, first_noise, run
 from .inputs import check_inputs
 from .progress import outcome, say
@@ -26,6 +25,7 @@ from .prompts import negative_prompt
 from .sampling import is_flow, noise_level, sample_euler, scale_at, schedule_from
 from .sizes import is_padded, refuse_size, size_report
 from .sockets import EncodedNoise, Inversion, InversionSocket
+from .wiring import refuse_wiring
 
 CONTROLLED, SEEDED, FRESH, GENERATED = "controlled flow", "seeded noise", "fresh noise", "sampling run"
 INVERSION_METHODS = [*INVERSIONS, CONTROLLED, SEEDED, FRESH, GENERATED]

@@ -16,13 +16,13 @@ from ..core.methods import METHODS, in_words, names_of_methods_that_read
 from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundDirection, Method, Search, Settings, keep_prompts
 from .anchored import without_anchor
 from .errors import InputError, with_advice
-from .graph import refuse_wiring
 from .host import family_of, run
 from .inputs import check_inputs, quoted
 from .masks import mask_on_latent
 from .progress import outcome, say
 from .prompts import encode_text, keep_pairs, negative_prompt, shifted, with_prompt, wrong_words
 from .sockets import DirectionsSocket, Inversion, InversionSocket
+from .wiring import refuse_wiring
 
 DEFAULT = next(iter(METHODS))
 OTHER_LENGTH = (

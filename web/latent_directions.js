@@ -1,6 +1,6 @@
 // What ComfyUI's page does not do by itself for the nodes of this pack, on the classic canvas and on Nodes 2.0:
 //
-// 1. A wiring that cannot work is refused before it is queued, with a sentence (the rules are in nodes/graph.py).
+// 1. A wiring that cannot work is refused before it is queued, with a sentence (the rules are in nodes/wiring.py).
 // 2. The sentence of a run that failed is shown in a toast; the page's own says that "this node threw an error".
 // 3. After a run a node shows its result: its picture in place of the last live preview, and its line of text.
 // 4. Load Direction has a button that lists the files anew.

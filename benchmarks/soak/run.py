@@ -2,8 +2,8 @@
 
     python -m benchmarks.soak [--quick] [--part NAME ...] [--json FILE]
 
-Everything is drawn by hypothesis with fixed seeds. A prompt may be refused, or fail with a sentence of the pack; what
-counts as a fault is listed in `outcomes`. The command ends with status 1 where there is one.
+Everything is drawn with fixed seeds, prompts and files by hypothesis. A prompt may be refused, or fail with a sentence
+of the pack; what counts as a fault is listed in `outcomes`. The command ends with status 1 where there is one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known to be wrong from the graph alone, and that the samplers it names are those that a run refuses."""
+"""Mistakes that can be seen from the wiring, and that the samplers it names are those that a run refuses."""
 
 import itertools
 import json
@@ -11,10 +11,10 @@ from comfy_extras import nodes_custom_sampler
 from families import Family, sd1, sd3
 from node_runs import invert, loaded, sample
 
-from latent_directions.nodes import graph
+from latent_directions.nodes import wiring
 from latent_directions.nodes.errors import UnsupportedSamplerError
-from latent_directions.nodes.graph import Graph, problems
 from latent_directions.nodes.identify import FindDirections
+from latent_directions.nodes.wiring import Graph, problems
 from scripts import strips, workflow
 from scripts.comfy_client import PromptError, Result
 
@@ -41,15 +41,15 @@ def encoded(request):
 
 def test_the_samplers_named_stochastic_are_those_that_a_run_refuses(encoded, monkeypatch):
     found = {name for name in comfy.samplers.SAMPLER_NAMES if refused(*encoded, name, monkeypatch)}
-    assert found >= graph.STOCHASTIC
-    assert found - graph.STOCHASTIC <= LEFT_TO_THE_RUN
+    assert found >= wiring.REFUSED_SAMPLERS
+    assert found - wiring.REFUSED_SAMPLERS <= LEFT_TO_THE_RUN
 
 
-@pytest.mark.parametrize("name", sorted(graph.STOCHASTIC_NODES))
+@pytest.mark.parametrize("name", sorted(wiring.REFUSED_SAMPLER_NODES))
 def test_the_sampler_nodes_named_stochastic_are_refused_by_a_run(encoded, monkeypatch, name):
     node = getattr(nodes_custom_sampler, name)
     defaults = {i.id: i.default if i.default is not None else i.options[0] for i in node.define_schema().inputs}
-    assert set(graph.NOISE_INPUTS) <= set(defaults)
+    assert set(wiring.NOISE_INPUTS) <= set(defaults)
     with torch.inference_mode():
         sampler = node.execute(**defaults).args[0]
     assert refused(*encoded, sampler, monkeypatch)
@@ -126,7 +126,7 @@ def test_what_is_wired_wrongly_is_refused_before_a_model_runs(comfy, prompt, cas
         comfy.run(wrong, on_event)
     assert str(error.value) == f"{strips.INVERT}: {problem.message}"
     assert progress == []
-    answer = comfy.client.request(graph.ROUTE, json.dumps({"prompt": wrong}).encode())
+    answer = comfy.client.request(wiring.ROUTE, json.dumps({"prompt": wrong}).encode())
     assert json.loads(answer) == [{"node": problem.node, "input": problem.input, "message": problem.message}]
     assert problem.input in wrong[problem.node]["inputs"]
 
@@ -178,7 +178,7 @@ def test_a_branch_that_a_switch_may_leave_out_is_left_to_the_run(comfy, prompt):
     switch = {"switch": False, "on_true": [workflow.find(prompt, "VAEDecode"), 0], "on_false": [other, 0]}
     made = {**named(prompt), "switch": {"class_type": "ComfySwitchNode", "inputs": switch}}
     made = changed(made, "SaveImage", images=["switch", 0])
-    assert json.loads(comfy.client.request(graph.ROUTE, json.dumps({"prompt": made}).encode())) == []
+    assert json.loads(comfy.client.request(wiring.ROUTE, json.dumps({"prompt": made}).encode())) == []
     comfy.run(changed(made, strips.INVERT, seed=next(SEEDS)))
 
 
@@ -218,10 +218,10 @@ HOSTILE = {
                 "1": {"class_type": "KSampler", "inputs": {"model": ["2", 0], "sampler_name": "ddpm"}},
                 "2": {"class_type": "RescaleCFG", "inputs": {"model": ["1", 0]}},
                 "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}},
-                "4": {"class_type": graph.INVERT, "inputs": {"latent": ["5", 0]}},
+                "4": {"class_type": wiring.INVERT, "inputs": {"latent": ["5", 0]}},
                 "5": {"class_type": "VAEEncode", "inputs": {"pixels": ["6", 0]}},
                 "6": {"class_type": "ImageScale", "inputs": {"image": ["5", 0]}},
-                "7": {"class_type": graph.FIND, "inputs": {"inversion": ["4", 4], "method": {}, "source": 1}},
+                "7": {"class_type": wiring.FIND, "inputs": {"inversion": ["4", 4], "method": {}, "source": 1}},
                 "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0]}},
             }
         }
@@ -232,18 +232,18 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_the_route_answers_anything_with_a_list(comfy, case):
-    assert json.loads(comfy.client.request(graph.ROUTE, HOSTILE[case])) == []
+    assert json.loads(comfy.client.request(wiring.ROUTE, HOSTILE[case])) == []
 
 
 def test_a_problem_beside_lone_surrogates_is_answered(comfy, prompt):
     wrong = {**named(prompt), "\ud800": {"class_type": "\udfff", "inputs": {}}}
-    (found,) = json.loads(comfy.client.request(graph.ROUTE, json.dumps({"prompt": wrong}).encode()))
+    (found,) = json.loads(comfy.client.request(wiring.ROUTE, json.dumps({"prompt": wrong}).encode()))
     assert found["input"] == "sampler_name"
 
 
 def test_a_method_that_does_not_exist_is_still_refused(comfy, prompt):
     """The node checks its words itself, so ComfyUI no longer looks whether the method is one of the list."""
-    with pytest.raises(PromptError, match="'method' is 'magic', which is none of HSDS"):
+    with pytest.raises(PromptError, match="'method' is 'magic', which is no method. Choose one of: HSDS"):
         comfy.run(changed(prompt, strips.FIND, method="magic"))
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a prompt as it is wired, known from the graph alone, before any model runs.
+"""Mistakes that can be seen from how a workflow is wired, before any model runs.
 
 The page asks before it queues (by a route of the server, see web/latent_directions.js), and so do the nodes that come
 first in a run, so that nobody waits for an inversion or a search whose result cannot be used. Only what is certain is
@@ -25,10 +25,10 @@ ROUTE = "/latent_directions/check"
 INVERT, FIND, SLIDER, LOAD = (
     f"LatentDirections_{name}" for name in ("InvertImage", "FindDirections", "DirectionSlider", "LoadDirection")
 )
-# The outputs that hand on an anchored MODEL or an inversion, as positions.
+# Positions of the outputs that give an anchored MODEL, and of the one that gives the inversion.
 ANCHORED_OUTPUTS, INVERSION_OUTPUT = {INVERT: 3, SLIDER: 0}, 4
-# ComfyUI's samplers that a run refuses, with eps and with flow models, as a test shows; others are left to the run.
-STOCHASTIC = frozenset((
+# ComfyUI's samplers that a run refuses with eps and with flow models; a test compares the list with runs.
+REFUSED_SAMPLERS = frozenset((
     "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "exp_heun_2_x0_sde", "dpm_2_ancestral",
     "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "dpmpp_2m_cfg_pp",
     "dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde",
@@ -37,19 +37,24 @@ STOCHASTIC = frozenset((
     "sa_solver_pece",
 ))  # fmt: skip
 # Nodes with a sampler of one kind, which adds noise where both of NOISE_INPUTS are above 0.
-STOCHASTIC_NODES = frozenset((
+REFUSED_SAMPLER_NODES = frozenset((
     "SamplerEulerAncestral", "SamplerEulerAncestralCFGPP", "SamplerDPMPP_2S_Ancestral", "SamplerDPMPP_SDE",
     "SamplerDPMPP_2M_SDE", "SamplerDPMPP_3M_SDE", "SamplerSEEDS2",
 ))  # fmt: skip
 NOISE_INPUTS = ("eta", "s_noise")
 ENOUGH_STEPS = 5  # of a whole schedule, so that several are left below a noise level
 # Nodes whose `sampler_name` is one of ComfyUI's samplers.
-NAMING = frozenset({"KSampler", "KSamplerAdvanced", "KSamplerSelect"})
+NODES_WITH_SAMPLER_NAME = frozenset({"KSampler", "KSamplerAdvanced", "KSamplerSelect"})
 # Nodes that make a batch: of one picture from each of several inputs, or of one picture many times.
-JOINING = frozenset({"ImageBatch", "BatchImagesNode", "LatentBatch", "BatchLatentsNode"})
-REPEATING = {"RepeatImageBatch": "amount", "RepeatLatentBatch": "amount"}
+BATCHING_NODES = frozenset({"ImageBatch", "BatchImagesNode", "LatentBatch", "BatchLatentsNode"})
+REPEATING_NODES = {"RepeatImageBatch": "amount", "RepeatLatentBatch": "amount"}
 # Nodes behind which a batch is as large as before, and the input that it comes from.
-ENCODING = {"VAEEncode": "pixels", "VAEEncodeTiled": "pixels", "SetLatentNoiseMask": "samples", "ImageScale": "image"}
+BATCH_KEEPING_NODES = {
+    "VAEEncode": "pixels",
+    "VAEEncodeTiled": "pixels",
+    "SetLatentNoiseMask": "samples",
+    "ImageScale": "image",
+}
 
 BATCH = (
     "'latent' is a batch of several pictures, but its 'inversion' goes to Find Directions, and directions belong to one"
@@ -80,7 +85,7 @@ class Graph:
         ends = [key for key in self.kinds if getattr(_class_of(self.kinds[key]), "OUTPUT_NODE", False)]
         if isinstance(outputs, list):
             ends = [key for key in outputs if isinstance(key, str) and key in self.kinds]
-        self.running = self.above(*ends, certain=True)
+        self.running = self.upstream_of(*ends, certain=True)
 
     def source(self, key: str, name: str) -> tuple[str, int] | None:
         """The node and the output that an input is linked to; None where it holds a value."""
@@ -89,7 +94,7 @@ class Graph:
             return (link[0], link[1]) if link[0] in self.kinds else None
         return None
 
-    def above(self, *keys: str, certain: bool = False) -> set[str]:
+    def upstream_of(self, *keys: str, certain: bool = False) -> set[str]:
         """The nodes and all that lead to them; `certain` leaves out what a node may decide not to ask for."""
         found, waiting = set(), list(keys)
         while waiting:
@@ -127,14 +132,14 @@ class Graph:
         while (link := self.source(key, name)) is not None and link[0] not in seen:
             key, kind = link[0], self.kinds[link[0]]
             seen.add(key)
-            if kind in JOINING:
+            if kind in BATCHING_NODES:
                 return sum(self.source(key, linked) is not None for linked in self.inputs[key]) > 1
-            if kind in REPEATING:
-                amount = self.inputs[key].get(REPEATING[kind])
+            if kind in REPEATING_NODES:
+                amount = self.inputs[key].get(REPEATING_NODES[kind])
                 return isinstance(amount, int) and amount > 1
-            if kind not in ENCODING:
+            if kind not in BATCH_KEEPING_NODES:
                 return False
-            name = ENCODING[kind]
+            name = BATCH_KEEPING_NODES[kind]
         return False
 
 
@@ -161,15 +166,15 @@ def sampler_problems(graph: Graph) -> Iterator[tuple[Problem, str]]:
         anchor, link = graph.anchored_by(key), graph.source(key, "sampler")
         chosen = key if link is None else link[0]
         kind, inputs = graph.kinds[chosen], graph.inputs[chosen]
-        why = f"adds noise of its own or leaves the path back to the encoded picture, {NO_RETURN}"
+        why = f"adds noise or changes the guidance, {NO_RETURN}"
         if anchor is None:
             continue
         name = inputs.get("sampler_name")
         if not graph.takes_steps(key) and "cfg_pp" not in str(name):
             continue  # noise that is added before the last step alone is none
-        if kind in NAMING and isinstance(name, str) and name in STOCHASTIC:
+        if kind in NODES_WITH_SAMPLER_NAME and isinstance(name, str) and name in REFUSED_SAMPLERS:
             yield Problem(chosen, "sampler_name", f"'sampler_name' of {kind} is '{name}', which {why}"), anchor
-        elif kind in STOCHASTIC_NODES and all(_is_positive(inputs.get(amount)) for amount in NOISE_INPUTS):
+        elif kind in REFUSED_SAMPLER_NODES and all(_is_positive(inputs.get(amount)) for amount in NOISE_INPUTS):
             yield Problem(key, "sampler", f"'sampler' of {graph.kinds[key]} comes from {kind}, which {why}"), anchor
 
 
@@ -189,7 +194,7 @@ def refuse_wiring(prompt: object, batch: int = 1) -> None:
         return
     graph, key = Graph(prompt, _outputs_of(context.prompt_id)), context.node_id
     for problem, anchor in sampler_problems(graph):
-        if key in graph.above(anchor):
+        if key in graph.upstream_of(anchor):
             raise UnsupportedSamplerError(problem.message)
     searches = [found for found in graph.running if graph.kinds[found] == FIND]
     if batch > 1 and any(graph.source(found, "inversion") == (key, INVERSION_OUTPUT) for found in searches):
@@ -197,7 +202,7 @@ def refuse_wiring(prompt: object, batch: int = 1) -> None:
 
 
 def _outputs_of(prompt_id: str) -> list | None:
-    """The output nodes that a running prompt was queued for, which need not be all; None where the queue has it not."""
+    """The output nodes that a running prompt was queued for, which need not be all; None if it is not in the queue."""
     queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
     running = queue.get_current_queue_volatile()[0] if hasattr(queue, "get_current_queue_volatile") else []
     return next((list(item[4]) for item in running if item[1] == prompt_id and len(item) > 4), None)
@@ -222,7 +227,7 @@ def _is_positive(value: object) -> bool:
 
 
 async def _answer(request: web.Request) -> web.Response:
-    """Problems of {"prompt": API prompt, "outputs": ids of output nodes to run, or null}; none of what is no prompt."""
+    """Problems of {"prompt": API prompt, "outputs": ids of output nodes to run, or null}; none if it is no prompt."""
     try:
         asked = await request.json()
         found = [asdict(problem) for problem in problems(Graph(asked["prompt"], asked.get("outputs")))]
