@@ -1,4 +1,4 @@
-"""Benchmarks, each one command: `python -m benchmarks.<name>` from the repository root, with any Python."""
+"""Benchmarks and the soak test: `python -m benchmarks.<name>` from the repository root (see benchmarks/README.md)."""
 
 import sys
 

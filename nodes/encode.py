@@ -20,7 +20,7 @@ from .anchored import AnchoredModel, without_anchor
 from .errors import InputError, with_advice
 from .host import check_latent, finite, first_noise, run
 from .inputs import check_inputs
-from .progress import outcome, say
+from .progress import result_line, show_line
 from .prompts import negative_prompt
 from .sampling import is_flow, noise_level, sample_euler, scale_at, schedule_from
 from .sizes import is_padded, refuse_size, size_report
@@ -241,7 +241,7 @@ class InvertImage(io.ComfyNode):
             "drift_per_step": drift,
         }
         preview = None
-        say(outcome(cost["model_evaluations"], "model evaluation", cost["seconds"]))
+        show_line(result_line(cost["model_evaluations"], "model evaluation", cost["seconds"]))
         if vae is not None:
             checked, picture = _check_return(inversion, anchored, sigmas, vae)
             report |= checked

@@ -19,7 +19,7 @@ from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
 from .masks import mask_on_latent
-from .progress import outcome, say
+from .progress import result_line, show_line
 from .prompts import encode_text, keep_pairs, negative_prompt, shifted, with_prompt, wrong_words
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 from .wiring import refuse_wiring
@@ -247,7 +247,7 @@ class FindDirections(io.ComfyNode):
             **({"remarks": words.remarks} if words.remarks else {}),
             "found": [{"name": d.name, "step": d.step, **d.notes} for d in found],
         }
-        say(outcome(len(found), "direction", notes["seconds"]))
+        show_line(result_line(len(found), "direction", notes["seconds"]))
         return io.NodeOutput(found, json.dumps(report, indent=1))
 
 

@@ -16,7 +16,7 @@ from .errors import InputError, with_advice
 from .host import samples_of
 from .inputs import check_inputs
 from .manipulate import choose, move
-from .progress import RunStatistics, SearchProgress, outcome, say
+from .progress import RunStatistics, SearchProgress, result_line, show_line
 from .sampling import sample_euler, schedule_from
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
@@ -90,7 +90,7 @@ class PreviewDirections(io.ComfyNode):
         }
         if remarks:
             report["remarks"] = list(dict.fromkeys(remarks))
-        say(outcome(len(peaks), "picture", report["seconds"]))
+        show_line(result_line(len(peaks), "picture", report["seconds"]))
         return io.NodeOutput(image, json.dumps(report, indent=1), ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -145,7 +145,7 @@ class EditReport(io.ComfyNode):
         }
         if statistics.last_remarks:
             report["remarks"] = statistics.last_remarks
-        say(report["summary"])
+        show_line(report["summary"])
         return io.NodeOutput(latent, json.dumps(report, indent=1), ui=ui.PreviewText(report["summary"]))
 
 

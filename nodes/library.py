@@ -12,7 +12,7 @@ from ..core import direction_files
 from ..core.errors import DirectionFileError
 from .errors import InputError, with_advice
 from .inputs import check_inputs, in_short
-from .progress import say
+from .progress import show_line
 from .sockets import DirectionsSocket
 
 FOLDER = "latent_directions"
@@ -74,7 +74,7 @@ class SaveDirection(io.ComfyNode):
         path = _free_path(root, name)
         direction_files.save(directions[index], path)
         file = path.relative_to(root).as_posix()
-        say(file)
+        show_line(file)
         return io.NodeOutput(directions, file, ui=ui.PreviewText(file))
 
 

@@ -33,17 +33,17 @@ class SearchProgress:
             return
         self.shown = now
         left = (now - self.started) * max(0, self.expected - done) / done
-        say(f"{done} of about {self.expected} {self.unit}, {left:.0f} s left")
+        show_line(f"{done} of about {self.expected} {self.unit}, {left:.0f} s left")
 
 
-def say(text: str) -> None:
-    """Write a line on the node that runs, in place of its last one; without a server there is none to write on."""
+def show_line(text: str) -> None:
+    """Show a line of text on the running node, in place of its last one; nothing where there is no server."""
     context, server = get_executing_context(), getattr(PromptServer, "instance", None)
     if context is not None and server is not None:
         server.send_progress_text(text, context.node_id)
 
 
-def outcome(count: int, what: str, seconds: float) -> str:
+def result_line(count: int, what: str, seconds: float) -> str:
     """What came out and how long it took, such as "1 direction, 3 s"."""
     duration = "less than 1 s" if seconds < 1 else f"{seconds:.0f} s"
     return f"{count} {what}{'' if count == 1 else 's'}, {duration}"

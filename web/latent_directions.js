@@ -5,13 +5,13 @@
 // 3. After a run a node shows its result: its picture in place of the last live preview, and its line of text.
 // 4. Load Direction has a button that lists the files anew.
 //
-// Where another frontend lacks something that is used here, that one thing is left out.
+// If a frontend lacks an API that is used here, only that one feature is missing.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const PREFIX = "LatentDirections_";
-const SECONDS = 20; // how long a sentence can be read
+const SECONDS = 20; // that a toast stays
 // The folder of this pack, by which the errors of its modules are known.
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname).split("/extensions/")[1]?.split("/")[0];
 
@@ -50,13 +50,13 @@ function fitText(node, text) {
   const widget = lineOf(node);
   if (!widget?.options?.getMinHeight) return;
   widget.options.getMinHeight = () => {
-    const letters = Math.max(20, (node.size[0] - 56) / 6); // of a line, between the widget's margins
-    return Math.min(200, 42 + 16 * Math.ceil(text.length / letters));
+    const charactersPerLine = Math.max(20, (node.size[0] - 56) / 6); // between the widget's margins
+    return Math.min(200, 42 + 16 * Math.ceil(text.length / charactersPerLine));
   };
   node.setDirtyCanvas?.(true, true);
 }
 
-// 1. ------------------------------------------------------------------------------------------------------------------
+// 1. Refuse wiring before queueing ---------------------------------------------------------------------------------
 
 /** What the server knows to be wrong with a prompt; nothing where it does not answer. */
 async function problemsOf(prompt, outputs) {
@@ -106,7 +106,7 @@ function checkBeforeQueueing() {
   };
 }
 
-// 2. ------------------------------------------------------------------------------------------------------------------
+// 2. Sentences of failed runs --------------------------------------------------------------------------------------
 
 /** An error of a node of this pack, or one that this pack raised inside another node, such as a sampler. */
 function isOurError({ node_type, exception_type }) {
@@ -125,7 +125,7 @@ function showErrors() {
   });
 }
 
-// 3. ------------------------------------------------------------------------------------------------------------------
+// 3. Results in place of previews ----------------------------------------------------------------------------------
 
 /** Take away the live preview of a node; the page would show it in place of the result until the node starts again. */
 function dropPreview(node) {
@@ -158,11 +158,11 @@ function showResults() {
   });
 }
 
-// 4. ------------------------------------------------------------------------------------------------------------------
+// 4. The button of Load Direction ----------------------------------------------------------------------------------
 
 function addRefreshButton(node) {
   const file = node.widgets?.find((widget) => widget.name === "file");
-  if (file && file.value === undefined) file.value = ""; // of an empty list; the classic canvas would write "undefined"
+  if (file && file.value === undefined) file.value = ""; // when the list is empty, the classic canvas would show "undefined"
   if (typeof app.refreshComboInNodes !== "function") return;
   const refresh = async () => {
     await app.refreshComboInNodes();

@@ -1,7 +1,7 @@
-"""A slider under every node of ComfyUI that changes a MODEL: nothing of an earlier run is answered for a later one.
+"""A slider under every node of ComfyUI that changes a MODEL: no prediction of one run is reused under another MODEL.
 
-A first run, one with the node, and one without it again, each equal to the last bit to that of an Inversion that has no
-run behind it.
+A first run, one with the node, and one without it again, each equal to the last bit to that of an Inversion that has
+not been sampled yet.
 """
 
 import comfy.samplers

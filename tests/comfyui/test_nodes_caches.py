@@ -80,7 +80,7 @@ class TestExperts:
             torch.nn.init.normal_(parameter, std=0.5, generator=generator)
         return torch.nn.Sequential(layer)
 
-    def test_may_change(self):
+    def test_other_experts_are_no_cache(self):
         network, counter = self.network(), EvaluationCounter()
         detector, ran, kinds = CacheDetector(network, counter), set(), set()
         for expert in network[0].experts:
@@ -94,7 +94,7 @@ class TestExperts:
             ran.clear()
         assert len(kinds) > 3
 
-    def test_what_stands_beside_them_may_not(self):
+    def test_a_skipped_layer_beside_them_is_one(self):
         network, counter = self.network(), EvaluationCounter()
         detector, tokens = CacheDetector(network, counter), torch.randn(1, 2, 4)
         with torch.no_grad():

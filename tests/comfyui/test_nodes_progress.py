@@ -13,7 +13,7 @@ from server import PromptServer
 from benchmarks.portraits import Bench, held_out
 from latent_directions.nodes import host
 from latent_directions.nodes.encode import INSTANT, INVERSION_METHODS
-from latent_directions.nodes.progress import SearchProgress, outcome, say
+from latent_directions.nodes.progress import SearchProgress, result_line, show_line
 
 # method, directions, directions of the null space, whether there is a mask
 SEARCHES = [
@@ -91,8 +91,8 @@ def test_time_left(monkeypatch):
         pictures = SearchProgress(4, "pictures")
         pictures.started -= 3
         pictures(1)
-        say(outcome(1, "direction", 3.2))
-        say(outcome(2, "direction", 0.2))
+        show_line(result_line(1, "direction", 3.2))
+        show_line(result_line(2, "direction", 0.2))
     assert said == [
         ("10 of about 40 model evaluations, 6 s left", "7"),
         ("50 of about 40 model evaluations, 0 s left", "7"),
