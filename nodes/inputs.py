@@ -1,7 +1,7 @@
 """Checks the inputs of a node against its schema before it runs.
 
-ComfyUI checks the ranges of typed values only: a linked value can be anything. Of types that _CHECKS does not name only
-presence is checked here; latents are checked with the model, in nodes/host.py.
+ComfyUI checks the ranges of typed values only: a linked value can be anything. Latents are checked with the model, in
+nodes/host.py.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def check_inputs(node: type[io.ComfyNode], values: dict) -> None:
             wrong = "" if declared.optional else "is missing. Connect it, or type a value."
         elif (kind := type(declared)) in _CLASSES:
             wrong = "" if isinstance(value, _CLASSES[kind][0]) else _CLASSES[kind][1]
+        elif kind in _METHODS:
+            wrong = "" if hasattr(value, _METHODS[kind][0]) else _METHODS[kind][1]
         elif kind in _CHECKS:
             wrong = _CHECKS[kind](declared, value)
         if wrong:
@@ -118,4 +120,10 @@ _CHECKS: dict[type, Callable] = {
 _CLASSES: dict[type, tuple[type, str]] = {
     io.Model.Input: (ModelPatcher, "is no diffusion model. Connect a MODEL."),
     InversionSocket.Input: (Inversion, "is no encoded picture. Connect the inversion of Invert Image."),
+}
+# Of these any object will do that has the method which the nodes call.
+_METHODS: dict[type, tuple[str, str]] = {
+    io.Clip.Input: ("tokenize", "is no text encoder. Connect a CLIP."),
+    io.Vae.Input: ("decode", "is no VAE. Connect a VAE."),
+    io.Noise.Input: ("generate_noise", "is no noise. Connect a NOISE, such as Random Noise."),
 }

@@ -374,6 +374,22 @@ class TestFailingSave:
             save(full(), tmp_path / "d.safetensors")
         assert not list(tmp_path.iterdir())
 
+    def test_a_folder_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(DirectionNotWrittenError, match="'d.safetensors' could not be written"):
+            save(full(), tmp_path / "file" / "d.safetensors")
+
+    def test_the_library_fails_to_write(self, tmp_path, monkeypatch):
+        """Its errors are no OSError."""
+
+        def fails(*_):
+            msg = "Error while serializing: I/O error: File too large"
+            raise safetensors.SafetensorError(msg)
+
+        monkeypatch.setattr(files.safetensors.torch, "save_file", fails)
+        with pytest.raises(DirectionNotWrittenError, match="could not be written .*File too large"):
+            save(full(), tmp_path / "d.safetensors")
+
     def test_the_old_file_stays(self, tmp_path, monkeypatch):
         path = tmp_path / "d.safetensors"
         save(bare(), path)

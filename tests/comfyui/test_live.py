@@ -291,7 +291,8 @@ def test_linked_values_are_checked(comfy, prompt, case):
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside", "..", "", "a\\b", "con:trol", "x" * 240, "x" * 20_000, "a/" * 2000, HALF, "a."]
+    "name",
+    ["../outside", "..", "", "a\\b", "con:trol", "x" * 240, "x" * 20_000, "a/" * 2000, HALF, "a.", "CON", "a/nul.x"],
 )
 def test_directions_are_never_saved_outside_their_folder(comfy, prompt, folder, name):
     saver = node("LatentDirections_SaveDirection", directions=[key(prompt, "FindDirections"), 0], index=0, name=name)

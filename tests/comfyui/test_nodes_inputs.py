@@ -36,6 +36,9 @@ WRONG = {
     io.Mask.Input: [3, torch.tensor(1.0), torch.zeros(5), torch.zeros(0, 8, 8), torch.full((1, 8, 8), math.nan)],
     io.Conditioning.Input: [[], [[None, {}]], 3, [1], [None], [["x", {}]], [[torch.full((1, 7, 24), math.nan), {}]]],
     io.Model.Input: [3, "model", []],
+    io.Clip.Input: [3, "clip", [], {}],
+    io.Vae.Input: [3, "vae", [], {}],
+    io.Noise.Input: [3, "noise", [], {}],
 }
 
 

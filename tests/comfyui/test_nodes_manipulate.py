@@ -52,3 +52,5 @@ class TestAnotherLevel:
         (direction, *_), _ = find(test_model, encoded.inversion, "LOCO")
         with pytest.raises(InputError, match="says that it was found at noise level sigma 1e[+]06"):
             DirectionSlider.execute(encoded.inversion, [replace(direction, sigma=1e6)], 0, 1.0)
+        (words,), _ = find(test_model, encoded.inversion, "text")
+        DirectionSlider.execute(encoded.inversion, [replace(words, sigma=1e6)], 0, 1.0)  # words have no noise level

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import Family, conditioning, sd3
 from more_families import lumina2
-from node_runs import deviation, find, invert, loaded, sample
+from node_runs import HashingClip, deviation, find, invert, loaded, sample
 
 from latent_directions.core.direction import Prompt
 from latent_directions.nodes.errors import InputError
@@ -169,3 +169,21 @@ def test_keep_prompts_of_another_length_than_the_source():
         for positive in (with_prompt(test_model.positive, Prompt(tokens)), short)
     )
     assert torch.equal(as_longer, as_short)
+
+
+class TestPaddedPrompts:
+    """Encoders that pad say by a mask how many tokens a prompt has."""
+
+    class Padding(HashingClip):
+        def encode_from_tokens_scheduled(self, words: list[str]) -> list:
+            ((tokens, extra),) = super().encode_from_tokens_scheduled(words)
+            mask = (torch.arange(tokens.shape[1]) < len(words)).long()[None]
+            return [[tokens, {**extra, "attention_mask": mask}]]
+
+    def test_prompts_of_other_lengths_are_compared_and_the_report_says_so(self):
+        test_model = loaded(Family("sd3", sd3))
+        encoded, clip = invert(test_model), self.Padding(test_model)
+        _, report = find(test_model, encoded.inversion, "text", clip=clip, source="sad man", target="very glad man")
+        assert "take a different number of tokens" in report
+        _, report = find(test_model, encoded.inversion, "text", clip=clip, source="sad man", target="glad man")
+        assert "remarks" not in report

@@ -11,6 +11,7 @@ from comfy_extras import nodes_custom_sampler
 from families import Family, sd1, sd3
 from node_runs import invert, loaded, sample
 
+import nodes as comfy_nodes
 from latent_directions.nodes import wiring
 from latent_directions.nodes.errors import UnsupportedSamplerError
 from latent_directions.nodes.identify import FindDirections
@@ -158,6 +159,11 @@ def one_of_a_batch(prompt: dict) -> dict:
 RIGHT = {
     "as it is": lambda prompt: prompt,
     "a deterministic sampler": lambda prompt: named(prompt, "dpmpp_2m"),
+    "a stochastic sampler that may take a single step": lambda prompt: changed(
+        named(prompt, "lcm"), "SamplerCustomAdvanced", sigmas=["sigmas elsewhere", 0]
+    ),
+    "a stochastic sampler of one step": lambda prompt: changed(named(prompt, "lcm"), strips.INVERT, steps=1),
+    "a stochastic KSampler of a step or two": lambda prompt: ksampler(prompt, steps=2),
     "a sampler that nothing is known of": lambda prompt: named(prompt, "dpm_fast"),
     "a sampler's own node without noise": lambda prompt: from_node(prompt, eta=0.0),
     "a stochastic sampler of another MODEL": of_another_model,
@@ -268,3 +274,22 @@ def test_load_direction_with_nothing_chosen_says_so(comfy, prompt, inputs):
     made = changed({**prompt, "loaded": loader}, strips.SLIDER, directions=["loaded", 0])
     with pytest.raises(PromptError, match="LatentDirections_LoadDirection: 'file' is empty, so"):
         comfy.run(made)
+
+
+@pytest.mark.parametrize("declared", [{"required": {"a": (["x", "y"],)}}, {"required": {"a": ("INT", None)}}, None])
+def test_nodes_of_other_packs_that_declare_their_inputs_in_their_own_way(prompt, declared, monkeypatch):
+    """They are in the way of no check."""
+
+    class Odd:
+        OUTPUT_NODE = True
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802 - ComfyUI's name
+            if declared is None:
+                raise RuntimeError
+            return declared
+
+    monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "Odd", Odd)
+    odd = {"class_type": "Odd", "inputs": {"a": [workflow.find(prompt, "VAEDecode"), 0]}}
+    assert problems(Graph({**prompt, "odd": odd})) == []
+    assert len(problems(Graph({**named(prompt), "odd": odd}))) == 1

@@ -137,8 +137,10 @@ class TestLoco:
     def test_no_more_directions_than_the_mask_has_numbers(self, model, derivatives):
         mask = torch.zeros(1, 1, *SHAPE[2:], dtype=torch.float64)
         mask[..., 0, 0] = 1  # of two channels
-        moves = loco(model.search(mask, count=8, null_rank=0, derivatives=derivatives))
+        search = model.search(mask, count=8, null_rank=0, derivatives=derivatives)
+        moves = loco(search)
         assert len(moves) == 2
+        assert search.remarks == []  # these are all there are: nothing was stopped
         assert all(move.step < 1e3 for move in moves)
 
     def test_less_changes_outside_than_with_the_raw_direction(self, model):
