@@ -58,7 +58,7 @@ SD3_MEDIUM = {
 # pooled vector, and the noise level.
 MODELS = {
     "SD1.5 U-Net, 512 px": (comfy.supported_models.SD15, SD15, 4, 64, 77, 768, None, 2.0),
-    "SD3-medium MMDiT, 128 px": (comfy.supported_models.SD3, SD3_MEDIUM, 16, 16, 77, 4096, 2048, 0.7),
+    "SD3-medium MMDiT, 256 px": (comfy.supported_models.SD3, SD3_MEDIUM, 16, 32, 77, 4096, 2048, 0.7),
 }
 STEP = "one sampling step"
 STEPS = 20  # of the sampling run, at guidance 1, that the time is compared with
