@@ -11,6 +11,7 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 
+from benchmarks.gpu import SD3
 from benchmarks.process_memory import peak_of
 from benchmarks.small_models import conditioning, randomise
 from latent_directions.core.denoiser import SOURCE, Denoiser
@@ -40,25 +41,11 @@ SD15 = {
     "use_checkpoint": False,
     "legacy": False,
 }
-SD3_MEDIUM = {
-    "in_channels": 16,
-    "patch_size": 2,
-    "depth": 24,
-    "input_size": None,
-    "adm_in_channels": 2048,
-    "context_embedder_config": {
-        "target": "torch.nn.Linear",
-        "params": {"in_features": 4096, "out_features": 64 * 24},
-    },
-    "num_patches": 36864,
-    "pos_embed_max_size": 192,
-    "pos_embed_scaling_factor": None,
-}
 # Name -> ComfyUI's class, its settings, channels and side of the latent, tokens and width of the prompt, width of its
 # pooled vector, and the noise level.
 MODELS = {
     "SD1.5 U-Net, 512 px": (comfy.supported_models.SD15, SD15, 4, 64, 77, 768, None, 2.0),
-    "SD3-medium MMDiT, 256 px": (comfy.supported_models.SD3, SD3_MEDIUM, 16, 32, 77, 4096, 2048, 0.7),
+    "SD3-medium MMDiT, 256 px": (comfy.supported_models.SD3, SD3, 16, 32, 77, 4096, 2048, 0.7),
 }
 STEP = "one sampling step"
 STEPS = 20  # of the sampling run, at guidance 1, that the time is compared with
