@@ -205,6 +205,8 @@ class Live:
         for key, output in reply.outputs.items():
             for file in [*output.get("latents", []), *output.get("images", [])]:
                 path = self.folder / file["type"] / file["subfolder"] / file["filename"]
+                if not path.exists():
+                    continue  # a node that was taken from the cache names the file that an earlier prompt has written
                 if path.suffix == ".latent":
                     latents.append(safetensors.torch.load_file(path)["latent_tensor"])
                 else:
