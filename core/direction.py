@@ -65,8 +65,11 @@ class Prompt:
     def same_slots(self, other: Prompt) -> bool:
         """Whether both prompts fill the same token slots, as far as their masks tell."""
         for name in self.extra.keys() | other.extra.keys():
-            mine, others = self.extra.get(name), other.extra.get(name)
-            if name.startswith(MASK) and mine is not None and others is not None and not torch.equal(mine, others):
+            masks = [prompt.extra[name] for prompt in (self, other) if name in prompt.extra]
+            # encoders leave out a mask of ones
+            if name.startswith(MASK) and not torch.equal(
+                masks[0], masks[1] if masks[1:] else torch.ones_like(masks[0])
+            ):
                 return False
         return True
 

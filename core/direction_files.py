@@ -139,7 +139,7 @@ class _Reader:
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self._start = 8 + int.from_bytes(file.read(8), "little")
+        self._start = 8 + min(LARGEST_HEADER, int.from_bytes(file.read(8), "little"))
         self._header = json.loads(file.read(self._start - 8))
         self.names = self._header.keys() - {"__metadata__"}
 
@@ -159,22 +159,29 @@ class _Reader:
             msg = f"tensor {name} {wrong}"
             raise ValueError(msg)
         begin, end = self._header[name]["data_offsets"]
+        return torch.frombuffer(self._read(begin, end), dtype=types[kind]).view(shape)
+
+    def _read(self, begin: int, end: int) -> bytearray:
+        data = bytearray(end - begin)
         self._file.seek(self._start + begin)
-        return torch.frombuffer(bytearray(self._file.read(end - begin)), dtype=types[kind]).view(shape)
+        if self._file.readinto(data) != len(data):
+            msg = "the file has become shorter"
+            raise ValueError(msg)
+        return data
 
     def _wrong_values(self, name: str, dtype: torch.dtype) -> str:
         """What is wrong with the values of a tensor, a chunk at a time; empty where nothing is."""
         begin, end = self._header[name]["data_offsets"]
-        self._file.seek(self._start + begin)
         largest = 0.0
         for position in range(begin, end, CHUNK):
-            values = torch.frombuffer(bytearray(self._file.read(min(CHUNK, end - position))), dtype=dtype)
+            values = torch.frombuffer(self._read(position, min(position + CHUNK, end)), dtype=dtype)
             low, high = values.aminmax()
             if not max(-float(low), float(high)) <= LARGEST_VALUE:  # which NaN is not either
                 return "values that are not numbers, or far too large"
             largest = max(largest, -float(low), float(high))
         # so large a tensor without a value is a file that was never written to its end
-        return "nothing but zeros" if not largest and end - begin > CHUNK else ""
+        whole = name == "latent" or name.endswith(".tokens")  # a pooled vector, for example, need not change
+        return "nothing but zeros" if whole and not largest and end - begin > CHUNK else ""
 
     def prompt(self, key: str) -> Prompt:
         """The prompt whose tensors are named key.tokens, key.pooled and key.extra."""
@@ -200,7 +207,7 @@ def _tensors(direction: Direction):
     for key, prompt in prompts.items():
         for name, part in prompt.parts().items():
             full = f"{key}.{name}" if name in ("tokens", "pooled") else f"{key}.extra.{name}"
-            yield full, part.detach().cpu().contiguous()
+            yield full, part.detach().cpu().clone(memory_format=torch.contiguous_format)  # safetensors takes no views
 
 
 def _assemble(meta: dict, read: _Reader) -> Direction:

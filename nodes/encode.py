@@ -190,6 +190,7 @@ class InvertImage(io.ComfyNode):
     ) -> io.NodeOutput:
         """Invert, then hand on the clean latent, the noise, the schedule and the anchored model."""
         check_inputs(cls, locals())
+        level, sigma, guidance, seed = float(level), float(sigma), float(guidance), int(seed)  # numpy's would spread
         samples = check_latent(model, latent)
         refuse_wiring(cls.hidden and cls.hidden.prompt, len(samples))
         model = without_anchor(model)

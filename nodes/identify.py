@@ -193,6 +193,7 @@ class FindDirections(io.ComfyNode):
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
         check_inputs(cls, locals())
+        image_share, text_share, guidance, seed = float(image_share), float(text_share), float(guidance), int(seed)
         refuse_wiring(cls.hidden and cls.hidden.prompt)
         _check_inversion(model, inversion)
         record = METHODS[method]

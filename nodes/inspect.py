@@ -61,6 +61,7 @@ class PreviewDirections(io.ComfyNode):
     def execute(cls, inversion, directions, vae, strength, columns, steps) -> io.NodeOutput:
         """Sample every direction at every strength, decode, and lay the pictures out."""
         check_inputs(cls, locals())
+        strength = float(strength)
         strengths = _strengths(strength, columns)
         show = SearchProgress(len(directions) * len(strengths), "pictures")
         statistics = inversion.statistics

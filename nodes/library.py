@@ -146,7 +146,7 @@ def _free_path(root: Path, name: str) -> Path:
     bad = set(relative) & set('<>:"\\|?*') or any(ord(c) < 32 for c in relative)
     for part in relative.split("/"):
         bad = bad or not part or part.endswith((".", " ")) or len(part.encode()) > LONGEST_PART
-        bad = bad or part.split(".")[0].upper() in RESERVED
+        bad = bad or part.split(".")[0].rstrip().upper() in RESERVED
     if bad or len(relative.encode()) > LONGEST_NAME or not folder_paths.is_within_directory(str(root), str(path)):
         msg = (
             f"'name' is {in_short(name)!r}, which cannot be a file name inside models/latent_directions. Use letters,"

@@ -68,6 +68,7 @@ class DirectionSlider(io.ComfyNode):
     def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0) -> io.NodeOutput:
         """Move noise and prompt; strength 0 runs the same code as any other strength."""
         check_inputs(cls, locals())
+        strength, weight = float(strength), float(weight)
         return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength, weight))
 
 

@@ -42,7 +42,7 @@ REFUSED_SAMPLER_NODES = frozenset((
     "SamplerDPMPP_2M_SDE", "SamplerDPMPP_3M_SDE", "SamplerSEEDS2",
 ))  # fmt: skip
 NOISE_INPUTS = ("eta", "s_noise")
-ENOUGH_STEPS = 5  # of a whole schedule, so that several are left below a noise level
+ENOUGH_STEPS = 3  # that are left of a schedule, about, so that it is certain that there are several
 # Nodes whose `sampler_name` is one of ComfyUI's samplers.
 NODES_WITH_SAMPLER_NAME = frozenset({"KSampler", "KSamplerAdvanced", "KSamplerSelect"})
 # Nodes that make a batch: of one picture from each of several inputs, or of one picture many times.
@@ -118,13 +118,26 @@ class Graph:
             name = "model"
         return None
 
-    def takes_steps(self, key: str) -> bool:
-        """Whether a sampler certainly takes several steps below the noise level of an inversion."""
+    def number(self, key: str, name: str) -> float | None:
+        """A typed number, also where it is typed into a node of its own; None where it is not known."""
+        link = self.source(key, name)
+        value = self.inputs[key].get(name) if link is None else self.inputs[link[0]].get("value")
+        return value if isinstance(value, (int, float)) else None
+
+    def takes_steps(self, key: str, anchor: str) -> bool:
+        """Whether a sampler certainly takes several steps below the noise level of the inversion behind `anchor`."""
         link = self.source(key, "sigmas")
-        steps = self.inputs[key if link is None else link[0]].get("steps")
-        of_inversion = link is not None and self.kinds[link[0]] == INVERT
-        # other schedules are cut off at that level, of which a share of the steps is left
-        return isinstance(steps, int) and steps >= (2 if of_inversion else ENOUGH_STEPS)
+        steps = self.number(key if link is None else link[0], "steps")
+        if steps is None or self.inputs[key].get("start_at_step"):
+            return False
+        if link is not None and self.kinds[link[0]] == INVERT:
+            return steps > 1
+        inverted = anchor if self.kinds[anchor] == INVERT else (self.source(anchor, "inversion") or ("",))[0]
+        if self.kinds.get(inverted) != INVERT or self.number(inverted, "sigma") != 0:
+            return False
+        # other schedules are cut off at its level, below which about that share of the steps is left
+        level = self.number(inverted, "level")
+        return level is not None and steps * level >= ENOUGH_STEPS
 
     def is_batch(self, key: str, name: str) -> bool:
         """Whether an input is certainly given several pictures or latents."""
@@ -170,7 +183,7 @@ def sampler_problems(graph: Graph) -> Iterator[tuple[Problem, str]]:
         if anchor is None:
             continue
         name = inputs.get("sampler_name")
-        if not graph.takes_steps(key) and "cfg_pp" not in str(name):
+        if not graph.takes_steps(key, anchor) and "cfg_pp" not in str(name):
             continue  # noise that is added before the last step alone is none
         if kind in NODES_WITH_SAMPLER_NAME and isinstance(name, str) and name in REFUSED_SAMPLERS:
             yield Problem(chosen, "sampler_name", f"'sampler_name' of {kind} is '{name}', which {why}"), anchor

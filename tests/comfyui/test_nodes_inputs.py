@@ -257,3 +257,13 @@ class TestDemoWeights:
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 17700000\n"
+
+
+def test_numbers_of_numpy_reach_no_report(test_model):
+    """They are no JSON, and torch takes no seeds of theirs."""
+    numbers = {"level": np.float32(0.5), "sigma": np.float32(0.0), "seed": np.int64(3), "steps": np.int64(3)}
+    encoded = invert(test_model, method="fresh noise", **numbers)
+    options = {"image_share": np.float32(0.5), "guidance": np.float32(1.0), "seed": np.int64(3), "count": np.int64(1)}
+    for method in ("HSDS", "LOCO"):
+        _, report = find(test_model, encoded.inversion, method, **options)
+        assert '"directions": 1' in report

@@ -164,6 +164,9 @@ RIGHT = {
     ),
     "a stochastic sampler of one step": lambda prompt: changed(named(prompt, "lcm"), strips.INVERT, steps=1),
     "a stochastic KSampler of a step or two": lambda prompt: ksampler(prompt, steps=2),
+    "a stochastic KSampler of many steps, few below a low level": lambda prompt: changed(
+        ksampler(prompt, steps=20), strips.INVERT, level=0.05
+    ),
     "a sampler that nothing is known of": lambda prompt: named(prompt, "dpm_fast"),
     "a sampler's own node without noise": lambda prompt: from_node(prompt, eta=0.0),
     "a stochastic sampler of another MODEL": of_another_model,
@@ -293,3 +296,8 @@ def test_nodes_of_other_packs_that_declare_their_inputs_in_their_own_way(prompt,
     odd = {"class_type": "Odd", "inputs": {"a": [workflow.find(prompt, "VAEDecode"), 0]}}
     assert problems(Graph({**prompt, "odd": odd})) == []
     assert len(problems(Graph({**named(prompt), "odd": odd}))) == 1
+
+
+def test_steps_that_are_typed_into_a_node_of_their_own(prompt):
+    made = {**named(prompt), "steps": {"class_type": "PrimitiveInt", "inputs": {"value": 8}}}
+    assert len(problems(Graph(changed(made, strips.INVERT, steps=["steps", 0])))) == 1
