@@ -100,7 +100,7 @@ def load(path: Path) -> Direction:
             msg = f"'{name}' has format '{said}', but this version reads '{FORMAT}'."
             raise DirectionFormatError(msg)
         with path.open("rb") as file:
-            return _assemble(json.loads(metadata["direction"]), _Reader(file))
+            return _assemble(json.loads(metadata["direction"], parse_constant=_refuse_constant), _Reader(file))
     except (safetensors.SafetensorError, OSError) as error:
         msg = f"'{name}' is not a readable safetensors file ({printable(str(error), 200)}): {DAMAGED}."
         raise DirectionFileError(msg) from error
@@ -129,6 +129,12 @@ def _check_size(path: Path, name: str) -> None:
     if wrong:
         msg = f"'{name}' {wrong}."
         raise DirectionFileError(msg)
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and infinities are no JSON, though Python reads and writes them."""
+    msg = f"{name} in the metadata"
+    raise ValueError(msg)
 
 
 class _Reader:

@@ -213,7 +213,7 @@ class TestFilesThatAreNone:
         written(path, **{key: value})
         self.refused(path, "not a direction")
 
-    @pytest.mark.parametrize("change", [{"keep": 3}, {"notes": 3}, {"keep": "x"}])
+    @pytest.mark.parametrize("change", [{"keep": 3}, {"notes": 3}, {"keep": "x"}, {"notes": {"a": float("nan")}}])
     def test_entries_of_another_type(self, path, change):
         written(path, **change)
         self.refused(path, "not a direction")
