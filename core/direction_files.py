@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,7 +101,8 @@ def load(path: Path) -> Direction:
             msg = f"'{name}' has format '{said}', but this version reads '{FORMAT}'."
             raise DirectionFormatError(msg)
         with path.open("rb") as file:
-            return _assemble(json.loads(metadata["direction"], parse_constant=_refuse_constant), _Reader(file))
+            meta = json.loads(metadata["direction"], parse_float=_finite, parse_constant=_finite)
+            return _assemble(meta, _Reader(file))
     except (safetensors.SafetensorError, OSError) as error:
         msg = f"'{name}' is not a readable safetensors file ({printable(str(error), 200)}): {DAMAGED}."
         raise DirectionFileError(msg) from error
@@ -131,10 +133,13 @@ def _check_size(path: Path, name: str) -> None:
         raise DirectionFileError(msg)
 
 
-def _refuse_constant(name: str) -> None:
-    """NaN and infinities are no JSON, though Python reads and writes them."""
-    msg = f"{name} in the metadata"
-    raise ValueError(msg)
+def _finite(text: str) -> float:
+    """A number of the metadata; NaN and infinities are no JSON, though Python reads and writes them."""
+    value = float(text)
+    if not math.isfinite(value):
+        msg = f"{text} in the metadata"
+        raise ValueError(msg)
+    return value
 
 
 class _Reader:

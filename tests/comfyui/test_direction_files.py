@@ -255,6 +255,12 @@ class TestFilesThatAreNone:
         written(path, {"latent": torch.full((16, 8, 8), 1e3)}, step=1e3)
         self.refused(path, "the latent moves by")
 
+    def test_numbers_that_overflow(self, path):
+        for number in ("1e999", "-1e400"):
+            text = json.dumps({"name": "d", "notes": {"a": 0.25}}).replace("0.25", number)
+            safetensors.torch.save_file({"latent": torch.ones(1)}, path, {"format": files.FORMAT, "direction": text})
+            self.refused(path, f"not a direction .*{number} in the metadata")
+
     @pytest.mark.parametrize("opening", ["[", '{"a":'])
     def test_metadata_of_many_brackets(self, path, opening):
         for text in (opening * 100_000, json.dumps({"notes": 1})[:-1] + ', "x": ' + opening * 100_000):
