@@ -12,7 +12,7 @@ from torch import Tensor
 from .anchor import Move, NoiseMove, WordsMove
 from .errors import PromptLengthError, PromptPartsError, printable
 
-LONGEST_NAME = 200  # characters of a direction's name
+LONGEST_NAME = 200  # characters of a direction's name, method and family
 MASK = "attention_mask"  # how the names of masks over token slots begin
 PARTS_DIFFER = "The two prompts' embeddings do not match in '{}' (token ids, for example), which cannot be subtracted."
 
@@ -54,23 +54,21 @@ class Prompt:
             if name.startswith(MASK):
                 continue
             mine, others = self.extra.get(name), other.extra.get(name)
-            if mine is None or others is None or mine.shape != others.shape:
-                raise PromptPartsError(PARTS_DIFFER.format(printable(name, 60)))
-            if mine.is_floating_point():
+            match = mine is not None and others is not None and mine.shape == others.shape
+            if match and mine.is_floating_point():
                 extra[name] = mine - others
-            elif not torch.equal(mine, others):
+            elif not (match and torch.equal(mine, others)):
                 raise PromptPartsError(PARTS_DIFFER.format(printable(name, 60)))
         return Prompt(self.tokens - other.tokens, pooled, extra)
 
     def same_slots(self, other: Prompt) -> bool:
         """Whether both prompts fill the same token slots, as far as their masks tell."""
         for name in self.extra.keys() | other.extra.keys():
-            masks = [prompt.extra[name] for prompt in (self, other) if name in prompt.extra]
-            # encoders leave out a mask of ones
-            if name.startswith(MASK) and not torch.equal(
-                masks[0], masks[1] if masks[1:] else torch.ones_like(masks[0])
-            ):
-                return False
+            if name.startswith(MASK):
+                first, *second = (prompt.extra[name] for prompt in (self, other) if name in prompt.extra)
+                # encoders leave out a mask of ones
+                if not torch.equal(first, second[0] if second else torch.ones_like(first)):
+                    return False
         return True
 
     def scaled(self, factor: float) -> Prompt:
@@ -120,7 +118,8 @@ class Direction:
     notes: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "name", printable(self.name, LONGEST_NAME))
+        for words in ("name", "method", "family"):
+            object.__setattr__(self, words, printable(getattr(self, words), LONGEST_NAME))
 
     def at(self, sigma: float, scale: Callable[[float], tuple[float, float]]) -> Direction:
         """The direction for a start at noise level `sigma`, its step scaled by b(sigma) / b(own sigma) (ours).

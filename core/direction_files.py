@@ -16,12 +16,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .direction import LONGEST_NAME, Direction, KeepPair, Prompt
+from .direction import Direction, KeepPair, Prompt
 from .errors import (
     DirectionFileError,
     DirectionFormatError,
     DirectionNotWrittenError,
     DirectionTooLargeError,
+    has_surrogates,
     printable,
 )
 
@@ -120,7 +121,7 @@ def _check_size(path: Path, name: str) -> None:
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     wrong = ""
-    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+    if has_surrogates(str(path)):
         wrong = "has a name or a folder that is not in UTF-8, which safetensors cannot open: rename it"
     elif size > LARGEST:
         wrong = f"is {size // 2**20:,} MB large; a direction has at most {LARGEST // 2**20} MB"
@@ -236,10 +237,7 @@ def _assemble(meta: dict, read: _Reader) -> Direction:
         msg = "neither a move of the latent nor of the words"
         raise ValueError(msg)
     sigma, step = number("sigma", 1e-9, 1e9), number("step", 0.0, LARGEST_STEP)
-    notes, words = (
-        dict(meta["notes"]),
-        {key: printable(str(meta[key]), LONGEST_NAME) for key in ("name", "method", "family")},
-    )
+    notes, words = dict(meta["notes"]), {key: str(meta[key]) for key in ("name", "method", "family")}
     text = read.prompt("text") if "text.tokens" in read.names else None
     keep = tuple(
         KeepPair(printable(str(name)), read.prompt(f"keep.{i}.present"), read.prompt(f"keep.{i}.absent"))
@@ -247,8 +245,8 @@ def _assemble(meta: dict, read: _Reader) -> Direction:
     )
     _check_widths([text] * (text is not None) + [prompt for pair in keep for prompt in (pair.present, pair.absent)])
     latent = read.tensor("latent", 3, 4)
-    if latent is not None and step * float(latent.double().norm()) > LARGEST_STEP:
-        msg = f"the latent moves by {step * float(latent.double().norm()):.4g}"
+    if latent is not None and (moved := step * float(latent.double().norm())) > LARGEST_STEP:
+        msg = f"the latent moves by {moved:.4g}"
         raise ValueError(msg)
     return Direction(sigma=sigma, latent=latent, step=step, text=text, keep=keep, notes=notes, **words)
 

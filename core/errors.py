@@ -138,6 +138,11 @@ def printable(text: str, longest: int = LONGEST_MESSAGE) -> str:
     return cut("".join(map(shown, cut(text))))
 
 
+def has_surrogates(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which no encoding has: half of a character."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def size_in_words(tensor) -> str:
     """A tensor's shape as "4 x 64 x 64"."""
     return " x ".join(str(n) for n in tensor.shape)

@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..core.direction import Direction
-from ..core.errors import printable
+from ..core.errors import has_surrogates, printable
 from .errors import InputError
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
@@ -72,7 +72,7 @@ def _text(_declared, value) -> str:
         return f"is {in_short(value)}, but it must be a text."
     if len(value) > LONGEST_TEXT:
         return f"is a text of {len(value):,} characters. Write at most {LONGEST_TEXT:,}."
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if has_surrogates(value):
         return f"is '{in_short(value)}', which holds an incomplete character (a lone surrogate). Type the text again."
     return ""
 

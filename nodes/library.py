@@ -155,7 +155,7 @@ def _free_path(root: Path, name: str) -> Path:
         )
         raise InputError(msg)
     for folder in path.parents:
-        if folder.is_file():
+        if _is_file(folder):
             msg = f"'name' is {in_short(name)!r}, but '{folder.name}' is a file and no folder. Choose another name."
             raise InputError(msg)
     number = 2
