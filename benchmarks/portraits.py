@@ -13,7 +13,7 @@ from latent_directions.demo.world import ATTRIBUTES, Portrait, caption, draw, ma
 from latent_directions.nodes.anchored import AnchoredModel
 from latent_directions.nodes.encode import DEFAULT, InvertImage
 from latent_directions.nodes.identify import FindDirections
-from latent_directions.nodes.manipulate import move
+from latent_directions.nodes.manipulate import outputs, with_slider
 from latent_directions.nodes.sampling import sample_euler
 from latent_directions.nodes.sockets import EncodedNoise
 
@@ -96,8 +96,8 @@ class Bench:
 
     def edit(self, inversion, sigmas, direction: Direction, strengths, weight: float = 1.0) -> list[np.ndarray]:
         """8-bit pictures at the strengths, sampled with euler at guidance 1."""
-        moved = [move(inversion, direction, float(strength), weight) for strength in strengths]
-        return [self._sampled(inversion, sigmas, *parts) for parts in moved]
+        moved = [with_slider(inversion, direction, float(strength), weight=weight) for strength in strengths]
+        return [self._sampled(inversion, sigmas, *outputs(one)) for one in moved]
 
     def unmoved(self, inversion, sigmas) -> np.ndarray:
         """The 8-bit picture at strength 0, whatever the direction."""

@@ -8,7 +8,6 @@ from latent_directions.core.anchor import (
     AnchoredPrediction,
     NoiseMove,
     NoisePaths,
-    PredictionMove,
     ReferenceCache,
     WordsMove,
     moved_noise,
@@ -91,7 +90,7 @@ class TestReturn:
         moves = (
             NoiseMove(strength=0.0, displacement=random(*SHAPE[1:])),
             WordsMove(strength=0.0),
-            PredictionMove(strength=0.0, towards="target"),
+            WordsMove(strength=0.0, towards="target"),
         )
         start = model.denoiser.noised(model.x0, moved_noise(noise, moves, model.b), model.sigma)
         predictions = Predictions(model)
@@ -137,7 +136,7 @@ class TestCarriedMoves:
         moves = (
             NoiseMove(strength=1.0, mask=left, displacement=random(*SHAPE[1:])),
             WordsMove(strength=1.0, mask=right),
-            PredictionMove(strength=0.0, towards="target"),  # moves nothing, and acts nowhere
+            WordsMove(strength=0.0, towards="target"),  # moves nothing, and acts nowhere
         )
         found = anchored(model, x0, noise, *moves, prompt="target")(x, model.sigma, Predictions(model))
         change = model.denoiser(x, model.sigma, "target") - model.denoiser(x_ref, model.sigma)
@@ -173,7 +172,7 @@ class TestPredictionMoves:
     def test_closed_formula(self, model, point, strength):
         x0, noise, x = point
         x_ref = model.denoiser.noised(x0, noise, model.sigma)
-        move = PredictionMove(strength=strength, towards="target", away="free", keep=(KEEP,), mask=box())
+        move = WordsMove(strength=strength, towards="target", away="free", keep=(KEEP,), mask=box())
         found = anchored(model, x0, noise, move, weight=0.8)(x, model.sigma, Predictions(model))
         carried = model.denoiser(x, model.sigma) - model.denoiser(x_ref, model.sigma)
         kept = self.difference(model, x_ref, *KEEP)
@@ -183,7 +182,7 @@ class TestPredictionMoves:
 
     def test_on_the_reference_path_only_the_difference_is_added(self, model, point):
         x0, noise, _ = point
-        anchor = anchored(model, x0, noise, PredictionMove(strength=0.5, towards="target"))
+        anchor = anchored(model, x0, noise, WordsMove(strength=0.5, towards="target"))
         x_ref = anchor.reference(model.sigma)
         found = anchor(x_ref, model.sigma, Predictions(model))
         assert torch.allclose(found, x0 + 0.5 * self.difference(model, x_ref, "target"), atol=1e-12)
@@ -191,9 +190,9 @@ class TestPredictionMoves:
     def test_several_add_up_each_with_its_own_keep_and_mask(self, model, point):
         x0, noise, x = point
         moves = (
-            PredictionMove(strength=1.5, towards="target", keep=(KEEP,)),
-            PredictionMove(strength=-0.7, towards="free", mask=box()),
-            PredictionMove(strength=0.4, towards="negative", away="target"),
+            WordsMove(strength=1.5, towards="target", keep=(KEEP,)),
+            WordsMove(strength=-0.7, towards="free", mask=box()),
+            WordsMove(strength=0.4, towards="negative", away="target"),
             WordsMove(strength=1.0, mask=1 - box()),
         )
         anchor = anchored(model, x0, noise, *moves, prompt="keep 0 absent")
@@ -207,9 +206,9 @@ class TestPredictionMoves:
     def test_all_prompts_of_a_point_are_asked_for_in_one_call(self, model, point):
         x0, noise, x = point
         moves = (
-            PredictionMove(strength=1.0, towards="target", keep=(KEEP,)),
-            PredictionMove(strength=2.0, towards="free", keep=(KEEP, ("free", "negative"))),
-            PredictionMove(strength=0.0, towards="a prompt that there is not", keep=(("nor", "this"),)),
+            WordsMove(strength=1.0, towards="target", keep=(KEEP,)),
+            WordsMove(strength=2.0, towards="free", keep=(KEEP, ("free", "negative"))),
+            WordsMove(strength=0.0, towards="a prompt that there is not", keep=(("nor", "this"),)),
         )
         predictions = Predictions(model)
         anchored(model, x0, noise, *moves, prompt="negative")(x, model.sigma, predictions)
@@ -224,7 +223,7 @@ class TestPredictionMoves:
         wanted = (model.prompts["target"].means - model.prompts["source"].means)[0].view(SHAPE)
         shares = []
         for strength in (-1.0, 0.0, 1.0):
-            anchor = anchored(model, model.x0, noise, PredictionMove(strength=strength, towards="target"))
+            anchor = anchored(model, model.x0, noise, WordsMove(strength=strength, towards="target"))
             predictions = Predictions(model)
             end = sample_euler(model.denoiser.scale, model.x, sigmas, lambda x, s, a=anchor, p=predictions: a(x, s, p))
             shares.append(float(((end - model.x0) * wanted).sum() / wanted.square().sum()))
@@ -272,7 +271,7 @@ class TestCache:
         noise = seeded_noise(model.x0, 3)
 
         def calls(sigma=0.6, strength=1.0, **options):
-            move = PredictionMove(strength=strength, towards="target", keep=(KEEP,))
+            move = WordsMove(strength=strength, towards="target", keep=(KEEP,))
             predictions = Predictions(model)
             anchored(model, model.x0, noise, move, cache=cache, **options)(model.x, sigma, predictions)
             return len(predictions.calls)
@@ -336,7 +335,7 @@ class TestNoisePaths:
         """The displacement from the first path is carried over to all of them."""
         base = seeded_noise(model.x0, 3)
         paths = NoisePaths(base, seeds=(5, 6), fresh=fresh)
-        move = PredictionMove(strength=0.5, towards="target", keep=(KEEP,))
+        move = WordsMove(strength=0.5, towards="target", keep=(KEEP,))
         anchor = anchored(model, model.x0, base, move, paths=paths)
         displacement = 0.2 * random(*SHAPE, seed=4)
         for sigma in (model.sigma, 0.5 * model.sigma):
@@ -378,7 +377,7 @@ class TestMovedNoise:
         first, second = (0.7 * random(*SHAPE[1:], seed=s) for s in (4, 5))
         moves = (
             NoiseMove(strength=1.5, displacement=first),
-            PredictionMove(strength=3.0, towards="target"),
+            WordsMove(strength=3.0, towards="target"),
             WordsMove(strength=3.0),
             NoiseMove(strength=-0.5, displacement=second),
         )
