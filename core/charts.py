@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Collection, Sequence
 
@@ -15,6 +16,7 @@ BAR, ACCENT = (70, 116, 180), (222, 108, 32)
 MARGIN, TEXT, SMALL, LINE = 16, 14, 12, 17  # pixels: edge, font sizes, distance of text lines
 NUMBER = 50  # pixels kept free beside the bars for their numbers
 MOST_LINES = 3  # of a label
+LONGEST_TEXT = 1000  # characters; more never fit into its lines
 MOST_NAMES = 6  # of series in the legend; of more it names the first and the last
 
 
@@ -54,7 +56,7 @@ def bar_chart(
     count = max((len(values) for _, values in data), default=1)
     thick = 18 if count == 1 else 14 if count <= MOST_NAMES else 8
 
-    widest = int(max((font.getlength(label) for label, _ in data), default=0)) + 1
+    widest = int(max((font.getlength(_shortened(label)) for label, _ in data), default=0)) + 1
     label_width = min(max(60, widest), int(width * 0.42))
     left = MARGIN + label_width + (NUMBER if low < 0 else 12)
     right = width - MARGIN - (NUMBER if high > 0 else 12)
@@ -165,19 +167,25 @@ def _dashed(draw: ImageDraw.ImageDraw, x: float, top: float, bottom: float) -> N
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = MOST_LINES) -> list[str]:
     """A text in lines that fit into so many pixels, broken at spaces where there are any; the last may end in "..."."""
-    lines, rest = [], " ".join(text.split())
+    lines, rest = [], _shortened(text)
     while rest and len(lines) < most:
-        fits = len(rest)
-        while fits > 1 and font.getlength(rest[:fits]) > width:
-            fits -= 1
+        fits = max(1, _fitting(rest, font, width))
         if fits < len(rest):
             space = rest.rfind(" ", 1, fits + 1)
             fits = space if space > 0 else fits
         lines.append(rest[:fits].rstrip())
         rest = rest[fits:].lstrip()
     if rest:
-        last = lines[-1]
-        while last and font.getlength(f"{last}...") > width:
-            last = last[:-1]
-        lines[-1] = f"{last.rstrip()}..."
+        room = width - font.getlength("...")
+        lines[-1] = f"{lines[-1][: _fitting(lines[-1], font, room)].rstrip()}..."
     return lines or [""]
+
+
+def _shortened(text: str) -> str:
+    """A text on one line, with no more of it than any label could show."""
+    return " ".join(text[: 2 * LONGEST_TEXT].split())[:LONGEST_TEXT]
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
+    """How many of its first characters fit into so many pixels."""
+    return bisect.bisect_right(range(1, len(text) + 1), width, key=lambda count: font.getlength(text[:count]))
