@@ -52,7 +52,7 @@ def change_towards(case: Case, values: np.ndarray, zero: int) -> np.ndarray:
 def random_like(direction: Direction, seed: int) -> Direction:
     """A random direction of the same norm that moves the latent alone."""
     noise = torch.randn(direction.latent.shape, generator=torch.Generator().manual_seed(seed))
-    return replace(direction, latent=noise / noise.norm(), text=None, keep=())
+    return replace(direction, latent=noise / noise.norm(), words=None, keep=())
 
 
 def cases(count: int) -> Iterator[tuple[int, Case]]:

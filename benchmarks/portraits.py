@@ -7,17 +7,19 @@ import numpy as np
 import torch
 
 from latent_directions.core.direction import Direction
+from latent_directions.core.inversion import INVERSIONS
 from latent_directions.demo.architecture import load_demo_model
 from latent_directions.demo.measures import Reader, leakage, target_values
 from latent_directions.demo.world import ATTRIBUTES, Portrait, caption, draw, masks, sample_portrait
 from latent_directions.nodes.anchored import AnchoredModel
-from latent_directions.nodes.encode import DEFAULT, InvertImage
+from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.identify import FindDirections
-from latent_directions.nodes.manipulate import move
+from latent_directions.nodes.manipulate import outputs, with_slider
 from latent_directions.nodes.sampling import sample_euler
 from latent_directions.nodes.sockets import EncodedNoise
 
 STEPS = 10
+INVERTED = next(iter(INVERSIONS))  # the best way to invert by `python -m benchmarks.encode`
 REGION = {
     "smile": "mouth",
     "mouth_opening": "mouth",
@@ -63,7 +65,7 @@ class Bench:
         """The drawn portrait as IMAGE, 1HWC in 0..1."""
         return torch.from_numpy(draw(portrait).copy())[None].float() / 255
 
-    def encode(self, case: Case, level: float, method: str = DEFAULT, seed: int = 0, seeds: int = 1):
+    def encode(self, case: Case, level: float, method: str = INVERTED, seed: int = 0, seeds: int = 1):
         """INVERSION and SIGMAS of a case."""
         latent = {"samples": self.vae.encode(self.picture(case.portrait))}
         out = InvertImage.execute(
@@ -96,8 +98,8 @@ class Bench:
 
     def edit(self, inversion, sigmas, direction: Direction, strengths, weight: float = 1.0) -> list[np.ndarray]:
         """8-bit pictures at the strengths, sampled with euler at guidance 1."""
-        moved = [move(inversion, direction, float(strength), weight) for strength in strengths]
-        return [self._sampled(inversion, sigmas, *parts) for parts in moved]
+        moved = [with_slider(inversion, direction, float(strength), weight=weight) for strength in strengths]
+        return [self._sampled(inversion, sigmas, *outputs(one)) for one in moved]
 
     def unmoved(self, inversion, sigmas) -> np.ndarray:
         """The 8-bit picture at strength 0, whatever the direction."""

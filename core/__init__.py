@@ -6,7 +6,7 @@ any differentiable function. It needs torch alone; `direction_files` also safete
 `charts` also Pillow. ARCHITECTURE.md describes the modules, examples/ uses them.
 """
 
-from .anchor import AnchoredPrediction, NoiseMove, NoisePaths, PredictionMove, moved_noise
+from .anchor import AnchoredPrediction, NoiseMove, NoisePaths, WordsMove, moved_noise
 from .denoiser import Denoiser
 from .errors import LatentDirectionsError
 from .inversion import invert
@@ -24,7 +24,7 @@ __all__ = [
     "LatentDirectionsError",
     "NoiseMove",
     "NoisePaths",
-    "PredictionMove",
+    "WordsMove",
     "Search",
     "Settings",
     "invert",

@@ -1,24 +1,24 @@
 """The anchored prediction: it leads every deterministic sampler back to the encoded picture where nothing is moved.
 
 With the reference path x_ref(sigma) = a x0 + b n the sampler sees
-    D'(x) = x0 + w { M P [D(x, prompt) - D(x_ref, source)] + sum_j s_j M_j P_j [D(x, towards_j) - D(x, away_j)] }.
-The first bracket is what moves of the noise and of the sampler's own prompt bring about, the sum what moves of the
-prediction add. P_j projects off the changes of prediction between the two prompts of each keep pair of move j, M_j is
-its mask. P and M belong to all moves of the noise and of the sampler's prompt together: the union of their keep pairs,
-and the largest of their masks. w is the weight. On the reference path with the source prompt D' = x0, and a sampler
-that is exact for a constant prediction ends at x0.
+    D'(x) = x0 + w { M P [D(x, prompt) - D(x_ref, source)] + sum_j s_j M_j P_j [D(y, towards_j) - D(y, away_j)] }.
+The first bracket, the response, is what moves of the noise and of the sampler's own prompt bring about, and what has
+been moved already changes further on. The sum is what words add: y is the sampled point x where they are live, and
+x_ref where they are recorded. P_j projects off the changes of prediction between the two prompts of each keep pair of
+move j, M_j is its mask. P is the projection of all moves of the noise together, M the largest mask of all moves. w is
+the weight. Where x is x_ref and the sampler asks with the source prompt, the response is zero by definition and nothing
+is evaluated for it: D' = x0 there, and a sampler that is exact for a constant prediction ends at x0.
 
 Our construction; compare direct inversion (arXiv 2310.01506). The brackets may be averaged over several noises n. With
 noise drawn anew at every level Euler's method on D' is FlowEdit (arXiv 2412.08629), and edit-friendly DDPM inversion
-without its own noise (arXiv 2304.06140). A move of the prediction at strength 1 is
-FlowEdit's difference; signed strengths, keeps and masks are ours.
+without its own noise (arXiv 2304.06140). Live words at strength 1 are FlowEdit's difference; signed strengths, keeps,
+masks and recorded words are ours.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,23 +64,18 @@ class NoiseMove(Move):
 
 @dataclass(frozen=True, kw_only=True)
 class WordsMove(Move):
-    """A change of the sampler's own prompt. The caller changes that prompt; this has its keep pairs and mask."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictionMove(Move):
-    """A move of the prediction itself, by the difference of two prompts at the sampled point; no node makes one yet.
-
-    The mask acts on this difference alone: once the sampled point has moved, the model also changes what it predicts
-    outside, which the first bracket of the formula lets through.
+    """A move of the prediction, by the difference of two prompts.
 
     Attributes:
         towards: name of the prompt that strength 1 should show.
         away: name of the prompt that describes the picture as it is.
+        recorded: whether the difference is taken on the reference path, once for all runs on a picture, in place of the
+            sampled point.
     """
 
     towards: str
     away: str = SOURCE
+    recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,29 +111,48 @@ class NoisePaths:
 
 @dataclass
 class ReferenceCache:
-    """Predictions on the reference path, shared by all strengths; the least recently used entry is evicted first.
+    """Tensors that belong to the reference path, shared by all strengths.
+
+    When it is full, entries of other settings than the newest are dropped; after that it stores no more, because runs
+    ask for the same entries in the same order, and dropping the oldest would drop each just before it is used.
 
     Attributes:
-        max_bytes: size of all entries beyond which entries are evicted.
+        max_bytes: size of all entries beyond which none is stored.
         bytes: their size now.
+        full: whether an entry was not stored.
     """
 
     max_bytes: int = 512 * 2**20
-    _entries: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
+    _entries: dict[Hashable, dict[Hashable, Tensor]] = field(default_factory=dict)  # settings -> key -> tensor
     bytes: int = 0
+    full: bool = False
 
-    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The prediction stored under `key`, computed on the first call."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        value = compute()
-        self._entries[key] = value
-        self.bytes += value.nbytes
-        while self.bytes > self.max_bytes and len(self._entries) > 1:
-            _, old = self._entries.popitem(last=False)
-            self.bytes -= old.nbytes
-        return value
+    def get(
+        self, settings: Hashable, keys: Sequence[Hashable], compute: Callable[[list[Hashable]], Iterable[Tensor]]
+    ) -> list[Tensor]:
+        """The tensors of several keys.
+
+        Args:
+            settings: what all tensors of a run depend on.
+            keys: what is asked for.
+            compute: called once with the keys that are not stored, if there are any; gives their tensors in that order.
+        """
+        stored = self._entries.setdefault(settings, {})
+        missing = [key for key in dict.fromkeys(keys) if key not in stored]
+        computed = dict(zip(missing, compute(missing), strict=True)) if missing else {}
+        for key, value in computed.items():
+            if self.bytes + value.nbytes > self.max_bytes:
+                self._drop_all_but(settings)
+            if self.bytes + value.nbytes > self.max_bytes:
+                self.full = True
+            else:
+                stored[key] = value
+                self.bytes += value.nbytes
+        return [stored[key] if key in stored else computed[key] for key in keys]
+
+    def _drop_all_but(self, settings: Hashable) -> None:
+        self._entries = {settings: self._entries[settings]}
+        self.bytes = sum(value.nbytes for value in self._entries[settings].values())
 
 
 @dataclass
@@ -170,10 +184,7 @@ class AnchoredPrediction:
     def __post_init__(self):
         self._noises = [] if self.paths.fresh else [noise.to(self.x0) for noise in self.paths.at(0.0)]
         self.noise = self._noises[0] if self._noises else self.paths.base.to(self.x0)
-        start_moves = [move for move in self.moves if not isinstance(move, PredictionMove)]
-        # a move at strength 0 beside others moves nothing, so what it keeps and its mask do not count either
-        self._start_moves = [move for move in start_moves if move.strength] or start_moves
-        self._prediction_moves = [move for move in self.moves if isinstance(move, PredictionMove) and move.strength]
+        self._moves = [move for move in self.moves if move.strength]
 
     def reference(self, sigma: float) -> Tensor:
         """x_ref = a x0 + b n of the path that sampling starts on when nothing is moved."""
@@ -189,42 +200,75 @@ class AnchoredPrediction:
             predictions: (x, sigma, prompt names) -> D(x, sigma, prompt) for each of them. It answers to SOURCE,
                 `prompt` and the names in the moves; all prompts of a point are asked for in one call.
         """
-        x_ref = self.reference(sigma)
-        displacement = snap_to_reference(x, x_ref, self.snap) - x_ref
-        noises = self._noises or [noise.to(x) for noise in self.paths.at(sigma)]
-        points = [self.noised(self.x0, noise, sigma) for noise in noises]
-
-        def mean(prompts: Sequence[str], moved: Tensor | None) -> dict[str, Tensor]:
-            """Mean predictions over the reference paths by prompt, on the paths or beside them."""
-            names = list(dict.fromkeys(prompts))
-            asked = [predictions(point if moved is None else point + moved, sigma, names) for point in points]
-            return {name: _mean(of_name) for name, of_name in zip(names, zip(*asked, strict=True), strict=True)}
-
-        def cached(name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-            return self.cache.get((name, self.paths.seeds, self.paths.fresh, float(sigma), self.key), compute)
-
-        def projected_and_masked(change: Tensor, moves: Sequence[Move]) -> Tensor:
-            """The part of a change that the moves' keeps and masks let through."""
-            pairs = tuple(dict.fromkeys(pair for move in moves for pair in move.keep))
-            if pairs:
-
-                def span() -> Tensor:
-                    on_path = mean([name for pair in pairs for name in pair], None)
-                    return orthonormal_span([on_path[present] - on_path[absent] for present, absent in pairs])
-
-                change = project_off(change, cached(pairs, span))
-            mask = union_of_masks(moves)
-            return change if mask is None else mask.to(change) * change
-
-        compared = (name for move in self._prediction_moves for name in (move.towards, move.away))
-        at_sample = mean([self.prompt, *compared], displacement)
-        source = cached(SOURCE, lambda: mean([SOURCE], None)[SOURCE])
-        change = projected_and_masked(at_sample[self.prompt] - source, self._start_moves)
-        for move in self._prediction_moves:
-            change = change + move.strength * projected_and_masked(
-                at_sample[move.towards] - at_sample[move.away], [move]
-            )
+        point = _Point(self, x, sigma, predictions)
+        words = [move for move in self._moves if isinstance(move, WordsMove)]
+        live = [name for move in words if not move.recorded for name in (move.towards, move.away)]
+        found = point.at_sample([self.prompt, *live] if point.responds else live)
+        change = torch.zeros_like(self.x0)
+        if point.responds:
+            response = point.responding * (found[self.prompt] - point.on_path([SOURCE])[SOURCE])
+            response = point.projected(response, [move for move in self._moves if isinstance(move, NoiseMove)])
+            change = _masked(response, union_of_masks(self._moves) if self.prompt == SOURCE else None)
+        for move in words:
+            told = point.on_path([move.towards, move.away]) if move.recorded else found
+            difference = point.projected(told[move.towards] - told[move.away], [move])
+            change = change + move.strength * _masked(difference, move.mask)
         return self.x0 + self.weight * change
+
+
+class _Point:
+    """Predictions at one point that the sampler asks at, and on the reference paths at its noise level."""
+
+    def __init__(self, anchor: AnchoredPrediction, x: Tensor, sigma: float, predictions: Predictions):
+        self._anchor, self._sigma, self._predictions = anchor, sigma, predictions
+        x_ref = anchor.reference(sigma)
+        self._displacement = snap_to_reference(x, x_ref, anchor.snap) - x_ref
+        moved = self._displacement.flatten(1).any(1)
+        self._any_moved = bool(moved.any())
+        # the samples of the batch that have a response, as factors: rounding must not give the others one
+        self.responding = (moved | (anchor.prompt != SOURCE)).view(-1, *[1] * (x.ndim - 1)).to(x)
+        self.responds = self._any_moved or anchor.prompt != SOURCE
+        noises = anchor._noises or [noise.to(x) for noise in anchor.paths.at(sigma)]
+        self._points = [anchor.noised(anchor.x0, noise, sigma) for noise in noises]
+
+    def at_sample(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Mean predictions beside the reference paths by prompt: at the sampled point and its like on other paths."""
+        # the sampler's own prompt is not cached, because another run may ask with another one
+        own = self._anchor.prompt
+        asked = [name for name in dict.fromkeys(names) if self._any_moved or (name == own and own != SOURCE)]
+        known = [name for name in names if name not in asked]
+        beside = self._mean(asked, [point + self._displacement for point in self._points]) if asked else []
+        return dict(zip(asked, beside, strict=True)) | (self.on_path(known) if known else {})
+
+    def on_path(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Mean predictions on the reference paths by prompt, from the cache where they are known."""
+        found = self._cached(names, lambda missing: self._mean(missing, self._points))
+        return dict(zip(names, found, strict=True))
+
+    def projected(self, change: Tensor, moves: Sequence[Move]) -> Tensor:
+        """The part of a change that is orthogonal to what the moves keep."""
+        pairs = tuple(dict.fromkeys(pair for move in moves for pair in move.keep))
+        if not pairs:
+            return change
+
+        def span(_missing: list) -> list[Tensor]:
+            names = list(dict.fromkeys(name for pair in pairs for name in pair))
+            found = dict(zip(names, self._mean(names, self._points), strict=True))
+            return [orthonormal_span([found[present] - found[absent] for present, absent in pairs])]
+
+        (basis,) = self._cached([pairs], span)
+        return project_off(change, basis)
+
+    def _mean(self, names: Sequence[str], points: Sequence[Tensor]) -> list[Tensor]:
+        asked = [self._predictions(point, self._sigma, names) for point in points]
+        return [_mean(of_name) for of_name in zip(*asked, strict=True)]
+
+    def _cached(self, keys: Sequence[Hashable], compute: Callable[[list], Iterable[Tensor]]) -> list[Tensor]:
+        anchor = self._anchor
+        settings = (anchor.paths.seeds, anchor.paths.fresh, anchor.key)
+        level = float(self._sigma)
+        keyed = [(level, key) for key in keys]
+        return anchor.cache.get(settings, keyed, lambda missing: compute([key for _, key in missing]))
 
 
 def moved_noise(noise: Tensor, moves: Sequence[Move], b: float) -> Tensor:
@@ -270,6 +314,10 @@ def snap_to_reference(x: Tensor, x_ref: Tensor, radius: float = SNAP) -> Tensor:
     dims = tuple(range(1, x.ndim))
     distance = (x - x_ref).abs().amax(dims, keepdim=True)
     return torch.where(distance <= radius * x_ref.abs().amax(dims, keepdim=True), x_ref, x)
+
+
+def _masked(change: Tensor, mask: Tensor | None) -> Tensor:
+    return change if mask is None else mask.to(change) * change
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from .anchor import Move, NoiseMove, WordsMove
-from .errors import PromptLengthError, PromptPartsError, printable
+from .denoiser import SOURCE
+from .errors import printable
 
 LONGEST_NAME = 200  # characters of a direction's name, method and family
-MASK = "attention_mask"  # how the names of masks over token slots begin
-PARTS_DIFFER = "The two prompts' embeddings do not match in '{}' (token ids, for example), which cannot be subtracted."
 
 
 @dataclass(frozen=True)
@@ -26,60 +24,34 @@ class Prompt:
         pooled: (1, P) where the model has a pooled vector.
         extra: all other tensors that the text encoder gives, by its names for them: a second encoder's tokens, masks,
             token ids.
+        is_change: whether the tensors are a change to be added to those of the picture's own prompt, as in direction
+            files of format 1.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
-
-    def __sub__(self, other: Prompt) -> Prompt:
-        """Slot-wise difference; token slots must be aligned.
-
-        Masks over token slots are left out of the result. Other integer and boolean tensors cannot be subtracted: they
-        must be equal in both prompts, and are left out too.
-
-        Raises:
-            PromptLengthError: the prompts fill a different number of slots.
-            PromptPartsError: a tensor of `extra` is missing in one of them, has another shape, or cannot be subtracted.
-        """
-        if self.tokens.shape != other.tokens.shape:
-            msg = (
-                f"The prompts have different lengths for this text encoder ({self.tokens.shape[1]} and "
-                f"{other.tokens.shape[1]} slots), so their words cannot be compared slot by slot."
-            )
-            raise PromptLengthError(msg)
-        pooled = None if self.pooled is None or other.pooled is None else self.pooled - other.pooled
-        extra = {}
-        for name in sorted(self.extra.keys() | other.extra.keys()):
-            if name.startswith(MASK):
-                continue
-            mine, others = self.extra.get(name), other.extra.get(name)
-            match = mine is not None and others is not None and mine.shape == others.shape
-            if match and mine.is_floating_point():
-                extra[name] = mine - others
-            elif not (match and torch.equal(mine, others)):
-                raise PromptPartsError(PARTS_DIFFER.format(printable(name, 60)))
-        return Prompt(self.tokens - other.tokens, pooled, extra)
-
-    def same_slots(self, other: Prompt) -> bool:
-        """Whether both prompts fill the same token slots, as far as their masks tell."""
-        for name in self.extra.keys() | other.extra.keys():
-            if name.startswith(MASK):
-                first, *second = (prompt.extra[name] for prompt in (self, other) if name in prompt.extra)
-                # encoders leave out a mask of ones
-                if not torch.equal(first, second[0] if second else torch.ones_like(first)):
-                    return False
-        return True
-
-    def scaled(self, factor: float) -> Prompt:
-        """The same change, `factor` times as large."""
-        pooled = None if self.pooled is None else factor * self.pooled
-        return Prompt(factor * self.tokens, pooled, {name: factor * part for name, part in self.extra.items()})
+    is_change: bool = False
 
     def parts(self) -> dict[str, Tensor]:
         """All tensors by name."""
         pooled = {} if self.pooled is None else {"pooled": self.pooled}
         return {"tokens": self.tokens, **pooled, **self.extra}
+
+
+@dataclass(frozen=True)
+class Words:
+    """A change of words: strength s adds s * share * (D(x, target) - D(x, source)) to the prediction D.
+
+    Attributes:
+        target: what strength 1 shows.
+        source: what the picture shows; None for the prompt that the picture was encoded with.
+        share: factor on the strength.
+    """
+
+    target: Prompt
+    source: Prompt | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +65,7 @@ class KeepPair:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of latent and prompt embedding; strength s moves x by s * step * latent and the prompt by s * text.
+    """What one slider moves: strength s moves the noisy latent by s * step * latent, and the prediction by its words.
 
     Attributes:
         name: what an artist sees, such as "smiling" or "direction 1".
@@ -102,8 +74,9 @@ class Direction:
         sigma: noise level sigma* it was found at.
         latent: unit-norm move of the noisy latent (C, H, W), model space, or None.
         step: norm of the move at strength 1, in units of the noisy latent.
-        text: change of the prompt's embedding at strength 1, or None.
+        words: change of the words, or None.
         keep: what the sampler is to leave alone at every step.
+        mask: where the direction acts, (1, h, w) in cells of the latent with values 0 to 1; None for everywhere.
         notes: singular value, prompts, evaluations and so on; JSON-serialisable.
     """
 
@@ -113,8 +86,9 @@ class Direction:
     sigma: float
     latent: Tensor | None = None
     step: float = 0.0
-    text: Prompt | None = None
+    words: Words | None = None
     keep: tuple[KeepPair, ...] = ()
+    mask: Tensor | None = None
     notes: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -135,12 +109,42 @@ class Direction:
             return self
         return replace(self, sigma=sigma, step=self.step * scale(sigma)[1] / scale(self.sigma)[1])
 
-    def moves(self, strength: float, name_of: Callable[[Prompt], str]) -> tuple[Move, ...]:
-        """What a slider at this strength moves; `name_of` gives the names under which the keep prompts are asked for.
+    def prompts(self) -> list[Prompt]:
+        """All prompts that a slider along this direction asks the model for."""
+        words = [] if self.words is None else [self.words.target, self.words.source]
+        kept = [prompt for pair in self.keep for prompt in (pair.present, pair.absent)]
+        return [prompt for prompt in (*words, *kept) if prompt is not None]
 
-        The change of the words is left to whoever asks for predictions: c' = c + strength * text.
+    def moves(
+        self,
+        strength: float,
+        name_of: Callable[[Prompt], str],
+        *,
+        recorded: bool = False,
+        mask: Tensor | None = None,
+    ) -> tuple[Move, ...]:
+        """What a slider at this strength moves.
+
+        Args:
+            strength: 0 moves nothing.
+            name_of: the names under which prompts are asked for.
+            recorded: whether words are taken on the reference path (see `WordsMove`).
+            mask: where the moves act, broadcastable to the latent; the direction's own is for the caller to fit.
         """
         keep = tuple((name_of(pair.present), name_of(pair.absent)) for pair in self.keep)
-        if self.latent is None:
-            return (WordsMove(strength=strength, keep=keep),)
-        return (NoiseMove(strength=strength, keep=keep, displacement=self.step * self.latent),)
+        moves: tuple[Move, ...] = ()
+        if self.latent is not None:
+            moves += (NoiseMove(strength=strength, keep=keep, mask=mask, displacement=self.step * self.latent),)
+        if self.words is not None:
+            away = SOURCE if self.words.source is None else name_of(self.words.source)
+            moves += (
+                WordsMove(
+                    strength=strength * self.words.share,
+                    keep=keep,
+                    mask=mask,
+                    towards=name_of(self.words.target),
+                    away=away,
+                    recorded=recorded,
+                ),
+            )
+        return moves

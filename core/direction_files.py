@@ -211,7 +211,7 @@ class _Reader:
 
 
 def _tensors(direction: Direction):
-    prompts = {} if direction.text is None else {"text": direction.text}
+    prompts = {} if direction.words is None else {"text": direction.text}
     for i, pair in enumerate(direction.keep):
         prompts |= {f"keep.{i}.present": pair.present, f"keep.{i}.absent": pair.absent}
     if direction.latent is not None:

@@ -40,14 +40,6 @@ class ShapeError(LatentDirectionsError):
     """Two things that belong together differ in size."""
 
 
-class PromptLengthError(ShapeError):
-    """Two embedded prompts fill a different number of token slots."""
-
-
-class PromptPartsError(ShapeError):
-    """Two embedded prompts do not match in a part that cannot be subtracted."""
-
-
 class NothingToMoveError(LatentDirectionsError):
     """A search is left without anything to move along."""
 

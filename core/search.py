@@ -21,7 +21,7 @@ EQUAL_PREDICTIONS = (
 )
 NO_MOVE = "No move of the latent brings about what the target prompt changes."
 OUTSIDE_ALONE = "The source and the target prompt change the prediction only outside the mask."
-TARGET, FREE, NEGATIVE = "target", "free", "negative"
+TARGET, WORDS_SOURCE, FREE, NEGATIVE = "target", "words source", "free", "negative"
 AUTOMATIC, FORWARD_ONLY = "automatic", "forward only"
 DERIVATIVES = (AUTOMATIC, FORWARD_ONLY, DIFFERENCES, DOUBLE_BACKWARD)
 
@@ -43,6 +43,7 @@ class Settings:
         damping: damping of the least-squares methods, relative to K = 1.
         max_pairs: bound on the products with J and J' of the least-squares methods.
         seed: of the vector that the self-check draws, from which searches start.
+        words_source: name of the prompt that the target is compared with.
         derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass), DIFFERENCES (neither that nor forward AD: memory as in
             sampling) or DOUBLE_BACKWARD (no forward AD). T-LOCO takes a backward pass with any of them.
     """
@@ -54,6 +55,7 @@ class Settings:
     damping: float = 0.01
     max_pairs: int = 16
     seed: int = 0
+    words_source: str = SOURCE
     derivatives: str = AUTOMATIC
 
     def __post_init__(self):
@@ -101,7 +103,8 @@ class Search:
     """A point and its settings, on which a method looks for moves.
 
     Attributes:
-        denoiser: answers to the prompts SOURCE and, as the method needs them, TARGET, FREE, NEGATIVE and keep pairs.
+        denoiser: answers to the prompts SOURCE and, as the method needs them, TARGET, WORDS_SOURCE, FREE, NEGATIVE and
+            keep pairs.
         x: the noisy latent (1, C, H, W), at noise level `sigma`.
         mask: where the change should happen, (1, 1, H, W) with values 0 to 1; None for everywhere.
         settings: how to look.
@@ -187,22 +190,22 @@ def _prompt_in_words(name: str) -> str:
     if name.startswith("keep "):
         _, number, which = name.split()
         return f"the {'first' if which == 'present' else 'second'} prompt of line {int(number) + 1} of 'keep'"
-    return f"the prompt '{name}'"
+    return f"the prompt '{'source' if name == WORDS_SOURCE else name}'"
 
 
 def words_difference(search: Search, value: Tensor) -> Tensor:
-    """q = D(x, target) - D(x, source) at the same point: what the words change, in x0 units, shaped as x.
+    """q = D(x, target) - D(x, words source) at the same point: what the words change, in x0 units, shaped as x.
 
     Args:
-        search: the point; the guidance of both predictions is that of its settings.
+        search: the point; the guidance of both predictions, and the prompt compared with, are those of its settings.
         value: D(x, source) without guidance, which is known from the self-check.
 
     Raises:
         NotFiniteError: a prediction holds values that are not numbers.
         EqualPredictionsError: q is zero.
     """
-    guidance = search.settings.guidance
-    before = value if guidance == 1.0 else prediction(search, SOURCE)
+    guidance, source = search.settings.guidance, search.settings.words_source
+    before = value if guidance == 1.0 and source == SOURCE else prediction(search, source)
     q = prediction(search, TARGET) - before
     if not q.any():
         raise EqualPredictionsError(EQUAL_PREDICTIONS)
@@ -245,7 +248,8 @@ def check_evaluations(settings: Settings, backward: bool) -> int:
 def words_evaluations(settings: Settings) -> int:
     """Evaluations of the differences between prompts; without guidance the source's prediction is known."""
     guided = settings.guidance != 1
-    return (4 if guided else 1) + settings.keep * (4 if guided else 2)
+    predictions = 2 * settings.keep + (2 if guided or settings.words_source != SOURCE else 1)
+    return predictions * (2 if guided else 1)
 
 
 def pairs_evaluations(count: int) -> float:

@@ -21,14 +21,14 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.anchor import SNAP, AnchoredPrediction, moved_noise, snap_to_reference
-from ..core.denoiser import EvaluationCounter
-from ..core.direction import Direction
+from ..core.denoiser import SOURCE, EvaluationCounter
+from ..core.direction import Prompt
 from .caches import drop_step_caches
 from .errors import InputError, UnsupportedSamplerError
 from .fingerprint import settings_of
-from .host import counted, first_noise
+from .host import PromptBatch, counted, first_noise
 from .progress import peak_megabytes, reset_peak
-from .prompts import EDITED, KEY, as_positive, converted, prompt_name
+from .prompts import EDITED, KEY, as_positive, converted, key_of, positive_of, prompt_name, same_conditioning, says
 from .sampling import scale_at
 from .sockets import Inversion
 
@@ -55,6 +55,10 @@ NO_RETURN = (
     "so the slider at 0 would not give the picture back. Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms,"
     " deis, res_multistep or ddim."
 )
+CACHE_FULL = (
+    "The cache of predictions on this picture is full ({} MB): what does not fit is computed again in every run."
+    " Nothing else changes. Fewer steps, sliders or keeps need less."
+)
 # Where a sampler may hook into a model's guidance.
 GUIDANCE_OPTIONS = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 
@@ -71,31 +75,31 @@ class _Run:
 
 @dataclass
 class AnchoredModel:
-    """The wrappers that anchor a MODEL at an encoded picture, and what is moved from there.
-
-    Attributes:
-        inversion: the encoded picture.
-        sliders: directions and the strengths they are moved by. A change of the words must already be in the
-            conditioning that the sampler gets.
-        weight: how much of the model's change is let through.
-    """
+    """The wrappers that anchor a MODEL at an encoded picture, moved by the sliders that the inversion has passed."""
 
     inversion: Inversion
-    sliders: tuple[tuple[Direction, float], ...] = ()
-    weight: float = 1.0
     _run: _Run | None = field(default=None, repr=False)
     _settings: tuple = field(default=(), repr=False)
+    _asked_with: str = SOURCE  # the sampler's own prompt
 
     def __post_init__(self):
+        sigma, sliders = self.inversion.sigma, self.inversion.sliders
         scale = functools.partial(scale_at, self.inversion.source_model)
+        directions = [slider.direction for slider in sliders]
         self._remarks = [
-            OTHER_LEVEL.format(direction.name, direction.sigma, self.inversion.sigma)
-            for direction, _ in self.sliders
-            if direction.latent is not None and not math.isclose(direction.sigma, self.inversion.sigma, rel_tol=1e-3)
+            OTHER_LEVEL.format(direction.name, direction.sigma, sigma)
+            for direction in directions
+            if direction.latent is not None and not math.isclose(direction.sigma, sigma, rel_tol=1e-3)
         ]
-        sliders = [(direction.at(self.inversion.sigma, scale), strength) for direction, strength in self.sliders]
-        self._keep = tuple(pair for direction, _ in sliders for pair in direction.keep)
-        self._moves = [move for direction, strength in sliders for move in direction.moves(strength, prompt_name)]
+        self._weight = math.prod(slider.weight for slider in sliders)
+        self._prompts = [prompt for direction in directions for prompt in direction.prompts()]
+        self._moves = [
+            move
+            for slider, direction in zip(sliders, directions, strict=True)
+            for move in direction.at(sigma, scale).moves(
+                slider.strength, self._name_of, recorded=slider.recorded, mask=slider.mask
+            )
+        ]
         self.start_noise = moved_noise(self.inversion.paths.base, self._moves, self.inversion.scale[1])
 
     def model(self) -> ModelPatcher:
@@ -104,6 +108,10 @@ class AnchoredModel:
         for kind, wrapper in zip(KINDS, (self._outer_sample, self._sampler_sample, self._predict_noise), strict=True):
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         return clone
+
+    def _name_of(self, prompt: Prompt) -> str:
+        """The name of a prompt; that of the picture's own where it says the same, which is then asked for once."""
+        return SOURCE if says(self.inversion.positive, prompt) else prompt_name(prompt)
 
     def _outer_sample(
         self,
@@ -137,7 +145,10 @@ class AnchoredModel:
         for remark in remarks:
             logging.info("Latent Directions: %s", remark)
         remarks += self._remarks
-        guider.conds |= converted(self.inversion.positive, self._keep)
+        prompts = converted(self.inversion.positive, self._prompts)
+        own, asked = (_without_uuid(conds) for conds in (prompts[SOURCE], guider.original_conds["positive"]))
+        self._asked_with = SOURCE if same_conditioning(own, asked) else EDITED
+        guider.conds |= {key_of(name): conds for name, conds in prompts.items()}
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self._settings = settings_of(guider, sigmas, denoise_mask)
         reset_peak(guider.model_patcher.load_device)
@@ -162,6 +173,8 @@ class AnchoredModel:
         finally:
             run, self._run = self._run, None
             return_error = None if run is None or run.trial else run.deviation
+            if self.inversion.cache.full:
+                remarks.append(CACHE_FULL.format(self.inversion.cache.max_bytes // 2**20))
             seconds = round(time.perf_counter() - started, 3)
             memory = peak_megabytes(guider.model_patcher)
             self.inversion.statistics.add(counter.evaluations, seconds, memory, return_error, remarks)
@@ -204,8 +217,8 @@ class AnchoredModel:
             self.inversion.paths,
             functools.partial(_noised, model.model_sampling),
             self._moves,
-            self.weight,
-            EDITED,
+            self._weight,
+            self._asked_with,
             self.inversion.cache,
             self._settings,
         )
@@ -243,13 +256,19 @@ class AnchoredModel:
 
         def predictions(point: Tensor, _sigma: float, prompts: Sequence[str]) -> list[Tensor]:
             """Guidance, negative prompt and options are those of the run."""
+            batch = PromptBatch([positive_of(run.guider, prompt) for prompt in prompts], model_options or {})
             found = []
             for prompt in prompts:
                 with as_positive(run.guider, prompt):
-                    found.append(executor(point, timestep, model_options, seed))
+                    found.append(executor(point, timestep, batch.options, seed))
             return found
 
         return run.prediction(x, sigma, predictions)
+
+
+def _without_uuid(conds: list[dict]) -> list[dict]:
+    """A prompt as guiders have it, without the number that ComfyUI draws for each of its entries."""
+    return [{name: value for name, value in entry.items() if name != "uuid"} for entry in conds]
 
 
 def _check_sigmas(sigmas: Tensor) -> None:

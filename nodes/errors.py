@@ -46,17 +46,12 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.EverythingRuledOutError: "Lower 'hold_outside', or paint a larger 'mask'.",
     errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
     errors.NoChangeError: "Write 'target' so that it differs more from 'positive', or raise 'level'.",
-    errors.PromptPartsError: (
-        "Use the method 'LOCO', which compares no words; where 'source' and 'target' only differ in length, writing"
-        " them with the same number of words is enough."
-    ),
     errors.DirectionNotWrittenError: (
         "Look at the free space and the write permission of models/latent_directions, or choose another 'name'."
     ),
     errors.DirectionTooLargeError: (
         "Find the direction again; fewer lines in 'keep' and shorter prompts make the file smaller."
     ),
-    errors.PromptLengthError: "Write 'source' and 'target' with the same number of words.",
     errors.ShapeError: "Find the direction again on a picture of this size.",
     errors.DirectionFormatError: "Update the pack, or save the direction again.",
     errors.DirectionFileError: "Choose a file made by Save Direction, or save the direction again.",

@@ -17,6 +17,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser, EvaluationCounter
@@ -27,6 +28,10 @@ from .progress import SearchProgress, peak_megabytes, reset_peak
 from .sampling import linear_scale
 
 Result = TypeVar("Result")
+# Model options and kinds of wrappers that are handed the whole batch of prompts, and transformer options that are not.
+SEES_BATCH = ("sampler_calc_cond_batch_function", "model_function_wrapper", "context_handler", "multigpu_clones")
+WRAPPERS_THAT_SEE_BATCH = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+HARMLESS = ("wrappers", "callbacks", "sample_sigmas", "sigmas", "cond_or_uncond", "uuids")
 
 
 def family_of(model: ModelPatcher) -> str:
@@ -107,6 +112,63 @@ def counted(model: ModelPatcher, counter: EvaluationCounter) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+class PromptBatch:
+    """Asks the network for several positive prompts of one point in one call.
+
+    ComfyUI asks for a positive and the negative prompt together. Further positives are added to the call for the first
+    and handed out when their turn comes, so that the negative is asked for once. Where anything on the MODEL may look
+    at the batch (NAG, for example, pairs the negative with one positive alone), each prompt has a call of its own.
+    """
+
+    def __init__(self, positives: list[list[dict]], model_options: dict):
+        """Prepare for prompts, in the order in which they will be asked for, under the options of the call."""
+        self._positives, self._options = positives, model_options
+        self._answers: tuple | None = None
+        self.options = model_options
+        if len(positives) > 1 and not _looks_at_batch(model_options):
+            ours = {"sampler_calc_cond_batch_function": self._answer, "model_function_wrapper": self._run}
+            self.options = model_options | ours
+
+    def _answer(self, args: dict) -> list[Tensor]:
+        (positive, *others), x, sigma = args["conds"], args["input"], args["sigma"]
+        if self._answers is not None:
+            of_positive, of_others, asked, asked_x, asked_sigma = self._answers
+            same = torch.equal(x, asked_x) and torch.equal(sigma, asked_sigma) and _identical(others, asked)
+            if same and id(positive) in of_positive:
+                return [of_positive[id(positive)], *of_others]
+        batch = [positive, *others]
+        if positive is self._positives[0]:
+            batch += self._positives[1:]
+        found = comfy.samplers.calc_cond_batch(args["model"], batch, x, sigma, args["model_options"])
+        if positive is self._positives[0]:
+            own, of_others, further = found[0], found[1 : 1 + len(others)], found[1 + len(others) :]
+            of_positive = dict(zip(map(id, self._positives), [own, *further], strict=True))
+            self._answers = of_positive, of_others, others, x, sigma
+        return found[: 1 + len(others)]
+
+    @staticmethod
+    def _run(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
+        """Run the network with all positives labelled 0, as it knows them, the negative 1."""
+        labels = [label if label < 2 else 0 for label in args["cond_or_uncond"]]
+        options = args["c"]["transformer_options"] | {"cond_or_uncond": labels}
+        return apply_model(args["input"], args["timestep"], **(args["c"] | {"transformer_options": options}))
+
+
+def _looks_at_batch(model_options: dict) -> bool:
+    """Whether what sits on a MODEL may tell the prompts of a batch apart."""
+    transformer = model_options.get("transformer_options", {})
+    wrappers = transformer.get("wrappers", {})
+    return (
+        any(name in model_options for name in SEES_BATCH)
+        or any(name not in HARMLESS for name in transformer)
+        or any(any(wrappers.get(kind, {}).values()) for kind in WRAPPERS_THAT_SEE_BATCH)
+    )
+
+
+def _identical(these: list, those: list) -> bool:
+    return len(these) == len(those) and all(a is b for a, b in zip(these, those, strict=True))
 
 
 class _PromptGuider(comfy.samplers.CFGGuider):

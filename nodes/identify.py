@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
-from ..core.direction import Direction, KeepPair, Prompt
+from ..core.direction import Direction, KeepPair, Prompt, Words
 from ..core.methods import METHODS, in_words, names_of_methods_that_read
-from ..core.search import AUTOMATIC, DERIVATIVES, FREE, TARGET, FoundDirection, Method, Search, Settings, keep_prompts
+from ..core.search import (
+    AUTOMATIC,
+    DERIVATIVES,
+    FREE,
+    TARGET,
+    WORDS_SOURCE,
+    FoundDirection,
+    Method,
+    Search,
+    Settings,
+    keep_prompts,
+)
 from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
-from .masks import mask_on_latent
+from .masks import mask_on_latent, soft_mask_on_latent
 from .progress import result_line, show_line
-from .prompts import encode_text, keep_pairs, negative_prompt, shifted, with_prompt, wrong_words
+from .prompts import encode_text, keep_pairs, negative_prompt, same_conditioning, says, with_prompt, wrong_words
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 from .wiring import refuse_wiring
 
 DEFAULT = next(iter(METHODS))
-OTHER_LENGTH = (
-    "'source' and 'target' take a different number of tokens, so what the longer one says at its end may be ignored."
-    " Write them with the same number of words."
-)
 
 
 class FindDirections(io.ComfyNode):
@@ -195,20 +201,23 @@ class FindDirections(io.ComfyNode):
         check_inputs(cls, locals())
         image_share, text_share, guidance, seed = float(image_share), float(text_share), float(guidance), int(seed)
         refuse_wiring(cls.hidden and cls.hidden.prompt)
-        _check_inversion(model, inversion)
-        record = METHODS[method]
-        words = _encode_words(clip, record, source, target, keep, free) if record.compares_words else _Words()
-        cells = None if mask is None else mask_on_latent(mask, inversion.latent["samples"].shape)
+        record, shape = METHODS[method], inversion.latent["samples"].shape
+        _check_inversion(model, inversion, record)
+        words = _Words()
+        if record.compares_words:
+            words = _encode_words(clip, record, inversion.positive, source, target, keep, free)
+        cells, soft = (None, None) if mask is None else (mask_on_latent(mask, shape), soft_mask_on_latent(mask, shape))
         settings = Settings(
             count=count,
             null_rank=hold_outside,
             keep=len(words.keep),
             guidance=guidance,
             seed=seed,
+            words_source=SOURCE if words.source is None else WORDS_SOURCE,
             derivatives=derivatives,
         )
         # without a search there is no move of the latent: the words are all that moves
-        moves, notes = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
+        moves, notes, remarks = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}, []
         if record.run is not None:
             prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
 
@@ -221,7 +230,7 @@ class FindDirections(io.ComfyNode):
             (moves, search), cost = run(
                 without_anchor(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
             )
-            words.remarks.extend([*cost.pop("remarks", []), *search.remarks])
+            remarks += [*cost.pop("remarks", []), *search.remarks]
             notes = search.notes | cost
         # a method that moves the words alone takes them whole
         text_share = text_share if record.run else 1.0
@@ -233,8 +242,9 @@ class FindDirections(io.ComfyNode):
                 sigma=inversion.sigma,
                 latent=None if move is None else move.vector[0].cpu(),
                 step=0.0 if move is None else move.step * (image_share if record.moves_words else 1.0),
-                text=words.change.scaled(text_share) if record.moves_words else None,
+                words=Words(words.target, words.source, text_share) if record.moves_words else None,
                 keep=words.keep,
+                mask=None if soft is None or not record.moves_words else soft.view(1, *soft.shape[-2:]),
                 notes={} if move is None else {**move.notes, "source": source, "target": target},
             )
             for number, move in enumerate(moves, 1)
@@ -245,7 +255,7 @@ class FindDirections(io.ComfyNode):
             "sigma": inversion.sigma,
             "directions": len(found),
             **notes,
-            **({"remarks": words.remarks} if words.remarks else {}),
+            **({"remarks": remarks} if remarks else {}),
             "found": [{"name": d.name, "step": d.step, **d.notes} for d in found],
         }
         show_line(result_line(len(found), "direction", notes["seconds"]))
@@ -254,31 +264,35 @@ class FindDirections(io.ComfyNode):
 
 @dataclass(frozen=True)
 class _Words:
-    """The prompts of a search as embeddings; all empty for methods without words."""
+    """The prompts of a search as embeddings; all empty for methods without words.
 
-    change: Prompt | None = None
+    Attributes:
+        source: None where it says what the picture was encoded with.
+    """
+
+    target: Prompt | None = None
+    source: Prompt | None = None
     keep: tuple[KeepPair, ...] = ()
     free: Prompt | None = None
-    remarks: list[str] = field(default_factory=list)
 
 
-def _check_inversion(model: ModelPatcher, inversion: Inversion) -> None:
+def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) -> None:
     if family_of(model) != inversion.family:
         msg = (
             f"'model' is of the family {family_of(model)}, but the picture was inverted with {inversion.family}."
             " Connect the model that Invert Image used."
         )
         raise InputError(msg)
-    if inversion.latent["samples"].shape[0] != 1:
+    if inversion.latent["samples"].shape[0] != 1 and method.run is not None:
         msg = (
-            "The inversion holds several pictures, and directions belong to one. Take one out of the batch (Latent"
-            " From Batch) before Invert Image."
+            f"The inversion holds several pictures, and what method '{method.name}' finds belongs to one. Use the"
+            " method 'text', or take one picture out of the batch (Latent From Batch) before Invert Image."
         )
         raise InputError(msg)
 
 
-def _encode_words(clip, method: Method, source: str, target: str, keep: str, free: str) -> _Words:
-    """The change from source to target, the keep pairs, and the free prompt, as embeddings."""
+def _encode_words(clip, method: Method, positive: list, source: str, target: str, keep: str, free: str) -> _Words:
+    """Source, target, keep pairs and the free prompt as embeddings; `positive` is what the picture was encoded with."""
     if clip is None:
         msg = (
             f"Method '{method.name}' works with words and needs 'clip'. Connect the text encoder that belongs to the"
@@ -290,15 +304,14 @@ def _encode_words(clip, method: Method, source: str, target: str, keep: str, fre
         raise InputError(wrong[1])
     source, target = source.strip(), target.strip()
     before, after = encode_text(clip, source), encode_text(clip, target)
-    change = after - before
-    if not torch.any(change.tokens):
+    if same_conditioning(before.parts(), after.parts()):
         msg = (
             "The text encoder gives 'source' and 'target' the same meaning: it does not know a word of them. Use other"
             " words."
         )
         raise InputError(msg)
-    remarks = [] if after.same_slots(before) else [OTHER_LENGTH]
-    return _Words(change, keep_pairs(clip, keep), encode_text(clip, free) if free.strip() else None, remarks)
+    own = None if says(positive, before) else before
+    return _Words(after, own, keep_pairs(clip, keep), encode_text(clip, free) if free.strip() else None)
 
 
 def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, list]:
@@ -307,8 +320,9 @@ def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, l
     prompts = {SOURCE: source}
     if "free" in method.reads:
         prompts[FREE] = source if words.free is None else with_prompt(source, words.free)
-    if words.change is not None:
-        prompts[TARGET] = shifted(source, words.change, 1.0)
+    for name, prompt in ((TARGET, words.target), (WORDS_SOURCE, words.source)):
+        if prompt is not None:
+            prompts[name] = with_prompt(source, prompt)
     for number, pair in enumerate(words.keep):
         present, absent = keep_prompts(number)
         prompts |= {present: with_prompt(source, pair.present), absent: with_prompt(source, pair.absent)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io, ui
@@ -14,7 +15,7 @@ from ..core.direction import Direction
 from .errors import InputError, with_advice
 from .host import samples_of
 from .inputs import check_inputs
-from .manipulate import choose, move
+from .manipulate import choose, outputs, with_slider
 from .pictures import image_of, picture_of
 from .progress import RunStatistics, SearchProgress, result_line, show_line
 from .sampling import sample_euler, schedule_from
@@ -177,7 +178,7 @@ def _strengths(most: float, columns: int) -> list[float]:
 
 def _sample(inversion: Inversion, direction: Direction, strength: float, steps: int) -> Tensor:
     """The edited latent, by euler under guidance 1."""
-    model, positive, noise = move(inversion, direction, strength)
+    model, positive, noise = outputs(with_slider(replace(inversion, sliders=()), direction, strength))
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", steps, inversion.sigma)
     return sample_euler(model, noise.noise, sigmas, positive, inversion.latent, inversion.negative)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..core.direction import Direction
 from .anchored import AnchoredModel
 from .errors import InputError, with_advice
 from .inputs import check_inputs
-from .prompts import shifted
-from .sockets import DirectionsSocket, EncodedNoise, Inversion, InversionSocket
+from .masks import soft_mask_on_latent
+from .sockets import AppliedSlider, DirectionsSocket, EncodedNoise, Inversion, InversionSocket
+
+LIVE, RECORDED = "live", "recorded"
 
 
 class DirectionSlider(io.ComfyNode):
@@ -24,11 +29,14 @@ class DirectionSlider(io.ComfyNode):
             category="latent directions",
             description=(
                 "Moves the encoded picture along a direction. Connect model, conditioning (as the positive prompt) and "
-                "noise to your sampler. At 0 the sampler gives the encoded picture back."
+                "noise to your sampler. At 0 the sampler gives the encoded picture back. For several sliders connect"
+                " inversion to the next one, and the last one to the sampler or to Apply Sliders."
             ),
             search_aliases=["attribute slider", "edit strength"],
             inputs=[
-                InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
+                InversionSocket.Input(
+                    "inversion", tooltip="The encoded picture, from Invert Image or another Direction Slider."
+                ),
                 DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
                 io.Int.Input(
                     "index",
@@ -55,6 +63,63 @@ class DirectionSlider(io.ComfyNode):
                     advanced=True,
                     tooltip="How much of the model's change is let through at every step. Below 1 fades the edit.",
                 ),
+                io.Combo.Input(
+                    "words",
+                    options=[LIVE, RECORDED],
+                    default=LIVE,
+                    advanced=True,
+                    tooltip=(
+                        "'live' asks the model at every step what the words change, which is best. 'recorded' asks once"
+                        " for a picture and all strengths: runs take less time, but things that appear or move far"
+                        " may stop short."
+                    ),
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip=(
+                        "Where this slider acts; grey lets through a part. With the mask of Find Directions, only where"
+                        " both are painted."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Conditioning.Output(display_name="conditioning"),
+                io.Noise.Output(display_name="noise"),
+                InversionSocket.Output(display_name="inversion"),
+            ],
+        )
+
+    @classmethod
+    @with_advice()
+    def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0, words=LIVE, mask=None) -> io.NodeOutput:
+        """Add the slider to those of the inversion; strength 0 runs the same code as any other strength."""
+        check_inputs(cls, locals())
+        direction = choose(inversion, directions, index)
+        moved = with_slider(
+            inversion, direction, float(strength), weight=float(weight), recorded=words == RECORDED, mask=mask
+        )
+        return io.NodeOutput(*outputs(moved), moved)
+
+
+class ApplySliders(io.ComfyNode):
+    """The end of a chain of sliders."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node."""
+        return io.Schema(
+            node_id="LatentDirections_ApplySliders",
+            display_name="Apply Sliders",
+            category="latent directions",
+            description=(
+                "Gives what the sampler needs for all sliders that the inversion has passed. With it at the end, any"
+                " Direction Slider can be bypassed; without a slider the sampler gives the encoded picture back."
+            ),
+            search_aliases=["combine sliders", "several directions"],
+            inputs=[
+                InversionSocket.Input("inversion", tooltip="From the last Direction Slider, or from Invert Image."),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -65,11 +130,10 @@ class DirectionSlider(io.ComfyNode):
 
     @classmethod
     @with_advice()
-    def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0) -> io.NodeOutput:
-        """Move noise and prompt; strength 0 runs the same code as any other strength."""
+    def execute(cls, inversion) -> io.NodeOutput:
+        """Anchor the model with all sliders."""
         check_inputs(cls, locals())
-        strength, weight = float(strength), float(weight)
-        return io.NodeOutput(*move(inversion, choose(inversion, directions, index), strength, weight))
+        return io.NodeOutput(*outputs(inversion))
 
 
 def choose(inversion: Inversion, directions: list[Direction], index: int) -> Direction:
@@ -96,14 +160,47 @@ def choose(inversion: Inversion, directions: list[Direction], index: int) -> Dir
     return direction
 
 
-def move(inversion: Inversion, direction: Direction, strength: float, weight: float = 1.0) -> tuple:
-    """(MODEL, CONDITIONING, NOISE) at a strength."""
-    anchor = AnchoredModel(inversion, ((direction, strength),), weight)
-    return (
-        anchor.model(),
-        shifted(inversion.positive, direction.text, strength),
-        EncodedNoise(anchor.start_noise),
-    )
+def with_slider(
+    inversion: Inversion,
+    direction: Direction,
+    strength: float,
+    *,
+    weight: float = 1.0,
+    recorded: bool = False,
+    mask: Tensor | None = None,
+) -> Inversion:
+    """The inversion with one slider more.
+
+    Args:
+        inversion: with the sliders so far.
+        direction: what the slider moves.
+        strength: how far.
+        weight: how much of the model's change is let through.
+        recorded: whether its words are taken on the reference path.
+        mask: a MASK of the picture, where the slider acts; the direction's own mask counts too.
+
+    Raises:
+        InputError: a mask does not fit the picture.
+    """
+    shape = inversion.latent["samples"].shape
+    cells = None if mask is None else soft_mask_on_latent(mask, shape)
+    if direction.mask is not None:
+        own = direction.mask.view(1, *[1] * (len(shape) - 3), *direction.mask.shape[-2:])
+        if own.shape[-2:] != shape[-2:]:
+            msg = (
+                f"The direction '{direction.name}' has a mask of {own.shape[-1]} x {own.shape[-2]} cells, but this"
+                f" picture's latent is {shape[-1]} x {shape[-2]}. Find the direction again on this picture."
+            )
+            raise InputError(msg)
+        cells = own if cells is None else own * cells
+    slider = AppliedSlider(direction, strength, weight, recorded, cells)
+    return replace(inversion, sliders=(*inversion.sliders, slider))
 
 
-NODES = [DirectionSlider]
+def outputs(inversion: Inversion) -> tuple:
+    """(MODEL, CONDITIONING, NOISE) for a sampler, with all sliders of the inversion."""
+    anchor = AnchoredModel(inversion)
+    return anchor.model(), inversion.positive, EncodedNoise(anchor.start_noise)
+
+
+NODES = [DirectionSlider, ApplySliders]

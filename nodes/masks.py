@@ -20,6 +20,22 @@ def mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
     Raises:
         InputError: the mask has another shape than the picture, or selects no cell.
     """
+    cells = (soft_mask_on_latent(mask, shape) >= COVERED).float()
+    if not cells.any():
+        msg = (
+            f"'mask' selects nothing: after resizing to the latent's {shape[-1]} x {shape[-2]} cells no cell is covered"
+            f" to {COVERED:.0%}. Paint a larger area."
+        )
+        raise InputError(msg)
+    return cells
+
+
+def soft_mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
+    """How far a MASK covers each cell of a latent, shaped as `mask_on_latent` says, values 0 to 1.
+
+    Raises:
+        InputError: the mask has another shape than the picture, or is 0 everywhere.
+    """
     mask = mask.reshape(-1, *mask.shape[-2:])[:1].float()
     height, width = shape[-2:]
     # VAEs crop to whole cells, so a picture may be up to one cell larger than its latent
@@ -30,12 +46,8 @@ def mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
             f"({width} x {height} cells). Draw the mask on the same picture that was inverted."
         )
         raise InputError(msg)
-    cells = torch.nn.functional.interpolate(mask[None], (height, width), mode="area")  # 1 1 h w
-    cells = (cells >= COVERED).float()
+    cells = torch.nn.functional.interpolate(mask[None], (height, width), mode="area").clamp(0, 1)  # 1 1 h w
     if not cells.any():
-        msg = (
-            f"'mask' selects nothing: after resizing to the latent's {width} x {height} cells no cell is covered to "
-            f"{COVERED:.0%}. Paint a larger area."
-        )
+        msg = "'mask' selects nothing: it is black everywhere. Paint the area where the change should happen."
         raise InputError(msg)
     return cells if len(shape) == 4 else cells.unsqueeze(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import comfy.sampler_helpers
@@ -32,17 +32,28 @@ def encode_text(clip, text: str) -> Prompt:
     return Prompt(tokens, entry.get(POOLED), extra)
 
 
-def shifted(conditioning: list, change: Prompt | None, amount: float) -> list:
-    """Every entry c -> c + amount * change; ComfyUI's other settings on the entries are kept."""
-    if change is None:
-        return conditioning
+def with_prompt(conditioning: list, prompt: Prompt) -> list:
+    """Every entry of a conditioning with another text in it; its other settings (area, mask, control) are kept."""
+    if prompt.is_change:
+        return _changed(conditioning, prompt)
+    entries = []
+    for _, extra in conditioning:
+        entry = {name: value for name, value in extra.items() if name not in LEFT_OUT} | prompt.extra
+        if prompt.pooled is not None:
+            entry[POOLED] = prompt.pooled
+        entries.append([prompt.tokens, entry])
+    return entries
+
+
+def _changed(conditioning: list, change: Prompt) -> list:
+    """Every entry of a conditioning with a change added to its tensors."""
     entries = []
     for tokens, extra in conditioning:
         if tokens.shape[1:] != change.tokens.shape[1:]:
             msg = (
                 f"The direction's words fill {change.tokens.shape[1]} slots of width {change.tokens.shape[2]}, but this"
-                f" prompt has {tokens.shape[1]} of width {tokens.shape[2]}. Use the text encoder the direction was"
-                " found with, and a prompt of about the same length."
+                f" prompt has {tokens.shape[1]} of width {tokens.shape[2]}. Find the direction again: a file of this"
+                " version fits prompts of any length."
             )
             raise InputError(msg)
         entry = dict(extra)
@@ -52,24 +63,29 @@ def shifted(conditioning: list, change: Prompt | None, amount: float) -> list:
             if entry[name].shape[1:] != part.shape[1:]:
                 msg = (
                     f"The direction's words and this prompt differ in the size of '{name}' ({size_in_words(part)} and"
-                    f" {size_in_words(entry[name])}). Use the text encoder the direction was found with, and a prompt"
-                    " of the same length."
+                    f" {size_in_words(entry[name])}). Find the direction again: a file of this version fits prompts of"
+                    " any length."
                 )
                 raise InputError(msg)
-            entry[name] = entry[name] + amount * part.to(entry[name])
-        entries.append([tokens + amount * change.tokens.to(tokens), entry])
+            entry[name] = entry[name] + part.to(entry[name])
+        entries.append([tokens + change.tokens.to(tokens), entry])
     return entries
 
 
-def with_prompt(conditioning: list, prompt: Prompt) -> list:
-    """Every entry of a conditioning with another text in it; its other settings (area, mask, control) are kept."""
-    entries = []
-    for _, extra in conditioning:
-        entry = {name: value for name, value in extra.items() if name not in LEFT_OUT} | prompt.extra
-        if prompt.pooled is not None:
-            entry[POOLED] = prompt.pooled
-        entries.append([prompt.tokens, entry])
-    return entries
+def says(conditioning: list, prompt: Prompt) -> bool:
+    """Whether a conditioning is this prompt already."""
+    return same_conditioning(conditioning, with_prompt(conditioning, prompt))
+
+
+def same_conditioning(value, other) -> bool:
+    """Whether two conditionings, or what is in them, are equal; what is no tensor or plain value by identity."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return value is other or (value.shape == other.shape and bool((value == other.to(value)).all()))
+    if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(value) == len(other) and all(map(same_conditioning, value, other))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(same_conditioning(value[name], other[name]) for name in value)
+    return value is other or (isinstance(value, (str, int, float)) and value == other)
 
 
 def parse_pairs(text: str, name: str, purpose: str) -> list[tuple[str, str]]:
@@ -147,21 +163,20 @@ def wrong_words(method: object, source: object, target: object) -> tuple[str, st
     return None
 
 
-def converted(source: list, keep: tuple[KeepPair, ...]) -> dict[str, list[dict]]:
-    """The source prompt and both prompts of every keep pair, in the form and under the keys that guiders have them."""
-    prompts = {SOURCE: source}
-    for pair in keep:
-        for prompt in (pair.present, pair.absent):
-            prompts[prompt_name(prompt)] = with_prompt(source, prompt)
-    return {_key(name): comfy.sampler_helpers.convert_cond(conds) for name, conds in prompts.items()}
+def converted(source: list, prompts: Iterable[Prompt]) -> dict[str, list[dict]]:
+    """The source prompt and further prompts by their names, in the form that guiders have them."""
+    named = {SOURCE: source} | {prompt_name(prompt): with_prompt(source, prompt) for prompt in prompts}
+    return {name: comfy.sampler_helpers.convert_cond(conds) for name, conds in named.items()}
 
 
 def prompt_name(prompt: Prompt) -> str:
     """A name that equal prompts share, by which the anchored prediction asks for them."""
-    return " ".join(["keep", *(f"{name} {digest(part)}" for name, part in sorted(prompt.parts().items()))])
+    kind = "change" if prompt.is_change else "prompt"
+    return " ".join([kind, *(f"{name} {digest(part)}" for name, part in sorted(prompt.parts().items()))])
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """The key of a prompt in a guider, from its name."""
     return f"{KEY} {name}"
 
 
@@ -172,11 +187,16 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(kind + value.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
+def positive_of(guider: comfy.samplers.CFGGuider, name: str) -> list[dict]:
+    """A guider's prompt by its name: one of ours, or EDITED for the artist's positive itself."""
+    return guider.conds["positive"] if name == EDITED else guider.conds[key_of(name)]
+
+
 @contextmanager
 def as_positive(guider: comfy.samplers.CFGGuider, name: str) -> Iterator[None]:
-    """Let a guider answer for a prompt by its name: one of ours, or EDITED for the artist's positive itself."""
+    """Let a guider answer for a prompt by its name."""
     positive = guider.conds["positive"]
-    guider.conds["positive"] = positive if name == EDITED else guider.conds[_key(name)]
+    guider.conds["positive"] = positive_of(guider, name)
     try:
         yield
     finally:

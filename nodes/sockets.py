@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.anchor import NoisePaths, ReferenceCache
+from ..core.direction import Direction
 from .host import family_of
 from .progress import RunStatistics
 
@@ -29,6 +30,25 @@ class EncodedNoise:
 
 
 @dataclass(frozen=True)
+class AppliedSlider:
+    """One Direction Slider in a chain.
+
+    Attributes:
+        direction: what it moves.
+        strength: how far.
+        weight: how much of the model's change it lets through; the weights of a chain multiply.
+        recorded: whether its words are taken on the reference path.
+        mask: where it acts, broadcastable to the latent; None for everywhere.
+    """
+
+    direction: Direction
+    strength: float
+    weight: float = 1.0
+    recorded: bool = False
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Inversion:
     """An encoded picture: all that the sliders need to move it and to come back exactly.
 
@@ -42,6 +62,7 @@ class Inversion:
         scale: (a, b) of the noise process there.
         cache: predictions on the reference paths, shared by all sliders.
         statistics: what sampling runs on this picture have cost.
+        sliders: those it has passed, in their order; encoding and searches are about the unmoved picture.
     """
 
     source_model: ModelPatcher
@@ -53,6 +74,7 @@ class Inversion:
     scale: tuple[float, float]
     cache: ReferenceCache = field(default_factory=ReferenceCache)
     statistics: RunStatistics = field(default_factory=RunStatistics)
+    sliders: tuple[AppliedSlider, ...] = ()
 
     @property
     def family(self) -> str:

@@ -14,6 +14,7 @@ from latent_directions.core.direction import Direction
 from latent_directions.nodes.anchored import AnchoredModel
 from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.identify import FindDirections
+from latent_directions.nodes.manipulate import with_slider
 
 torch.set_num_threads(1)
 
@@ -39,7 +40,7 @@ def picture(test_model: TestModel, batch: int = 1, size: tuple[int, int] | None 
 
 def invert(test_model: TestModel, latent: dict | None = None, model=None, **changes) -> SimpleNamespace:
     """Run Invert Image; its outputs by name."""
-    options = {"level": 0.6, "steps": 5, **changes}
+    options = {"level": 0.6, "steps": 5, "method": "backward euler", **changes}
     latent = picture(test_model) if latent is None else latent
     model = test_model.model if model is None else model
     with torch.inference_mode():
@@ -53,8 +54,9 @@ def anchored(encoded, model=None, push: torch.Tensor | None = None):
     """The MODEL of an inversion, on another MODEL where one is given, its noise moved by `push` (B, C, H, W)."""
     inversion = encoded.inversion if model is None else replace(encoded.inversion, source_model=model)
     b = inversion.scale[1]
-    sliders = () if push is None else ((Direction("", "", "", inversion.sigma, latent=push[0], step=b), 1.0),)
-    return AnchoredModel(inversion, sliders).model()
+    if push is not None:
+        inversion = with_slider(inversion, Direction("", "", "", inversion.sigma, latent=push[0], step=b), 1.0)
+    return AnchoredModel(inversion).model()
 
 
 def sample(

@@ -16,6 +16,7 @@ NODE_IDS = {
         "InvertImage",
         "FindDirections",
         "DirectionSlider",
+        "ApplySliders",
         "PreviewDirections",
         "EditReport",
         "MeasureWords",

@@ -18,7 +18,7 @@ from latent_directions.demo.world import caption, draw, sample_portrait
 from latent_directions.nodes.encode import CONTROLLED, FRESH, GENERATED, INVERSIONS, SEEDED, InvertImage
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.identify import FindDirections
-from latent_directions.nodes.manipulate import move
+from latent_directions.nodes.manipulate import outputs, with_slider
 from latent_directions.nodes.sampling import is_flow
 from latent_directions.nodes.sockets import EncodedNoise
 
@@ -73,7 +73,7 @@ def test_a_direction_in_pixel_space_after_a_sampling_run():
     directions, report = find(test_model, encoded.inversion, "LOCO")
     assert len(directions) == 2
     assert "self-check" in report
-    model, positive, noise = move(encoded.inversion, directions[0], 1.0)
+    model, positive, noise = outputs(with_slider(encoded.inversion, directions[0], 1.0))
     edited = sample(test_model, encoded, model=model, positive=positive, noise=noise)
     assert deviation(edited, encoded.latent["samples"]) > 1e-3
 
@@ -144,7 +144,7 @@ def test_averaging_over_seeds_costs_that_many_evaluations(family):
         (direction,), _ = find(test_model, one.inversion, "DDS")
         spent = []
         for encoded in (one, three):
-            model, positive, noise = move(encoded.inversion, direction, 1.0)
+            model, positive, noise = outputs(with_slider(encoded.inversion, direction, 1.0))
             sample(test_model, encoded, model=model, positive=positive, noise=noise)
             spent.append(encoded.inversion.statistics.last_evaluations)
         assert spent[1] == 3 * spent[0]
@@ -157,7 +157,7 @@ def test_slider_positions_share_the_reference(family):
     (direction,), _ = find(test_model, encoded.inversion, "DDS")
     spent = []
     for strength in (0.5, -1.0, 2.0):
-        model, positive, noise = move(encoded.inversion, direction, strength)
+        model, positive, noise = outputs(with_slider(encoded.inversion, direction, strength))
         sample(test_model, encoded, model=model, positive=positive, noise=noise, cfg=4.0)
         spent.append(encoded.inversion.statistics.last_evaluations)
     assert spent == [20, 10, 10]  # with guidance 4 two evaluations a step
@@ -206,7 +206,7 @@ def test_small_strengths_move_in_proportion(family):
     (direction, *_), _ = find(test_model, encoded.inversion, "HSDS")
     change = {}
     for strength in (0.001, 0.01):
-        model, positive, noise = move(encoded.inversion, direction, strength)
+        model, positive, noise = outputs(with_slider(encoded.inversion, direction, strength))
         moved = sample(test_model, encoded, model=model, positive=positive, noise=noise)
         change[strength] = moved - encoded.latent["samples"]
     assert change[0.01].norm() > 0
@@ -228,7 +228,7 @@ def test_small_strengths_stay_near_the_picture():
         directions = FindDirections.execute(model, encoded.inversion, "HSDS", source, target, clip=clip).result[0]
         moved = {}
         for strength in (0.001, 0.01):
-            edited, prompt, noise = move(encoded.inversion, directions[0], strength)
+            edited, prompt, noise = outputs(with_slider(encoded.inversion, directions[0], strength))
             moved[strength] = sample(test_model, encoded, model=edited, positive=prompt, noise=noise)
     change = {s: float((x - latent["samples"]).norm()) for s, x in moved.items()}
     assert change[0.01] / change[0.001] == pytest.approx(10, rel=0.3)

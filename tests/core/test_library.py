@@ -24,7 +24,7 @@ warnings.simplefilter("ignore")  # torch says that there is no numpy
 """
 USE = """
 import torch
-from core import Denoiser, invert, Search, METHODS, AnchoredPrediction, NoisePaths, PredictionMove
+from core import Denoiser, invert, Search, METHODS, AnchoredPrediction, NoisePaths, WordsMove
 
 torch.manual_seed(0)
 mix = {name: torch.randn(16, 16) / 8 for name in ("source", "target")}
@@ -37,7 +37,7 @@ x0 = denoiser(torch.randn(1, 1, 4, 4), 0.1)
 x = invert(denoiser, x0, [0.2, 0.4, 0.6])
 (move,) = METHODS["HSDS"].run(Search(denoiser, x, 0.6))
 paths = NoisePaths(denoiser.noise_of(x, x0, 0.6))
-moves = (PredictionMove(strength=1.0, towards="target"),)
+moves = (WordsMove(strength=1.0, towards="target"),)
 found = AnchoredPrediction(x0, paths, denoiser.noised, moves)(x, 0.6, denoiser.predictions)
 assert torch.isfinite(found).all() and move.step > 0
 """
