@@ -29,6 +29,9 @@ class CachedModelError(LatentDirectionsError):
 ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.NotFiniteError: "Run the model in a higher precision (start ComfyUI with --fp32-unet, say).",
     errors.LatentNotFiniteError: "Encode the picture again.",
+    errors.EmbeddingError: (
+        "Start ComfyUI with --fp32-text-enc; if that does not help, load another file for 'clip' or 'clip_vision'."
+    ),
     errors.NotFiniteDerivativeError: "Try a higher precision for the model.",
     errors.ZeroDerivativeError: "Use the method 'text', which needs no derivative.",
     errors.NotRepeatableError: "Remove nodes that add randomness to the MODEL.",
@@ -42,6 +45,7 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.EverythingKeptError: "Name in 'keep' only what is to stay as it is beside the wanted change.",
     errors.EverythingRuledOutError: "Lower 'hold_outside', or paint a larger 'mask'.",
     errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
+    errors.NoChangeError: "Write 'target' so that it differs more from 'positive', or raise 'level'.",
     errors.DirectionNotWrittenError: (
         "Look at the free space and the write permission of models/latent_directions, or choose another 'name'."
     ),

@@ -88,8 +88,11 @@ def same_conditioning(value, other) -> bool:
     return value is other or (isinstance(value, (str, int, float)) and value == other)
 
 
-def parse_keep(text: str) -> list[tuple[str, str]]:
-    """Pairs 'with | without', one a line; empty lines do not count."""
+def parse_pairs(text: str, name: str, purpose: str) -> list[tuple[str, str]]:
+    """Pairs 'with | without', one a line; empty lines do not count.
+
+    An InputError names the input and says what the words with are for, such as "what is to stay".
+    """
     pairs = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -97,13 +100,18 @@ def parse_keep(text: str) -> list[tuple[str, str]]:
         parts = [part.strip() for part in line.split("|")]
         if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
             msg = (
-                f"Line {number} of 'keep' is {printable(line.strip(), 60)!r}. Write two different prompts with a bar"
-                " between them: one with what is to stay and one without it, such as 'a person with glasses | a person"
+                f"Line {number} of '{name}' is {printable(line.strip(), 60)!r}. Write two different prompts with a bar"
+                f" between them: one with {purpose} and one without it, such as 'a person with glasses | a person"
                 " without glasses'."
             )
             raise InputError(msg)
         pairs.append((parts[0], parts[1]))
     return pairs
+
+
+def parse_keep(text: str) -> list[tuple[str, str]]:
+    """The pairs of 'keep'."""
+    return parse_pairs(text, "keep", "what is to stay")
 
 
 def keep_pairs(clip, text: str) -> tuple[KeepPair, ...]:

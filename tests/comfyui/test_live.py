@@ -348,6 +348,33 @@ def test_preview_directions_makes_a_contact_sheet(comfy, prompt, info):
     assert strips.picture_of(comfy, result, "sheet").width >= 3 * 64
 
 
+def test_an_edit_is_measured(comfy, prompt, info):
+    portrait, positive = key(prompt, "DemoPortrait"), workflow.find(prompt, "CLIPTextEncode")
+    words = prompt[positive]["inputs"]
+    demo = {"image": [portrait, 0], "edited": [workflow.find(prompt, "VAEDecode"), 0]}
+    score = {
+        "model": [key(prompt, "LoadDemoModel"), 0],
+        "vae": [key(prompt, "LoadDemoModel"), 2],
+        "level": 0.5,
+        "steps": 3,
+    }
+    score |= {"image": [portrait, 0], "positive": [positive, 0], "target": ["other words", 0]}
+    made = {
+        **prompt,
+        "other words": node("CLIPTextEncode", **words | {"text": "a person, with glasses"}),
+        "demo": node("LatentDirections_MeasureDemo", **demo),
+        "score": node("LatentDirections_MeasureDisentanglement", **score),
+        "demo report": node("PreviewAny", source=["demo", 1]),
+        "score report": node("PreviewAny", source=["score", 2]),
+    }
+    result = comfy.run(made)
+    for name in ("demo", "score"):
+        assert strips.picture_of(comfy, result, name).width == 768
+    reports = [json.loads(result.outputs[f"{name} report"]["text"][0]) for name in ("demo", "score")]
+    assert reports[0]["summary"].startswith("Changed most: smile ")
+    assert reports[1]["model_evaluations"] == 5 * 3 + 2
+
+
 def test_demo_report(comfy, tmp_path):
     options = argparse.Namespace(out=tmp_path, image=None, prompt=None, target=None, method="text", seed=3, serve=False)
     written = strips.make_strips(comfy, options)
