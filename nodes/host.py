@@ -22,7 +22,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser, EvaluationCounter
-from .caches import CacheDetector
+from .caches import STEP_CACHES, CacheDetector
 from .derivatives import derivative_clone, derivative_mode, swaps_weights
 from .errors import InputError, UnsupportedModelError
 from .progress import SearchProgress, peak_megabytes, reset_peak
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 # Model options and kinds of wrappers that are handed the whole batch of prompts, and transformer options that are not.
 SEES_BATCH = ("sampler_calc_cond_batch_function", "model_function_wrapper", "context_handler", "multigpu_clones")
 WRAPPERS_THAT_SEE_BATCH = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-HARMLESS = ("wrappers", "callbacks", "sample_sigmas", "sigmas", "cond_or_uncond", "uuids")
+HARMLESS = ("wrappers", "callbacks", "sample_sigmas", *STEP_CACHES)  # the step caches' wrappers have been taken off
 
 
 def family_of(model: ModelPatcher) -> str:

@@ -160,12 +160,13 @@ def stages(test_model):
     yield "backward graph of the self-check", 1, in_backward_graph, search("HSDS")
     yield "forward AD of the method", 2, in_forward_ad, search("HSDS")
     yield "backward graph of the method", 2, in_backward_graph, search("T-LOCO")
+    push = torch.ones_like(encoded.noise.noise)  # where nothing is moved, nothing is asked
     for number in (1, 4):
         yield (
             f"sampling, forward {number}",
             number,
             always,
-            lambda model: sample(test_model, encoded, model=anchored(encoded, model), cfg=2.0),
+            lambda model: sample(test_model, encoded, model=anchored(encoded, model, push), cfg=2.0),
         )
 
 
