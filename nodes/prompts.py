@@ -23,14 +23,53 @@ KEY = "latent_directions"  # of what this pack puts into a MODEL's or a guider's
 POOLED = "pooled_output"  # ComfyUI's name of the pooled vector
 # Entries that text encoders leave out for some prompts, so that they are removed before those of another are put in.
 LEFT_OUT = ("attention_mask", "conditioning_byt5small")
+# Tensors in an entry that are no part of its text; the pooled vector has a place of its own.
+NOT_TEXT = (POOLED, "mask", "concat_latent_image", "concat_mask")
 EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
 
 
 def encode_text(clip, text: str) -> Prompt:
     """The embedding of a text by the artist's CLIP."""
-    (tokens, entry), *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    extra = {name: part for name, part in entry.items() if isinstance(part, Tensor) and name != POOLED}
-    return Prompt(tokens, entry.get(POOLED), extra)
+    entry, *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return _prompt_in(entry)
+
+
+def prompt_of(conditioning: list, name: str, like: list) -> Prompt:
+    """The prompt in a CONDITIONING of one entry, for text encoders that are nodes of their own.
+
+    Only what a text encoder gives is taken: reference latents, areas, hooks and other settings are those of the
+    picture's own prompt.
+
+    Args:
+        conditioning: of the input `name`.
+        name: for the sentence of an error.
+        like: the picture's own prompt, by an encoder of the same kind.
+
+    Raises:
+        InputError: there are several entries, or it comes from the text encoder of another model.
+    """
+    if len(conditioning) > 1:
+        msg = (
+            f"'{name}' holds {len(conditioning)} prompts (combined, in areas or in turn), but a slider compares two"
+            " single ones. Connect one text encoder's output, and set areas and masks on the prompt of Invert Image:"
+            " they hold for the slider too."
+        )
+        raise InputError(msg)
+    prompt, (own, _) = _prompt_in(conditioning[0]), like[0]
+    if prompt.tokens.shape[2:] != own.shape[2:]:
+        msg = (
+            f"'{name}' has a text of {' x '.join(map(str, prompt.tokens.shape[2:]))} numbers for every token, but the"
+            f" picture's prompt has {' x '.join(map(str, own.shape[2:]))}. Connect a prompt from the text encoder that"
+            " belongs to the model."
+        )
+        raise InputError(msg)
+    return prompt
+
+
+def _prompt_in(entry: list) -> Prompt:
+    tokens, settings = entry
+    extra = {name: part for name, part in settings.items() if isinstance(part, Tensor) and name not in NOT_TEXT}
+    return Prompt(tokens, settings.get(POOLED), extra)
 
 
 def with_prompt(conditioning: list, prompt: Prompt) -> list:

@@ -28,9 +28,10 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSim
 from comfy_extras.nodes_tcfg import TCFG
 from comfy_extras.nodes_tomesd import TomePatchModel
 from families import CORE, MANY, Family, conditioning, flux, randomise, sd1, sd3, sdxl
-from model_variants import lora_file, rebuilt, with_controlnet, with_hooks, with_lora
+from model_variants import in_float64, lora_file, rebuilt, with_controlnet, with_hooks, with_lora
 from more_families import MORE
 from node_runs import deviation, edit, invert, loaded, picture, sample
+from words_formula import euler_by_hand
 
 from latent_directions.core.direction import Direction, KeepPair, Prompt, Words
 from latent_directions.nodes import host
@@ -473,3 +474,71 @@ class TestTheSamplersOwnPrompt:
         encoded, direction = invert(hooked, steps=3), words(hooked)
         with pytest.raises(InputError, match="has hooks .* that the sampler's prompt does not have"):
             edit(hooked, encoded, direction, positive=test_model.positive)
+
+
+SLIDERS = {
+    "live": {},
+    "recorded": {"recorded": True},
+    "weight": {"weight": 0.7},
+    "mask": {"mask": True},
+    "recorded, weight, mask": {"recorded": True, "weight": 0.7, "mask": True},
+}
+
+
+class TestFormula:
+    """A run is Euler's method on the formula in core/anchor.py, computed in float64."""
+
+    @pytest.mark.parametrize("keep", [False, True])
+    @pytest.mark.parametrize("slider", SLIDERS)
+    def test_of_a_slider(self, slider, keep):
+        self.compare(Family("sd3", sd3), SLIDERS[slider], keep=keep, cfg=1.0)
+
+    @pytest.mark.parametrize("slider", ["live", "recorded"])
+    @pytest.mark.parametrize("family", LIKE_SD3, ids=str)  # Flux has no float64
+    def test_of_a_family(self, family, slider):
+        self.compare(family, SLIDERS[slider], keep=False, cfg=3.0)
+
+    @pytest.mark.parametrize("slider", SLIDERS)
+    def test_under_another_prompt_of_the_sampler(self, slider):
+        self.compare(Family("sd3", sd3), SLIDERS[slider], keep=True, cfg=3.0, positive=conditioning(38, 7, 24, 32))
+
+    def compare(self, family, slider, *, keep, **options):
+        test_model = loaded(family)
+        with torch.inference_mode():
+            exact = in_float64(test_model)
+        encoded, direction = invert(test_model, steps=4), words(test_model, source=True, keep=keep)
+        by_hand, in_run = dict(slider), dict(slider)
+        if "mask" in slider:
+            height, width = encoded.latent["samples"].shape[-2:]
+            by_hand["mask"] = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(9))
+            in_run["mask"] = by_hand["mask"][0].repeat_interleave(8, 1).repeat_interleave(8, 2)
+        expected = euler_by_hand(exact, encoded, direction, -0.8, **by_hand, **options)
+        assert expected.dtype == torch.float64
+        found = edit(test_model, encoded, direction, -0.8, slider=in_run, **options)
+        assert deviation(found, expected) <= 1e-4
+        assert deviation(expected, encoded.latent["samples"]) > 1e-2
+        again = edit(test_model, encoded, direction, -0.8, slider=in_run, **options)
+        assert deviation(again, expected) <= 1e-4  # from the cache
+
+
+def test_another_schedule_and_guidance_after_recorded_words():
+    """What is recorded belongs to the schedule and the guidance of its run."""
+    test_model = loaded(Family("sd3", sd3))
+    encoded, direction = invert(test_model, steps=4), words(test_model, source=True)
+    runs = [{"cfg": 1.0}, {"cfg": 3.0}, {"cfg": 3.0, "sigmas": encoded.sigmas[[0, 2, 4]]}, {"sampler": "heun"}]
+    slider = {"recorded": True}
+    for options in [*runs, *runs]:
+        fresh = edit(test_model, invert_again(encoded), direction, slider=slider, **options)
+        assert torch.equal(edit(test_model, encoded, direction, slider=slider, **options), fresh)
+
+
+def test_recorded_words_are_asked_for_once():
+    test_model = loaded(Family("sd3", sd3))
+    encoded, direction = invert(test_model, steps=4), words(test_model, source=True)
+    counts = []
+    for strength in (1.0, 0.5, -1.0):
+        with Calls(test_model) as calls:
+            edit(test_model, encoded, direction, strength, slider={"recorded": True}, cfg=3.0)
+        counts.append(sum(calls))
+    # target, source and negative at 4 levels, and from the second on the response and the way back
+    assert counts == [4 * 3 + 3 * (2 + 2), 3 * 2, 3 * 2]
