@@ -1,8 +1,9 @@
 """The MODEL that leads every deterministic sampler back to the encoded picture (see core/anchor.py for the formula).
 
-Three of ComfyUI's wrappers on a clone of the artist's MODEL, nothing else: OUTER_SAMPLE puts the stored noise, latent
-and first noise level in place; SAMPLER_SAMPLE checks by a trial run without a model evaluation that the sampler keeps
-to the reference path; PREDICT_NOISE gives the anchored prediction.
+Four of ComfyUI's wrappers on a clone of the artist's MODEL, nothing else: OUTER_SAMPLE puts the stored noise, latent
+and first noise level in place; PREPARE_SAMPLING loads what our prompts need; SAMPLER_SAMPLE prepares them, and checks
+by a trial run without a model evaluation that the sampler keeps to the reference path; PREDICT_NOISE gives the anchored
+prediction.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -28,11 +30,16 @@ from .errors import InputError, UnsupportedSamplerError
 from .fingerprint import settings_of
 from .host import PromptBatch, counted, first_noise
 from .progress import peak_megabytes, reset_peak
-from .prompts import EDITED, KEY, as_positive, converted, key_of, positive_of, prompt_name, same_conditioning, says
+from .prompts import KEY, RunPrompts, prompt_name, says
 from .sampling import scale_at
 from .sockets import Inversion
 
-KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
+KINDS = (
+    WrappersMP.OUTER_SAMPLE,
+    WrappersMP.PREPARE_SAMPLING,
+    WrappersMP.SAMPLER_SAMPLE,
+    WrappersMP.PREDICT_NOISE,
+)
 # A sampler is exact for a constant prediction when it stays this close to the reference path, relative.
 PATH_TOLERANCE = 1e-4
 # What going into the model's latent space and back may round, relative.
@@ -80,7 +87,8 @@ class AnchoredModel:
     inversion: Inversion
     _run: _Run | None = field(default=None, repr=False)
     _settings: tuple = field(default=(), repr=False)
-    _asked_with: str = SOURCE  # the sampler's own prompt
+    _run_prompts: RunPrompts | None = field(default=None, repr=False)
+    _latent_shapes: list | None = field(default=None, repr=False)
 
     def __post_init__(self):
         sigma, sliders = self.inversion.sigma, self.inversion.sliders
@@ -105,7 +113,8 @@ class AnchoredModel:
     def model(self) -> ModelPatcher:
         """A clone of the artist's MODEL that samples back to the picture."""
         clone = without_anchor(self.inversion.source_model)
-        for kind, wrapper in zip(KINDS, (self._outer_sample, self._sampler_sample, self._predict_noise), strict=True):
+        wrappers = (self._outer_sample, self._prepare_sampling, self._sampler_sample, self._predict_noise)
+        for kind, wrapper in zip(KINDS, wrappers, strict=True):
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         return clone
 
@@ -145,10 +154,8 @@ class AnchoredModel:
         for remark in remarks:
             logging.info("Latent Directions: %s", remark)
         remarks += self._remarks
-        prompts = converted(self.inversion.positive, self._prompts)
-        own, asked = (_without_uuid(conds) for conds in (prompts[SOURCE], guider.original_conds["positive"]))
-        self._asked_with = SOURCE if same_conditioning(own, asked) else EDITED
-        guider.conds |= {key_of(name): conds for name, conds in prompts.items()}
+        prompts = self._run_prompts = RunPrompts(guider, self.inversion.positive, self._prompts)
+        self._latent_shapes = options.get("latent_shapes")
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self._settings = settings_of(guider, sigmas, denoise_mask)
         reset_peak(guider.model_patcher.load_device)
@@ -171,7 +178,8 @@ class AnchoredModel:
             # the sampler's own rounding, as measured in the trial run, would still flip 8-bit pixels
             return snap_to_reference(samples, latent.to(samples), max(ROUNDING, 2 * self._run.deviation))
         finally:
-            run, self._run = self._run, None
+            run, self._run, self._run_prompts = self._run, None, None
+            comfy.sampler_helpers.cleanup_models(prompts.own, [])
             return_error = None if run is None or run.trial else run.deviation
             if self.inversion.cache.full:
                 remarks.append(CACHE_FULL.format(self.inversion.cache.max_bytes // 2**20))
@@ -208,17 +216,27 @@ class AnchoredModel:
             below = below[1:]
         return torch.cat([sigmas.new_tensor([start]), below])
 
+    def _prepare_sampling(self, executor, model, noise_shape, conds, *args, **options):
+        """Load the ControlNets of our prompts too, for which the guider itself does not ask."""
+        if self._run_prompts is None:
+            return executor(model, noise_shape, conds, *args, **options)
+        ours = {f"{KEY} {name}": own for name, own in self._run_prompts.own.items()}
+        network, _, models = executor(model, noise_shape, conds | ours, *args, **options)
+        return network, conds, models
+
     def _sampler_sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
-        model = guider.inner_model
+        model, device, seed = guider.inner_model, guider.model_patcher.load_device, extra_args.get("seed")
+        shapes = self._latent_shapes
+        self._run_prompts.prepare(guider, noise, device, latent_image, denoise_mask, seed, latent_shapes=shapes)
         prediction = AnchoredPrediction(
             model.process_latent_in(self.inversion.latent["samples"].to(latent_image)),
             self.inversion.paths,
             functools.partial(_noised, model.model_sampling),
             self._moves,
             self._weight,
-            self._asked_with,
+            self._run_prompts.asked_with,
             self.inversion.cache,
             self._settings,
         )
@@ -256,19 +274,15 @@ class AnchoredModel:
 
         def predictions(point: Tensor, _sigma: float, prompts: Sequence[str]) -> list[Tensor]:
             """Guidance, negative prompt and options are those of the run."""
-            batch = PromptBatch([positive_of(run.guider, prompt) for prompt in prompts], model_options or {})
+            named = self._run_prompts
+            batch = PromptBatch([named.positive(run.guider, prompt) for prompt in prompts], model_options or {})
             found = []
             for prompt in prompts:
-                with as_positive(run.guider, prompt):
+                with named.as_positive(run.guider, prompt):
                     found.append(executor(point, timestep, batch.options, seed))
             return found
 
         return run.prediction(x, sigma, predictions)
-
-
-def _without_uuid(conds: list[dict]) -> list[dict]:
-    """A prompt as guiders have it, without the number that ComfyUI draws for each of its entries."""
-    return [{name: value for name, value in entry.items() if name != "uuid"} for entry in conds]
 
 
 def _check_sigmas(sigmas: Tensor) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import comfy.hooks
 import comfy.model_management
 import comfy.samplers
 import torch
@@ -21,7 +22,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser, EvaluationCounter
-from .caches import CacheDetector
+from .caches import STEP_CACHES, CacheDetector
 from .derivatives import derivative_clone, derivative_mode, swaps_weights
 from .errors import InputError, UnsupportedModelError
 from .progress import SearchProgress, peak_megabytes, reset_peak
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 # Model options and kinds of wrappers that are handed the whole batch of prompts, and transformer options that are not.
 SEES_BATCH = ("sampler_calc_cond_batch_function", "model_function_wrapper", "context_handler", "multigpu_clones")
 WRAPPERS_THAT_SEE_BATCH = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-HARMLESS = ("wrappers", "callbacks", "sample_sigmas", "sigmas", "cond_or_uncond", "uuids")
+HARMLESS = ("wrappers", "callbacks", "sample_sigmas", *STEP_CACHES)  # the step caches' wrappers have been taken off
 
 
 def family_of(model: ModelPatcher) -> str:
@@ -118,42 +119,48 @@ class PromptBatch:
     """Asks the network for several positive prompts of one point in one call.
 
     ComfyUI asks for a positive and the negative prompt together. Further positives are added to the call for the first
-    and handed out when their turn comes, so that the negative is asked for once. Where anything on the MODEL may look
-    at the batch (NAG, for example, pairs the negative with one positive alone), each prompt has a call of its own.
+    and handed out when their turn comes, so that the negative is asked for once. Where anything on the MODEL or a
+    prompt may look at the batch (NAG, for example, pairs the negative with one positive alone), each prompt has a call
+    of its own.
     """
 
     def __init__(self, positives: list[list[dict]], model_options: dict):
         """Prepare for prompts, in the order in which they will be asked for, under the options of the call."""
-        self._positives, self._options = positives, model_options
-        self._answers: tuple | None = None
+        self._positives = positives
+        self._answers: dict[int, Tensor] = {}  # of the positives that have not been asked for yet
+        self._rest: tuple = ()  # the other prompts and the point of these answers, and the others' predictions
         self.options = model_options
-        if len(positives) > 1 and not _looks_at_batch(model_options):
-            ours = {"sampler_calc_cond_batch_function": self._answer, "model_function_wrapper": self._run}
-            self.options = model_options | ours
+        if len(positives) > 1 and not _looks_at_batch(model_options) and not any(map(_has_options, positives)):
+            self.options = model_options | {"sampler_calc_cond_batch_function": self._answer}
 
     def _answer(self, args: dict) -> list[Tensor]:
         (positive, *others), x, sigma = args["conds"], args["input"], args["sigma"]
-        if self._answers is not None:
-            of_positive, of_others, asked, asked_x, asked_sigma = self._answers
-            same = torch.equal(x, asked_x) and torch.equal(sigma, asked_sigma) and _identical(others, asked)
-            if same and id(positive) in of_positive:
-                return [of_positive[id(positive)], *of_others]
-        batch = [positive, *others]
+        model, options = args["model"], args["model_options"]
+        # a node may call with options of its own, which are for that call alone
+        if options is not self.options:
+            return comfy.samplers.calc_cond_batch(model, args["conds"], x, sigma, options)
         if positive is self._positives[0]:
-            batch += self._positives[1:]
-        found = comfy.samplers.calc_cond_batch(args["model"], batch, x, sigma, args["model_options"])
-        if positive is self._positives[0]:
-            own, of_others, further = found[0], found[1 : 1 + len(others)], found[1 + len(others) :]
-            of_positive = dict(zip(map(id, self._positives), [own, *further], strict=True))
-            self._answers = of_positive, of_others, others, x, sigma
-        return found[: 1 + len(others)]
+            further, count = self._positives[1:], 1 + len(others)
+            options = options | {"model_function_wrapper": functools.partial(_labelled, count)}
+            found = comfy.samplers.calc_cond_batch(model, [positive, *others, *further], x, sigma, options)
+            self._answers = dict(zip(map(id, further), found[count:], strict=True))
+            self._rest = others, x, sigma, found[1:count]
+            return [found[0], *(of_other.clone() for of_other in found[1:count])]
+        if id(positive) in self._answers:
+            asked, asked_x, asked_sigma, of_others = self._rest
+            if _identical(others, asked) and torch.equal(x, asked_x) and torch.equal(sigma, asked_sigma):
+                # what is handed out may be written into, and is not kept
+                answer = [self._answers.pop(id(positive)), *(of_other.clone() for of_other in of_others)]
+                self._rest = self._rest if self._answers else ()
+                return answer
+        return comfy.samplers.calc_cond_batch(model, args["conds"], x, sigma, options)
 
-    @staticmethod
-    def _run(apply_model: Callable[..., Tensor], args: dict) -> Tensor:
-        """Run the network with all positives labelled 0, as it knows them, the negative 1."""
-        labels = [label if label < 2 else 0 for label in args["cond_or_uncond"]]
-        options = args["c"]["transformer_options"] | {"cond_or_uncond": labels}
-        return apply_model(args["input"], args["timestep"], **(args["c"] | {"transformer_options": options}))
+
+def _labelled(count: int, apply_model: Callable[..., Tensor], args: dict) -> Tensor:
+    """Run the network with all positives labelled 0, as it knows them; `count` prompts have labels of their own."""
+    labels = [label if label < count else 0 for label in args["cond_or_uncond"]]
+    options = args["c"]["transformer_options"] | {"cond_or_uncond": labels}
+    return apply_model(args["input"], args["timestep"], **(args["c"] | {"transformer_options": options}))
 
 
 def _looks_at_batch(model_options: dict) -> bool:
@@ -165,6 +172,12 @@ def _looks_at_batch(model_options: dict) -> bool:
         or any(name not in HARMLESS for name in transformer)
         or any(any(wrappers.get(kind, {}).values()) for kind in WRAPPERS_THAT_SEE_BATCH)
     )
+
+
+def _has_options(prompt: list[dict]) -> bool:
+    """Whether a prompt brings transformer options of its own, by a hook."""
+    options = comfy.hooks.EnumHookType.TransformerOptions
+    return any(entry["hooks"].get_type(options) for entry in prompt if entry.get("hooks") is not None)
 
 
 def _identical(these: list, those: list) -> bool:

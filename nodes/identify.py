@@ -30,11 +30,21 @@ from .host import family_of, run
 from .inputs import check_inputs, quoted
 from .masks import mask_on_latent, soft_mask_on_latent
 from .progress import result_line, show_line
-from .prompts import encode_text, keep_pairs, negative_prompt, same_conditioning, says, with_prompt, wrong_words
+from .prompts import (
+    encode_text,
+    keep_pairs,
+    negative_prompt,
+    prompt_of,
+    same_conditioning,
+    says,
+    with_prompt,
+    wrong_words,
+)
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 from .wiring import refuse_wiring
 
 DEFAULT = next(iter(METHODS))
+NOT_LINKED = object()
 
 
 class FindDirections(io.ComfyNode):
@@ -77,6 +87,17 @@ class FindDirections(io.ComfyNode):
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="Text encoder of the model; needed for every method with words."
+                ),
+                *(
+                    io.Conditioning.Input(
+                        f"{name}_conditioning",
+                        optional=True,
+                        tooltip=(
+                            f"In place of '{name}': the prompt from a text encoder node of its own, for edit models"
+                            " whose prompts need the picture, such as Qwen-Image-Edit."
+                        ),
+                    )
+                    for name in ("source", "target")
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where the change should happen. Empty: everywhere."),
                 io.Int.Input(
@@ -168,8 +189,12 @@ class FindDirections(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, method=None, source=None, target=None) -> bool | str:
+    def validate_inputs(
+        cls, method=None, source=None, target=None, source_conditioning=NOT_LINKED, target_conditioning=NOT_LINKED
+    ) -> bool | str:
         """Check typed words before anything runs; what is linked arrives as None, and `execute` checks it."""
+        source = source if source_conditioning is NOT_LINKED else None
+        target = target if target_conditioning is NOT_LINKED else None
         if method is not None and method not in list(METHODS):
             return f"'method' is {quoted(method)}, which is no method. Choose one of: {', '.join(METHODS)}."
         wrong = wrong_words(method, source, target)
@@ -196,6 +221,8 @@ class FindDirections(io.ComfyNode):
         clip=None,
         mask=None,
         negative=None,
+        source_conditioning=None,
+        target_conditioning=None,
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
         check_inputs(cls, locals())
@@ -205,7 +232,9 @@ class FindDirections(io.ComfyNode):
         _check_inversion(model, inversion, record)
         words = _Words()
         if record.compares_words:
-            words = _encode_words(clip, record, inversion.positive, source, target, keep, free)
+            given = {"source": source_conditioning, "target": target_conditioning}
+            typed = {"source": source, "target": target}
+            words = _encode_words(clip, record, inversion.positive, typed, given, keep, free)
         cells, soft = (None, None) if mask is None else (mask_on_latent(mask, shape), soft_mask_on_latent(mask, shape))
         settings = Settings(
             count=count,
@@ -236,7 +265,7 @@ class FindDirections(io.ComfyNode):
         text_share = text_share if record.run else 1.0
         found = [
             Direction(
-                name=f"direction {number}" if record.finds_several else target.strip(),
+                name=f"direction {number}" if record.finds_several else target.strip() or "words",
                 method=method,
                 family=inversion.family,
                 sigma=inversion.sigma,
@@ -291,27 +320,47 @@ def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) 
         raise InputError(msg)
 
 
-def _encode_words(clip, method: Method, positive: list, source: str, target: str, keep: str, free: str) -> _Words:
-    """Source, target, keep pairs and the free prompt as embeddings; `positive` is what the picture was encoded with."""
-    if clip is None:
+def _encode_words(
+    clip, method: Method, positive: list, typed: dict[str, str], given: dict[str, list | None], keep: str, free: str
+) -> _Words:
+    """Source, target, keep pairs and the free prompt as embeddings.
+
+    Args:
+        clip: the text encoder; None where every prompt is given.
+        method: with words.
+        positive: what the picture was encoded with.
+        typed: source and target as texts.
+        given: source and target as conditionings, which are taken in place of the texts; None where there is none.
+        keep: what is to stay, as typed.
+        free: the prompt of that name, as typed.
+    """
+    texts = {name: text.strip() for name, text in typed.items() if given[name] is None}
+    free = free.strip() if "free" in method.reads else ""
+    if clip is None and (texts or keep.strip() or free):
+        reading = texts | {"keep": keep.strip(), "free": free}
+        needing = in_words([f"'{name}'" for name, text in reading.items() if name in texts or text])
         msg = (
-            f"Method '{method.name}' works with words and needs 'clip'. Connect the text encoder that belongs to the"
-            " model."
+            f"Method '{method.name}' works with words and needs 'clip' for {needing}."
+            " Connect the text encoder that belongs to the model."
         )
         raise InputError(msg)
-    wrong = wrong_words(method.name, source, target)
+    wrong = wrong_words(method.name, texts.get("source"), texts.get("target"))
     if wrong is not None:
         raise InputError(wrong[1])
-    source, target = source.strip(), target.strip()
-    before, after = encode_text(clip, source), encode_text(clip, target)
+    before, after = (
+        encode_text(clip, texts[name]) if name in texts else prompt_of(given[name], f"{name}_conditioning", positive)
+        for name in ("source", "target")
+    )
     if same_conditioning(before.parts(), after.parts()):
         msg = (
             "The text encoder gives 'source' and 'target' the same meaning: it does not know a word of them. Use other"
             " words."
         )
+        if not texts:
+            msg = "'source_conditioning' and 'target_conditioning' are the same prompt. Connect two different ones."
         raise InputError(msg)
     own = None if says(positive, before) else before
-    return _Words(after, own, keep_pairs(clip, keep), encode_text(clip, free) if free.strip() else None)
+    return _Words(after, own, keep_pairs(clip, keep), encode_text(clip, free) if free else None)
 
 
 def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, list]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import comfy.hooks
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
@@ -22,14 +23,53 @@ KEY = "latent_directions"  # of what this pack puts into a MODEL's or a guider's
 POOLED = "pooled_output"  # ComfyUI's name of the pooled vector
 # Entries that text encoders leave out for some prompts, so that they are removed before those of another are put in.
 LEFT_OUT = ("attention_mask", "conditioning_byt5small")
+# Tensors in an entry that are no part of its text; the pooled vector has a place of its own.
+NOT_TEXT = (POOLED, "mask", "concat_latent_image", "concat_mask")
 EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
 
 
 def encode_text(clip, text: str) -> Prompt:
     """The embedding of a text by the artist's CLIP."""
-    (tokens, entry), *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    extra = {name: part for name, part in entry.items() if isinstance(part, Tensor) and name != POOLED}
-    return Prompt(tokens, entry.get(POOLED), extra)
+    entry, *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return _prompt_in(entry)
+
+
+def prompt_of(conditioning: list, name: str, like: list) -> Prompt:
+    """The prompt in a CONDITIONING of one entry, for text encoders that are nodes of their own.
+
+    Only what a text encoder gives is taken: reference latents, areas, hooks and other settings are those of the
+    picture's own prompt.
+
+    Args:
+        conditioning: of the input `name`.
+        name: for the sentence of an error.
+        like: the picture's own prompt, by an encoder of the same kind.
+
+    Raises:
+        InputError: there are several entries, or it comes from the text encoder of another model.
+    """
+    if len(conditioning) > 1:
+        msg = (
+            f"'{name}' holds {len(conditioning)} prompts (combined, in areas or in turn), but a slider compares two"
+            " single ones. Connect one text encoder's output, and set areas and masks on the prompt of Invert Image:"
+            " they hold for the slider too."
+        )
+        raise InputError(msg)
+    prompt, (own, _) = _prompt_in(conditioning[0]), like[0]
+    if prompt.tokens.shape[2:] != own.shape[2:]:
+        msg = (
+            f"'{name}' has a text of {' x '.join(map(str, prompt.tokens.shape[2:]))} numbers for every token, but the"
+            f" picture's prompt has {' x '.join(map(str, own.shape[2:]))}. Connect a prompt from the text encoder that"
+            " belongs to the model."
+        )
+        raise InputError(msg)
+    return prompt
+
+
+def _prompt_in(entry: list) -> Prompt:
+    tokens, settings = entry
+    extra = {name: part for name, part in settings.items() if isinstance(part, Tensor) and name not in NOT_TEXT}
+    return Prompt(tokens, settings.get(POOLED), extra)
 
 
 def with_prompt(conditioning: list, prompt: Prompt) -> list:
@@ -163,21 +203,10 @@ def wrong_words(method: object, source: object, target: object) -> tuple[str, st
     return None
 
 
-def converted(source: list, prompts: Iterable[Prompt]) -> dict[str, list[dict]]:
-    """The source prompt and further prompts by their names, in the form that guiders have them."""
-    named = {SOURCE: source} | {prompt_name(prompt): with_prompt(source, prompt) for prompt in prompts}
-    return {name: comfy.sampler_helpers.convert_cond(conds) for name, conds in named.items()}
-
-
 def prompt_name(prompt: Prompt) -> str:
     """A name that equal prompts share, by which the anchored prediction asks for them."""
     kind = "change" if prompt.is_change else "prompt"
     return " ".join([kind, *(f"{name} {digest(part)}" for name, part in sorted(prompt.parts().items()))])
-
-
-def key_of(name: str) -> str:
-    """The key of a prompt in a guider, from its name."""
-    return f"{KEY} {name}"
 
 
 def digest(tensor: Tensor) -> str:
@@ -187,17 +216,82 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(kind + value.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def positive_of(guider: comfy.samplers.CFGGuider, name: str) -> list[dict]:
-    """A guider's prompt by its name: one of ours, or EDITED for the artist's positive itself."""
-    return guider.conds["positive"] if name == EDITED else guider.conds[key_of(name)]
+class RunPrompts:
+    """The prompts of one sampling run by their names: the picture's own as SOURCE, ours, the sampler's own as EDITED.
+
+    A guider prepares its prompts together: an area or a ControlNet of one may be given to the others. So ours are
+    prepared on their own, with the guider's other prompts (its negative), and the sampler's own is what it would be
+    without us.
+    """
+
+    def __init__(self, guider: comfy.samplers.CFGGuider, source: list, prompts: Iterable[Prompt]):
+        """Take over the prompts of a guider that has not prepared them yet; `source` is the picture's own."""
+        named = {SOURCE: source} | {prompt_name(prompt): with_prompt(source, prompt) for prompt in prompts}
+        self.own = {name: comfy.sampler_helpers.convert_cond(conds) for name, conds in named.items()}
+        asked = guider.original_conds["positive"]
+        same = same_conditioning(*map(_without_uuid, (self.own[SOURCE], asked)))
+        self.asked_with = SOURCE if same else EDITED
+        self._others = {name: conds for name, conds in guider.conds.items() if name != "positive"}
+        self._prepared: dict[str, list[dict]] = {}
+        _check_hooks(self.own[SOURCE], guider)
+        comfy.samplers.preprocess_conds_hooks(self.own)
+        comfy.samplers.filter_registered_hooks_on_conds(self.own, guider.model_options)
+
+    def prepare(self, guider: comfy.samplers.CFGGuider, *point, **options) -> None:
+        """Bring ours into the form that the model takes, as the guider has done with its own.
+
+        Args:
+            guider: in its sampling.
+            point: noise, device, latent, noise mask and seed, as `comfy.samplers.process_conds` takes them.
+            options: what else it takes.
+        """
+        conds = {_key(name): conds for name, conds in self.own.items()} | self._others
+        self._prepared = comfy.samplers.process_conds(guider.inner_model, point[0], conds, *point[1:], **options)
+        if not any(map(_reaches_others, (*self.own[SOURCE], *guider.original_conds["positive"]))):
+            # then they are equal, and the network is asked for them once
+            self._prepared |= {name: guider.conds[name] for name in self._others}
+
+    def positive(self, guider: comfy.samplers.CFGGuider, name: str) -> list[dict]:
+        """A prompt by its name, prepared."""
+        return guider.conds["positive"] if name == EDITED else self._prepared[_key(name)]
+
+    @contextmanager
+    def as_positive(self, guider: comfy.samplers.CFGGuider, name: str) -> Iterator[None]:
+        """Let a guider answer for a prompt by its name."""
+        conds = guider.conds
+        if name != EDITED:
+            guider.conds = self._prepared | {"positive": self.positive(guider, name)}
+        try:
+            yield
+        finally:
+            guider.conds = conds
 
 
-@contextmanager
-def as_positive(guider: comfy.samplers.CFGGuider, name: str) -> Iterator[None]:
-    """Let a guider answer for a prompt by its name."""
-    positive = guider.conds["positive"]
-    guider.conds["positive"] = positive_of(guider, name)
-    try:
-        yield
-    finally:
-        guider.conds["positive"] = positive
+def _key(name: str) -> str:
+    """The key of a prompt of ours in a guider; ComfyUI knows the picture's own by its key."""
+    return "positive" if name == SOURCE else f"{KEY} {name}"
+
+
+def _without_uuid(conds: list[dict]) -> list[dict]:
+    """A prompt as guiders have it, without the number that ComfyUI draws for each of its entries."""
+    return [{name: value for name, value in entry.items() if name != "uuid"} for entry in conds]
+
+
+def _reaches_others(entry: dict) -> bool:
+    """Whether ComfyUI makes something of a positive prompt's entry hold for the negative too."""
+    return any(entry.get(name) for name in ("area", "set_area_to_bounds", "control_apply_to_uncond", "gligen"))
+
+
+def _check_hooks(source: list[dict], guider: comfy.samplers.CFGGuider) -> None:
+    """Refuse a run without the hooks of the picture's prompt: ComfyUI loads those of the sampler's prompts alone."""
+    wanted, loaded = comfy.hooks.HookGroup(), comfy.hooks.HookGroup()
+    comfy.sampler_helpers.get_hooks_from_cond(source, wanted)
+    for conds in guider.original_conds.values():
+        comfy.sampler_helpers.get_hooks_from_cond(conds, loaded)
+    if not wanted.is_subset_of(loaded):
+        msg = (
+            "The prompt that Invert Image was given has hooks (a LoRA of its own, say) that the sampler's prompt does"
+            " not have, and without them the picture would not come back. Connect the CONDITIONING of the Direction"
+            " Slider to the sampler, or put the same hooks on the sampler's prompt."
+        )
+        raise InputError(msg)

@@ -185,7 +185,8 @@ def problems(graph: Graph) -> list[Problem]:
         if kind == LOAD and not inputs.get("file"):
             found.append(Problem(key, "file", NO_FILE))
         elif kind == FIND:
-            wrong = wrong_words(*(inputs.get(name) for name in ("method", "source", "target")))
+            typed = (None if f"{name}_conditioning" in inputs else inputs.get(name) for name in ("source", "target"))
+            wrong = wrong_words(inputs.get("method"), *typed)
             if wrong is not None:
                 found.append(Problem(key, *wrong))
             inverted, method = graph.inverted_by(key), graph.method_that_searches(key)

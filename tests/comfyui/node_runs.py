@@ -14,7 +14,7 @@ from latent_directions.core.direction import Direction
 from latent_directions.nodes.anchored import AnchoredModel
 from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.identify import FindDirections
-from latent_directions.nodes.manipulate import with_slider
+from latent_directions.nodes.manipulate import outputs, with_slider
 
 torch.set_num_threads(1)
 
@@ -76,6 +76,14 @@ def sample(
             disable_pbar=True,
             **{"seed": 3, **options},
         )
+
+
+def edit(test_model: TestModel, encoded, direction: Direction, strength=1.0, *, model=None, slider=None, **options):
+    """A sampling run under one Direction Slider with the inputs `slider`; on another MODEL where one is given."""
+    inversion = encoded.inversion if model is None else replace(encoded.inversion, source_model=model)
+    with torch.inference_mode():
+        moved, positive, noise = outputs(with_slider(inversion, direction, strength, **(slider or {})))
+    return sample(test_model, encoded, **{"model": moved, "positive": positive, "noise": noise, **options})
 
 
 def ksample(test_model: TestModel, encoded, *, sampler="euler", cfg=1.0, denoise=1.0, steps=5, model=None, **options):

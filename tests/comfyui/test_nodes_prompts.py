@@ -1,15 +1,16 @@
 """Prompts of several entries (combined, regional) and of other lengths: every entry gets the change."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from families import Family, conditioning, sd3
+from families import Family, conditioning, sd1, sd3
 from more_families import lumina2
-from node_runs import HashingClip, deviation, find, invert, loaded, sample
+from node_runs import HashingClip, deviation, edit, find, invert, loaded, sample
 
 from latent_directions.core.direction import Prompt
 from latent_directions.nodes.errors import InputError
-from latent_directions.nodes.manipulate import DirectionSlider
-from latent_directions.nodes.prompts import encode_text, prompt_name, shifted, with_prompt
+from latent_directions.nodes.prompts import encode_text, prompt_name, with_prompt
 from nodes import ConditioningCombine, ConditioningSetArea, ConditioningSetMask
 
 KEEP = "a person with hat | a person without cap"
@@ -47,10 +48,10 @@ def test_another_text_in_every_entry():
 
 def test_a_change_of_every_entry():
     prompts = [*conditioning(1, 7, 24, 32), *conditioning(2, 7, 24, 32)]
-    change = Prompt(torch.ones(1, 7, 24), torch.ones(1, 32))
-    for (tokens, extra), (moved, moved_extra) in zip(prompts, shifted(prompts, change, 2.0), strict=True):
-        assert torch.equal(moved, tokens + 2)
-        assert torch.equal(moved_extra["pooled_output"], extra["pooled_output"] + 2)
+    change = Prompt(torch.ones(1, 7, 24), torch.ones(1, 32), is_change=True)
+    for (tokens, extra), (moved, moved_extra) in zip(prompts, with_prompt(prompts, change), strict=True):
+        assert torch.equal(moved, tokens + 1)
+        assert torch.equal(moved_extra["pooled_output"], extra["pooled_output"] + 1)
 
 
 class Encoder:
@@ -89,9 +90,10 @@ class TestWholeEntries:
 
     def test_a_change_of_words_changes_all_parts(self):
         source = Encoder().encode_from_tokens_scheduled("a person")
-        change = encode_text(Encoder(), "a hat") - encode_text(Encoder(), "a cap!")
-        ((_, entry),) = shifted(source, change, 2.0)
-        expected = source[0][1]["conditioning_mt5xl"] + 2 * change.extra["conditioning_mt5xl"]
+        change = replace(encode_text(Encoder(), "a hat"), is_change=True)
+        change.extra["attention_mask"] = torch.zeros(1, 7, dtype=torch.long)
+        ((_, entry),) = with_prompt(source, change)
+        expected = source[0][1]["conditioning_mt5xl"] + change.extra["conditioning_mt5xl"]
         assert torch.equal(entry["conditioning_mt5xl"], expected)
         assert torch.equal(entry["attention_mask"], source[0][1]["attention_mask"])
 
@@ -99,9 +101,14 @@ class TestWholeEntries:
     def test_a_change_of_another_size(self, name):
         source = Encoder().encode_from_tokens_scheduled("a person")
         source[0][1][name] = torch.zeros(1, 9, 9)
-        change = encode_text(Encoder(), "a hat") - encode_text(Encoder(), "a cap!")
+        change = replace(encode_text(Encoder(), "a hat"), is_change=True)
         with pytest.raises(InputError, match=f"differ in the size of '{name}'"):
-            shifted(source, change, 1.0)
+            with_prompt(source, change)
+
+    def test_a_change_of_another_length(self):
+        source = conditioning(1, 9, 24, 32)
+        with pytest.raises(InputError, match="fill 7 slots of width 24, but this prompt has 9 of width 24"):
+            with_prompt(source, Prompt(torch.ones(1, 7, 24), is_change=True))
 
     @pytest.mark.parametrize("part", ["tokens", "pooled", "second", "numbers"])
     def test_prompts_that_differ_in_any_part_have_names_of_their_own(self, part):
@@ -119,12 +126,6 @@ class TestWholeEntries:
         assert prompt_name(prompt(part)) != prompt_name(prompt())
 
 
-def edited(test_model, encoded, direction, **options):
-    with torch.inference_mode():
-        model, positive, noise = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
-    return sample(test_model, encoded, model=model, positive=positive, noise=noise, **options)
-
-
 def test_the_latent_returns_under_regional_prompts(regional):
     encoded = invert(regional)
     assert deviation(sample(regional, encoded, cfg=2.0), encoded.latent["samples"]) <= 1e-5
@@ -136,7 +137,7 @@ def test_keep_prompts_work_on_both_halves(regional, method):
     encoded = invert(regional)
     (free,), _ = find(regional, encoded.inversion, method)
     (kept,), _ = find(regional, encoded.inversion, method, keep=KEEP)
-    change = edited(regional, encoded, kept) - edited(regional, encoded, free)
+    change = edit(regional, encoded, kept) - edit(regional, encoded, free)
     assert torch.isfinite(change).all()
     left, right = change[..., :4].norm(), change[..., 4:].norm()
     assert 0.1 < left / right < 10
@@ -150,7 +151,7 @@ def test_equal_entries_are_as_one():
         test_model.positive = test_model.positive * times
         encoded = invert(test_model)
         (direction,), _ = find(test_model, encoded.inversion, "HSDS", keep=KEEP)
-        results.append(edited(test_model, encoded, direction))
+        results.append(edit(test_model, encoded, direction))
     assert deviation(*results) <= 1e-4
 
 
@@ -171,19 +172,32 @@ def test_keep_prompts_of_another_length_than_the_source():
     assert torch.equal(as_longer, as_short)
 
 
-class TestPaddedPrompts:
-    """Encoders that pad say by a mask how many tokens a prompt has."""
+class Unpadded(HashingClip):
+    """A text encoder that gives every word a token and says so by a mask."""
 
-    class Padding(HashingClip):
-        def encode_from_tokens_scheduled(self, words: list[str]) -> list:
-            ((tokens, extra),) = super().encode_from_tokens_scheduled(words)
-            mask = (torch.arange(tokens.shape[1]) < len(words)).long()[None]
-            return [[tokens, {**extra, "attention_mask": mask}]]
+    def encode_from_tokens_scheduled(self, words: list[str]) -> list:
+        ((tokens, extra),) = super().encode_from_tokens_scheduled(words)
+        return [[tokens[:, : len(words)], {**extra, "attention_mask": torch.ones(1, len(words), dtype=torch.long)}]]
 
-    def test_prompts_of_other_lengths_are_compared_and_the_report_says_so(self):
-        test_model = loaded(Family("sd3", sd3))
-        encoded, clip = invert(test_model), self.Padding(test_model)
-        _, report = find(test_model, encoded.inversion, "text", clip=clip, source="sad man", target="very glad man")
-        assert "take a different number of tokens" in report
-        _, report = find(test_model, encoded.inversion, "text", clip=clip, source="sad man", target="glad man")
-        assert "remarks" not in report
+
+@pytest.mark.parametrize("family", [Family("sd1", sd1), Family("sd3", sd3), Family("lumina2", lumina2)], ids=str)
+def test_words_of_other_lengths_than_the_source(family):
+    """Each prompt goes to the network with the length and the mask of its own."""
+    test_model = loaded(family)
+    encoded, clip = invert(test_model), Unpadded(test_model)
+    options = {"clip": clip, "source": "sad man", "target": "very glad old man"}
+    (direction,), _ = find(test_model, encoded.inversion, "text", **options)
+    lengths, forward = set(), test_model.model.model.apply_model
+
+    def noted(*args, **options):
+        lengths.add(options["c_crossattn"].shape[1])
+        return forward(*args, **options)
+
+    test_model.model.model.apply_model = noted
+    try:
+        changed = edit(test_model, encoded, direction)
+    finally:
+        del test_model.model.model.apply_model
+    # the picture's own prompt has 7; a U-Net does not mind repeated tokens
+    assert lengths == ({4, 7} if family.name == "sd1" else {2, 4, 7})
+    assert deviation(changed, encoded.latent["samples"]) > 1e-3

@@ -40,7 +40,7 @@ def edit_report(encoded, samples) -> dict:
 
 def slide(encoded, directions, strength):
     with torch.inference_mode():
-        model, positive, noise = DirectionSlider.execute(encoded.inversion, directions, 0, strength).args
+        model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, directions, 0, strength).args
     return {"model": model, "positive": positive, "noise": noise}
 
 
@@ -67,13 +67,15 @@ class TestEditReport:
         assert "was changed by" in report["summary"]
         assert "gave the picture back" in report["summary"]
         assert report["max_abs_diff"] == pytest.approx(float((result - encoded.latent["samples"]).abs().max()))
-        steps = len(encoded.sigmas) - 1
+        later = len(encoded.sigmas) - 2  # the steps after the first, at which nothing has moved yet
         assert report["sampling_runs"] == 2
-        # the reference predictions of the first run serve the second
-        assert report["model_evaluations"] == steps
-        assert report["model_evaluations_of_all_runs"] == 3 * steps
+        # the words, then at every later step the words and the response; nothing at strength 0
+        assert report["model_evaluations"] == report["model_evaluations_of_all_runs"] == 2 + later * (2 + 2)
         assert 0 < report["seconds"] < report["seconds_of_all_runs"]
-        assert f"{steps} model evaluations" in report["summary"]
+        assert f"{2 + later * 4} model evaluations" in report["summary"]
+        result = sample(test_model, encoded, **slide(encoded, directions, 0.5))
+        # the reference predictions of one run serve the next
+        assert edit_report(encoded, result)["model_evaluations"] == later * 3
         assert report["peak_megabytes"] is None or encoded.inversion.source_model.load_device.type == "cuda"
 
     def test_before_any_run(self, small):
@@ -103,7 +105,8 @@ def test_the_middle_of_a_contact_sheet_is_the_picture(strength):
         picture = vae.decode(latent["samples"])[0].clamp(0, 1)  # H W C
     report = json.loads(report)
     assert report["pictures"] == 7
-    assert report["model_evaluations"] == 7 * 3 + 3  # and the way back, once for all
+    # no evaluation in the middle; source, target and the picture's own prompt, the first step and the way back once
+    assert report["model_evaluations"] == 6 * 2 * 3 + 2 + 2
     assert report["seconds"] > 0
     assert report["peak_megabytes"] is None  # no graphics card
     side = sheet.shape[2] // 7
