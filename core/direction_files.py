@@ -215,12 +215,12 @@ def _read_first_format(described: dict, tensors: TensorFile) -> dict:
     fields = {name: str(described[name]) for name in ("name", "method", "family")}
     fields["sigma"] = _number(described, "sigma", 1e-9, 1e9)
     fields["notes"] = _checked(described["notes"], dict, "notes")
-    fields["step"] = _number(described, "step", 0.0, LARGEST_STEP)
+    step = _number(described, "step", 0.0, LARGEST_STEP)
     fields["keep"] = _keep_pairs(_checked(described["keep"], list, "keep"), tensors)
     if "text.tokens" in tensors.names:
         fields["words"] = Words(_prompt(tensors, "text", is_change=True))
     if "latent" in tensors.names:
-        fields["latent"] = _move(tensors, "latent", fields["step"])
+        fields |= {"latent": _move(tensors, "latent", step), "step": step}
     return fields
 
 

@@ -45,7 +45,7 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.DirectionNotWrittenError: (
         "Look at the free space and the write permission of models/latent_directions, or choose another 'name'."
     ),
-    errors.DirectionNotSavedError: "Find the direction again, with the model in a higher precision if it happens again.",
+    errors.DirectionNotSavedError: "Find the direction again, if need be with the model in a higher precision.",
     errors.DirectionTooLargeError: (
         "Find the direction again; fewer lines in 'keep' and shorter prompts make the file smaller."
     ),
