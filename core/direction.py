@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -87,16 +86,17 @@ class Fingerprint:
     def differs_from(self, other: Fingerprint) -> bool:
         """Whether the two are of different models, as far as the formats in which their weights are stored can tell.
 
-        The median over the parameters counts, so that one that a format keeps badly does not.
+        A quarter of the parameters must differ: a LoRA that was merged changes some of them, and a format may keep a
+        few badly.
         """
         if self.structure != other.structure:
             return True
-        distances = [
+        distances = sorted(
             math.dist(mine, others) / max(math.hypot(*mine), math.hypot(*others), 1e-30)
             for mine, others in zip(self.weights, other.weights, strict=False)
             if mine and len(mine) == len(others)
-        ]
-        return bool(distances) and statistics.median(distances) > max(self.rounding, other.rounding)
+        )
+        return bool(distances) and distances[3 * len(distances) // 4] > max(self.rounding, other.rounding)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
 from .masks import mask_on_latent, soft_mask_on_latent
+from .model_fingerprint import fingerprint_of
 from .progress import result_line, show_line
 from .prompts import encode_text, keep_pairs, negative_prompt, same_conditioning, says, with_prompt, wrong_words
 from .sockets import DirectionsSocket, Inversion, InversionSocket
@@ -245,7 +246,9 @@ class FindDirections(io.ComfyNode):
                 words=Words(words.target, words.source, text_share) if record.moves_words else None,
                 keep=words.keep,
                 mask=None if soft is None or not record.moves_words else soft.view(1, *soft.shape[-2:]),
-                notes={} if move is None else {**move.notes, "source": source, "target": target},
+                model=fingerprint_of(model),
+                notes=({} if move is None else move.notes)
+                | ({"source": source, "target": target} if record.compares_words else {}),
             )
             for number, move in enumerate(moves, 1)
         ]

@@ -153,9 +153,9 @@ class TestFingerprint:
         exact, other = Fingerprint("a", self.WEIGHTS, 0.008), Fingerprint("a", self.changed(by), rounding)
         assert exact.differs_from(other) is other.differs_from(exact) is differs
 
-    def test_most_parameters_decide(self):
-        assert not Fingerprint("a", self.WEIGHTS, 0.008).differs_from(Fingerprint("a", self.changed(5.0, 2), 0.008))
-        assert Fingerprint("a", self.WEIGHTS, 0.008).differs_from(Fingerprint("a", self.changed(5.0, 3), 0.008))
+    def test_a_quarter_of_the_parameters_must_differ(self):
+        assert not Fingerprint("a", self.WEIGHTS, 0.008).differs_from(Fingerprint("a", self.changed(5.0, 1), 0.008))
+        assert Fingerprint("a", self.WEIGHTS, 0.008).differs_from(Fingerprint("a", self.changed(5.0, 2), 0.008))
 
     def test_what_could_not_be_read_does_not_count(self):
         unread = Fingerprint("a", ((),) * 5)
