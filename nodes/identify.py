@@ -218,7 +218,8 @@ class FindDirections(io.ComfyNode):
             derivatives=derivatives,
         )
         # without a search there is no move of the latent: the words are all that moves
-        moves, notes, remarks = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}, []
+        moves, notes = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
+        remarks = list(words.remarks)
         if record.run is not None:
             prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
 
@@ -277,6 +278,7 @@ class _Words:
     source: Prompt | None = None
     keep: tuple[KeepPair, ...] = ()
     free: Prompt | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) -> None:
@@ -306,7 +308,8 @@ def _encode_words(clip, method: Method, positive: list, source: str, target: str
     if wrong is not None:
         raise InputError(wrong[1])
     source, target = source.strip(), target.strip()
-    before, after = encode_text(clip, source), encode_text(clip, target)
+    remarks: list[str] = []
+    before, after = encode_text(clip, source, remarks), encode_text(clip, target, remarks)
     if same_conditioning(before.parts(), after.parts()):
         msg = (
             "The text encoder gives 'source' and 'target' the same meaning: it does not know a word of them. Use other"
@@ -314,7 +317,9 @@ def _encode_words(clip, method: Method, positive: list, source: str, target: str
         )
         raise InputError(msg)
     own = None if says(positive, before) else before
-    return _Words(after, own, keep_pairs(clip, keep), encode_text(clip, free) if free.strip() else None)
+    pairs = keep_pairs(clip, keep, remarks)
+    without = encode_text(clip, free, remarks) if free.strip() else None
+    return _Words(after, own, pairs, without, tuple(remarks))
 
 
 def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, list]:

@@ -91,6 +91,14 @@ def _mask(_declared, value) -> str:
     return ""
 
 
+def _image(_declared, value) -> str:
+    if not isinstance(value, torch.Tensor) or value.ndim < 3 or value.shape[-1] not in (3, 4) or not value.numel():
+        return "holds no picture. Connect an IMAGE."
+    if not torch.isfinite(value).all():
+        return "holds values that are not numbers (NaN or infinity). Make the picture again."
+    return ""
+
+
 def _conditioning(_declared, value) -> str:
     entries = value if isinstance(value, list) else []
     if not entries or not all(
@@ -114,6 +122,7 @@ _CHECKS: dict[type, Callable] = {
     io.String.Input: _text,
     io.Combo.Input: _choice,
     io.Mask.Input: _mask,
+    io.Image.Input: _image,
     io.Conditioning.Input: _conditioning,
     DirectionsSocket.Input: _directions,
 }

@@ -72,7 +72,7 @@ class PreviewDirections(io.ComfyNode):
             direction = choose(inversion, directions, index)
             row = []
             for value in strengths:
-                picture = _picture(vae.decode(_sample(inversion, direction, value, steps)))
+                picture = picture_of(vae.decode(_sample(inversion, direction, value, steps)))
                 row.append((f"{value:+.2g}", picture))
                 peaks.append(statistics.last_peak_megabytes)
                 remarks += statistics.last_remarks
@@ -186,8 +186,8 @@ def _sample(inversion: Inversion, direction: Direction, strength: float, steps: 
     return sample_euler(model, noise.noise, sigmas, positive, inversion.latent, inversion.negative)
 
 
-def _picture(image: Tensor) -> Image.Image:
-    """BHWC in 0..1 -> PIL."""
+def picture_of(image: Tensor) -> Image.Image:
+    """The first picture of an IMAGE, BHWC in 0..1, for PIL."""
     image = image.reshape(-1, *image.shape[-3:])[0, ..., :3]
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 

@@ -22,13 +22,33 @@ KEY = "latent_directions"  # of what this pack puts into a MODEL's or a guider's
 POOLED = "pooled_output"  # ComfyUI's name of the pooled vector
 # Entries that text encoders leave out for some prompts, so that they are removed before those of another are put in.
 LEFT_OUT = ("attention_mask", "conditioning_byt5small")
+LEFT_OUT_OF_PROMPT = (
+    "Beside tensors the text encoder gives {}, which a direction cannot hold. It was left out of the words of the"
+    " direction and of 'keep'; what the picture's own prompt has of it stays in force."
+)
+LATER_LEFT_OUT = (
+    "The text encoder gives several prompts for different parts of the schedule, as hooks on a CLIP make it do. Of the"
+    " words of the direction and of 'keep' only the first is taken."
+)
 EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
 
 
-def encode_text(clip, text: str) -> Prompt:
-    """The embedding of a text by the artist's CLIP."""
-    (tokens, entry), *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+def encode_text(clip, text: str, remarks: list[str] | None = None) -> Prompt:
+    """The embedding of a text by the artist's CLIP: its tensors.
+
+    Args:
+        clip: the text encoder.
+        text: what it encodes.
+        remarks: gets a sentence on what the encoder gives beside tensors and plain values, once.
+    """
+    (tokens, entry), *others = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     extra = {name: part for name, part in entry.items() if isinstance(part, Tensor) and name != POOLED}
+    # plain values, such as a number of layers, are the same for all texts
+    left_out = [name for name, part in entry.items() if not isinstance(part, (Tensor, str, int, float, type(None)))]
+    said = [LEFT_OUT_OF_PROMPT.format(printable(", ".join(map(repr, sorted(left_out))), 200))] if left_out else []
+    said += [LATER_LEFT_OUT] if others else []
+    if remarks is not None:
+        remarks.extend(sentence for sentence in said if sentence not in remarks)
     return Prompt(tokens, entry.get(POOLED), extra)
 
 
@@ -106,10 +126,11 @@ def parse_keep(text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def keep_pairs(clip, text: str) -> tuple[KeepPair, ...]:
-    """The keep prompts, encoded; the name of a pair is its 'with' prompt."""
+def keep_pairs(clip, text: str, remarks: list[str] | None = None) -> tuple[KeepPair, ...]:
+    """The keep prompts, encoded; the name of a pair is its 'with' prompt. `remarks` is as in `encode_text`."""
     return tuple(
-        KeepPair(present, encode_text(clip, present), encode_text(clip, absent)) for present, absent in parse_keep(text)
+        KeepPair(present, encode_text(clip, present, remarks), encode_text(clip, absent, remarks))
+        for present, absent in parse_keep(text)
     )
 
 
