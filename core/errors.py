@@ -108,6 +108,10 @@ class DirectionTooLargeError(LatentDirectionsError):
     """A direction is larger than a direction file may be."""
 
 
+class DirectionNotSavedError(LatentDirectionsError):
+    """A direction holds what no direction file may hold."""
+
+
 class DirectionNotWrittenError(LatentDirectionsError):
     """A direction file could not be written."""
 

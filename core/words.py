@@ -18,6 +18,7 @@ from .denoiser import Denoiser
 from .errors import EqualPredictionsError, NotFiniteError
 from .search import EQUAL_PREDICTIONS
 
+
 @dataclass(frozen=True)
 class Level:
     """A point of the reference path: noise level sigma and the latent (B, C, H, W) there."""

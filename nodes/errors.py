@@ -49,11 +49,12 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.DirectionNotWrittenError: (
         "Look at the free space and the write permission of models/latent_directions, or choose another 'name'."
     ),
+    errors.DirectionNotSavedError: "Find the direction again, if need be with the model in a higher precision.",
     errors.DirectionTooLargeError: (
         "Find the direction again; fewer lines in 'keep' and shorter prompts make the file smaller."
     ),
     errors.ShapeError: "Find the direction again on a picture of this size.",
-    errors.DirectionFormatError: "Update the pack, or save the direction again.",
+    errors.DirectionFormatError: "Update the pack: the file was saved by a newer version.",
     errors.DirectionFileError: "Choose a file made by Save Direction, or save the direction again.",
 }
 

@@ -29,6 +29,7 @@ from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
 from .masks import mask_on_latent, soft_mask_on_latent
+from .model_fingerprint import fingerprint_of
 from .progress import result_line, show_line
 from .prompts import (
     encode_text,
@@ -246,7 +247,8 @@ class FindDirections(io.ComfyNode):
             derivatives=derivatives,
         )
         # without a search there is no move of the latent: the words are all that moves
-        moves, notes, remarks = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}, []
+        moves, notes = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
+        remarks = list(words.remarks)
         if record.run is not None:
             prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
 
@@ -274,7 +276,9 @@ class FindDirections(io.ComfyNode):
                 words=Words(words.target, words.source, text_share) if record.moves_words else None,
                 keep=words.keep,
                 mask=None if soft is None or not record.moves_words else soft.view(1, *soft.shape[-2:]),
-                notes={} if move is None else {**move.notes, "source": source, "target": target},
+                model=fingerprint_of(model),
+                notes=({} if move is None else move.notes)
+                | ({"source": source, "target": target} if record.compares_words else {}),
             )
             for number, move in enumerate(moves, 1)
         ]
@@ -303,6 +307,7 @@ class _Words:
     source: Prompt | None = None
     keep: tuple[KeepPair, ...] = ()
     free: Prompt | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) -> None:
@@ -347,8 +352,11 @@ def _encode_words(
     wrong = wrong_words(method.name, texts.get("source"), texts.get("target"))
     if wrong is not None:
         raise InputError(wrong[1])
+    remarks: list[str] = []
     before, after = (
-        encode_text(clip, texts[name]) if name in texts else prompt_of(given[name], f"{name}_conditioning", positive)
+        encode_text(clip, texts[name], remarks)
+        if name in texts
+        else prompt_of(given[name], f"{name}_conditioning", positive)
         for name in ("source", "target")
     )
     if same_conditioning(before.parts(), after.parts()):
@@ -360,7 +368,8 @@ def _encode_words(
             msg = "'source_conditioning' and 'target_conditioning' are the same prompt. Connect two different ones."
         raise InputError(msg)
     own = None if says(positive, before) else before
-    return _Words(after, own, keep_pairs(clip, keep), encode_text(clip, free) if free else None)
+    pairs = keep_pairs(clip, keep, remarks)
+    return _Words(after, own, pairs, encode_text(clip, free, remarks) if free else None, tuple(remarks))
 
 
 def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, list]:

@@ -112,6 +112,10 @@ ODD_MODELS = {
 ODD = {
     "LATENT": ODD_LATENTS,
     "MASK": ODD_MASKS | {"eyes": "@portrait 2"},
+    "IMAGE": {
+        "portrait": "@portrait",
+        "two, wide": ("EmptyImage", {"width": 4096, "height": 16, "batch_size": 2, "color": 0}),
+    },
     "CONDITIONING": ODD_WORDS,
     "MODEL": ODD_MODELS,
     "CLIP": {"an earlier layer": ("CLIPSetLastLayer", {"clip": "@demo 1", "stop_at_clip_layer": -24})},
