@@ -93,7 +93,7 @@ class Bench:
         mask = None if region is None else torch.from_numpy(masks(case.portrait)[region])[None]
         directions, report = FindDirections.execute(
             self.model, inversion, method, case.source, case.target, keep, clip=self.clip, mask=mask, **options
-        ).result
+        ).result[:2]
         return directions, json.loads(report)
 
     def edit(self, inversion, sigmas, direction: Direction, strengths, weight: float = 1.0) -> list[np.ndarray]:

@@ -1,8 +1,9 @@
 """What else words move, before anything is sampled: how much of their change is also a change of other things (ours).
 
 The words change the prediction by q = D(x, target) - D(x, source), a candidate for keeping by
-p = D(x, present) - D(x, absent), both on the reference path. Where the cosine of the two is large, words and candidate
-move together, and projecting q off p at every step (core/anchor.py) holds the candidate still.
+p = D(x, present) - D(x, absent), both on the reference path. Where the cosine of the two is large, of whatever
+sign, words and candidate move together, and projecting q off p at every step (core/anchor.py) holds the candidate
+still. The mean is one of absolute values: cosines may change their sign from level to level.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def cosines_along_words(
     candidates: Sequence[tuple[str, str]],
     cache: ReferenceCache,
 ) -> Tensor:
-    """Mean over the levels of cos(q, p), (B, candidates), float64 on the CPU.
+    """Mean over the levels of |cos(q, p)|, (B, candidates), float64 on the CPU.
 
     It takes 2 evaluations a level, and as many for each candidate that the cache does not know.
 
@@ -71,4 +72,4 @@ def cosines_along_words(
     cosines = torch.stack(found).cpu().double()
     if cosines.isnan().all(0).any():
         raise EqualPredictionsError(EQUAL_PREDICTIONS)
-    return cosines.nanmean(0)
+    return cosines.abs().nanmean(0)

@@ -34,10 +34,10 @@ def test_is_the_mean_of_the_cosines_for_each_picture(model):
                     model.denoiser(x, level.sigma, a) - model.denoiser(x, level.sigma, b)
                     for a, b in (WORDS, (present, absent))
                 )
-                cosines.append(float((q * p).sum() / (q.norm() * p.norm())))
+                cosines.append(abs(float((q * p).sum() / (q.norm() * p.norm()))))
             assert float(found[picture, number]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-10)
     assert torch.allclose(found[:, 2], torch.ones(2, dtype=torch.float64))
-    assert torch.allclose(found[:, 3], -torch.ones(2, dtype=torch.float64))
+    assert torch.allclose(found[:, 3], torch.ones(2, dtype=torch.float64))  # of whatever sign
 
 
 def test_candidates_are_asked_for_once_a_picture():
