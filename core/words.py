@@ -1,9 +1,10 @@
-"""What else words move, before anything is sampled: how much of their change is also a change of other things (ours).
+"""What words change at a picture, before anything is sampled: what else they move, and where (ours).
 
 The words change the prediction by q = D(x, target) - D(x, source), a candidate for keeping by
 p = D(x, present) - D(x, absent), both on the reference path. Where the cosine of the two is large, of whatever
 sign, words and candidate move together, and projecting q off p at every step (core/anchor.py) holds the candidate
-still. The mean is one of absolute values: cosines may change their sign from level to level.
+still. The mean is one of absolute values: cosines may change their sign from level to level. Where |q| is large is
+where the words act; compare the masks of LEDITS++ (arXiv 2311.16711), which are cut to 0 and 1.
 """
 
 from __future__ import annotations
@@ -28,48 +29,76 @@ class Level:
     x: Tensor
 
 
-def cosines_along_words(
-    denoiser: Denoiser,
-    levels: Sequence[Level],
-    words: tuple[str, str],
-    candidates: Sequence[tuple[str, str]],
-    cache: ReferenceCache,
-) -> Tensor:
-    """Mean over the levels of |cos(q, p)|, (B, candidates), float64 on the CPU.
+class WordsChange:
+    """What the words change at some points of the reference path.
 
-    It takes 2 evaluations a level, and as many for each candidate that the cache does not know.
-
-    Args:
-        denoiser: answers to all prompts named here.
-        levels: where to compare; one or more.
-        words: names of the target and of the source prompt.
-        candidates: names of the prompts (with it, without it) of each candidate. Equal names are equal prompts.
-        cache: differences of candidates at the same points.
-
-    Raises:
-        NotFiniteError: a prediction holds values that are not numbers.
-        EqualPredictionsError: the words change nothing.
+    Making it takes 2 evaluations a point and picture.
     """
 
-    def difference(level: Level, pair: tuple[str, str]) -> Tensor:
-        with_it, without = denoiser.predictions(level.x, level.sigma, pair)
-        change = with_it - without
+    def __init__(self, denoiser: Denoiser, levels: Sequence[Level], words: tuple[str, str]):
+        """Compare two prompts at every level.
+
+        Args:
+            denoiser: answers to both.
+            levels: one or more.
+            words: names of the target and of the source prompt.
+
+        Raises:
+            NotFiniteError: a prediction holds values that are not numbers.
+            EqualPredictionsError: the words change nothing.
+        """
+        self._denoiser, self._levels = denoiser, levels
+        self._changes = [self._difference(level, words) for level in levels]
+        if not torch.stack([q.flatten(1).any(1) for q in self._changes]).any(0).all():
+            raise EqualPredictionsError(EQUAL_PREDICTIONS)
+
+    def likeness(
+        self, candidates: Sequence[tuple[str, str]], cache: ReferenceCache, among: int | None = None
+    ) -> Tensor:
+        """Mean over the levels of |cos(q, p)|, (B, candidates), float64 on the CPU.
+
+        It takes 2 evaluations a level for each candidate that the cache does not know.
+
+        Args:
+            candidates: names of the prompts (with it, without it) of each candidate. Equal names are equal prompts.
+            cache: differences of candidates at the same points.
+            among: how many of the levels to compare at, the first ones; None for all.
+
+        Raises:
+            NotFiniteError: a prediction holds values that are not numbers.
+        """
+        found = []
+        for level, q in list(zip(self._levels, self._changes, strict=True))[:among]:
+            changes = cache.get(
+                "what else words move",
+                [(level.sigma, pair) for pair in candidates],
+                lambda missing, level=level: [self._difference(level, pair) for _, pair in missing],
+            )
+            cosines = [torch.cosine_similarity(q.flatten(1), p.flatten(1), dim=1) for p in changes]
+            found.append(torch.stack(cosines, dim=1).cpu().double().abs())
+            found[-1][~q.flatten(1).any(1)] = torch.nan  # a level where the words change nothing tells nothing
+        return torch.stack(found).nanmean(0)
+
+    def mask(self) -> Tensor:
+        """Where the words act, (B, H, W) with values 0 to 1, on the CPU.
+
+        The mean of |q| over levels and channels, smoothed over 3 x 3 cells, and stretched for each picture so that its
+        least value is 0 and half of its range is 1; 1 everywhere where it is the same everywhere.
+        """
+        height, width = self._changes[0].shape[-2:]
+        mean = torch.stack([q.abs().float().flatten(1, -3).mean(1) for q in self._changes]).mean(0)  # B H W
+        padded = torch.nn.functional.pad(mean[:, None], (1, 1, 1, 1), mode="replicate")
+        kernel = torch.tensor([1.0, 2.0, 1.0]).to(padded)
+        smooth = torch.nn.functional.conv2d(padded, (kernel[:, None] * kernel / 16)[None, None])
+        smooth = smooth.reshape(len(mean), height * width)
+        low, high = smooth.amin(1, keepdim=True), smooth.amax(1, keepdim=True)
+        stretched = torch.where(high > low, 2 * (smooth - low) / (high - low).clamp_min(1e-30), 1.0)
+        return stretched.clamp(0, 1).view_as(mean).cpu()
+
+    def _difference(self, level: Level, pair: tuple[str, str]) -> Tensor:
+        towards, away = self._denoiser.predictions(level.x, level.sigma, pair)
+        change = towards - away
         if not torch.isfinite(change).all():
             msg = "The model's predictions hold values that are not numbers (NaN or infinity)."
             raise NotFiniteError(msg)
         return change
-
-    found = []
-    for level in levels:
-        q = difference(level, words).flatten(1)
-        changes = cache.get(
-            "what else words move",
-            [(level.sigma, pair) for pair in candidates],
-            lambda missing, level=level: [difference(level, pair) for _, pair in missing],
-        )
-        found.append(torch.stack([torch.cosine_similarity(q, p.flatten(1), dim=1) for p in changes], dim=1))
-        found[-1][q.norm(dim=1) == 0] = torch.nan
-    cosines = torch.stack(found).cpu().double()
-    if cosines.isnan().all(0).any():
-        raise EqualPredictionsError(EQUAL_PREDICTIONS)
-    return cosines.abs().nanmean(0)

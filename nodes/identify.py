@@ -29,9 +29,7 @@ from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
-from .keeps import LISTS, NOTHING, Keeps, candidates_of
-from .keeps import find_keeps as find_keeps_of
-from .masks import mask_on_latent, soft_mask_on_latent
+from .masks import mask_in_pixels, mask_on_latent, soft_mask_on_latent
 from .model_fingerprint import fingerprint_of
 from .progress import result_line, show_line
 from .prompts import (
@@ -47,9 +45,11 @@ from .prompts import (
 )
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 from .wiring import refuse_wiring
+from .words import LISTS, NOTHING, Found, candidates_of, look
 
 DEFAULT = next(iter(METHODS))
 NOT_LINKED = object()
+EVERYWHERE, FOUND = "everywhere", "found"
 
 
 class FindDirections(io.ComfyNode):
@@ -209,11 +209,22 @@ class FindDirections(io.ComfyNode):
                         " such as 'with freckles | without freckles'."
                     ),
                 ),
+                io.Combo.Input(
+                    "where",
+                    options=[EVERYWHERE, FOUND],
+                    default=FOUND,
+                    optional=True,
+                    tooltip=(
+                        "Where methods that move words act. 'found': where the words change the picture, which the model"
+                        " is asked for; shown at the output 'where'. With 'mask', only inside it."
+                    ),
+                ),
             ],
             outputs=[
                 DirectionsSocket.Output(display_name="directions"),
                 io.String.Output(display_name="report"),
                 io.Image.Output(display_name="what else moves"),
+                io.Mask.Output(display_name="where"),
             ],
             hidden=[io.Hidden.prompt],
         )
@@ -255,6 +266,7 @@ class FindDirections(io.ComfyNode):
         target_conditioning=None,
         find_keeps=NOTHING,
         candidates="",
+        where=EVERYWHERE,
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
         check_inputs(cls, locals())
@@ -262,19 +274,23 @@ class FindDirections(io.ComfyNode):
         refuse_wiring(cls.hidden and cls.hidden.prompt)
         record, shape = METHODS[method], inversion.latent["samples"].shape
         _check_inversion(model, inversion, record)
-        words, keeps = _Words(), None
+        words, seen = _Words(), Found()
         if record.compares_words:
             given = {"source": source_conditioning, "target": target_conditioning}
             typed = {"source": source, "target": target}
             words = _encode_words(clip, record, inversion.positive, typed, given, keep, free)
-            pairs = candidates_of(find_keeps, candidates)
-            if pairs and source_conditioning is None and target_conditioning is None:
-                negatives = negative_prompt(model, 1.0, negative)
-                prompts = words.source or encode_text(clip, source.strip()), words.target
-                texts = source.strip(), target.strip()
-                keeps = find_keeps_of(without_anchor(model), inversion, clip, texts, prompts, pairs, negatives)
-                words = replace(words, keep=words.keep + keeps.pairs)
+            pairs = candidates_of(find_keeps, candidates) if source_conditioning is None else []
+            if pairs or where == FOUND:
+                encoded = words.before, words.target
+                texts, negatives = (source.strip(), target.strip()), negative_prompt(model, 1.0, negative)
+                seen = look(
+                    without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=where == FOUND
+                )
+                words = replace(words, keep=words.keep + seen.pairs)
         cells, soft = (None, None) if mask is None else (mask_on_latent(mask, shape), soft_mask_on_latent(mask, shape))
+        acts = None if soft is None else soft.view(1, *shape[-2:])
+        if seen.mask is not None:
+            acts = seen.mask if acts is None else seen.mask * acts
         settings = Settings(
             count=count,
             null_rank=hold_outside,
@@ -301,9 +317,9 @@ class FindDirections(io.ComfyNode):
             )
             remarks += [*cost.pop("remarks", []), *search.remarks]
             notes = search.notes | cost
-        if keeps is not None:
-            remarks += keeps.cost.pop("remarks", [])
-            notes = {"what_else_moves": list(keeps.rows), **_sum_of_costs(notes, keeps.cost)}
+        if seen.cost:
+            remarks += seen.cost.pop("remarks", [])
+            notes = _sum_of_costs(notes, seen.cost) | ({"what_else_moves": list(seen.rows)} if seen.rows else {})
         # a method that moves the words alone takes them whole
         text_share = text_share if record.run else 1.0
         found = [
@@ -316,7 +332,7 @@ class FindDirections(io.ComfyNode):
                 step=0.0 if move is None else move.step * (image_share if record.moves_words else 1.0),
                 words=Words(words.target, words.source, text_share) if record.moves_words else None,
                 keep=words.keep,
-                mask=None if soft is None or not record.moves_words else soft.view(1, *soft.shape[-2:]),
+                mask=acts if record.moves_words else None,
                 model=fingerprint_of(model),
                 notes=({} if move is None else move.notes)
                 | ({"source": source, "target": target} if record.compares_words else {}),
@@ -333,8 +349,7 @@ class FindDirections(io.ComfyNode):
             "found": [{"name": d.name, "step": d.step, **d.notes} for d in found],
         }
         show_line(result_line(len(found), "direction", notes["seconds"]))
-        chart = Keeps((), (), {}).chart() if keeps is None else keeps.chart()
-        return io.NodeOutput(found, json.dumps(report, indent=1), chart)
+        return io.NodeOutput(found, json.dumps(report, indent=1), seen.chart(), mask_in_pixels(model, acts, shape))
 
 
 @dataclass(frozen=True)
@@ -342,9 +357,11 @@ class _Words:
     """The prompts of a search as embeddings; all empty for methods without words.
 
     Attributes:
-        source: None where it says what the picture was encoded with.
+        before: the source prompt.
+        source: the same, or None where it says what the picture was encoded with.
     """
 
+    before: Prompt | None = None
     target: Prompt | None = None
     source: Prompt | None = None
     keep: tuple[KeepPair, ...] = ()
@@ -418,7 +435,7 @@ def _encode_words(
             raise InputError(msg)
     own = None if says(positive, before) else before
     pairs = keep_pairs(clip, keep, remarks)
-    return _Words(after, own, pairs, encode_text(clip, free, remarks) if free else None, tuple(remarks))
+    return _Words(before, after, own, pairs, encode_text(clip, free, remarks) if free else None, tuple(remarks))
 
 
 def _sum_of_costs(notes: dict, more: dict) -> dict:

@@ -186,11 +186,17 @@ def with_slider(
     shape = inversion.latent["samples"].shape
     cells = None if mask is None else soft_mask_on_latent(mask, shape)
     if direction.mask is not None:
-        own = direction.mask.view(1, *[1] * (len(shape) - 3), *direction.mask.shape[-2:])
+        own = direction.mask.view(-1, *[1] * (len(shape) - 3), *direction.mask.shape[-2:])
         if own.shape[-2:] != shape[-2:]:
             msg = (
                 f"The direction '{direction.name}' has a mask of {own.shape[-1]} x {own.shape[-2]} cells, but this"
                 f" picture's latent is {shape[-1]} x {shape[-2]}. Find the direction again on this picture."
+            )
+            raise InputError(msg)
+        if len(own) not in (1, shape[0]):
+            msg = (
+                f"The direction '{direction.name}' has masks for {len(own)} pictures, but there are {shape[0]} here. Find"
+                " the direction again on these pictures."
             )
             raise InputError(msg)
         cells = own if cells is None else own * cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .errors import InputError
@@ -28,6 +29,15 @@ def mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
         )
         raise InputError(msg)
     return cells
+
+
+def mask_in_pixels(model: ModelPatcher, cells: Tensor | None, shape: torch.Size) -> Tensor:
+    """A MASK (B, H, W) of the picture, from cells (B, h, w) of its latent of a `shape`; all 1 where there are none."""
+    pixels = model.get_model_object("latent_format").spacial_downscale_ratio
+    size = [pixels * cells for cells in shape[-2:]]
+    if cells is None:
+        return torch.ones(1, *size)
+    return torch.nn.functional.interpolate(cells[:, None], size, mode="bilinear")[:, 0]
 
 
 def soft_mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:

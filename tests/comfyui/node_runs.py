@@ -111,7 +111,7 @@ def find(test_model: TestModel, inversion, method: str, model=None, **changes) -
     options = {
         "source": "a sad person", "target": "a smiling person", "keep": "", "count": 2, "hold_outside": 2, "free": "",
         "guidance": 1.0, "image_share": 0.5, "text_share": 0.5, "seed": 0, "clip": HashingClip(test_model),
-        "find_keeps": "nothing", **changes,
+        "find_keeps": "nothing", "where": "everywhere", **changes,
     }  # fmt: skip
     with torch.inference_mode():
         return FindDirections.execute(test_model.model if model is None else model, inversion, method, **options).args[

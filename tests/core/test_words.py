@@ -1,4 +1,4 @@
-"""What else words move: cosines against float64 formulas, what they cost, and what is refused."""
+"""What words change, what else they move and where: against float64 formulas, what it costs, and what is refused."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from analytic import SHAPE, analytic
 from latent_directions.core.anchor import ReferenceCache
 from latent_directions.core.errors import EqualPredictionsError, NotFiniteError
 from latent_directions.core.inversion import seeded_noise
-from latent_directions.core.words import Level, cosines_along_words
+from latent_directions.core.words import Level, WordsChange
 
 WORDS = ("target", "source")
 CANDIDATES = [("keep 0 present", "keep 0 absent"), ("free", "negative"), WORDS, ("source", "target")]
@@ -21,9 +21,9 @@ def levels_of(model, batch: int = 1) -> list[Level]:
     ]
 
 
-def test_is_the_mean_of_the_cosines_for_each_picture(model):
+def test_likeness_is_the_mean_of_the_cosines_for_each_picture(model):
     levels = levels_of(model, batch=2)
-    found = cosines_along_words(model.denoiser, levels, WORDS, CANDIDATES, ReferenceCache())
+    found = WordsChange(model.denoiser, levels, WORDS).likeness(CANDIDATES, ReferenceCache())
     assert found.shape == (2, 4)
     for picture in (0, 1):
         for number, (present, absent) in enumerate(CANDIDATES):
@@ -36,8 +36,7 @@ def test_is_the_mean_of_the_cosines_for_each_picture(model):
                 )
                 cosines.append(abs(float((q * p).sum() / (q.norm() * p.norm()))))
             assert float(found[picture, number]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-10)
-    assert torch.allclose(found[:, 2], torch.ones(2, dtype=torch.float64))
-    assert torch.allclose(found[:, 3], torch.ones(2, dtype=torch.float64))  # of whatever sign
+    assert torch.allclose(found[:, 2:], torch.ones(2, 2, dtype=torch.float64))  # of whatever sign
 
 
 def test_candidates_are_asked_for_once_a_picture():
@@ -46,7 +45,7 @@ def test_candidates_are_asked_for_once_a_picture():
 
     def cost(words, candidates):
         before = model.denoiser.counter.evaluations
-        cosines_along_words(model.denoiser, levels, words, candidates, cache)
+        WordsChange(model.denoiser, levels, words).likeness(candidates, cache)
         return model.denoiser.counter.evaluations - before
 
     assert cost(WORDS, CANDIDATES[:2]) == 3 * (2 + 2 * 2)
@@ -54,14 +53,51 @@ def test_candidates_are_asked_for_once_a_picture():
     assert cost(("free", "source"), CANDIDATES[:3]) == 3 * (2 + 2)  # other words; one candidate is new
 
 
+def test_the_mask_is_the_smoothed_change_of_each_picture(model):
+    levels = levels_of(model, batch=2)
+    found = WordsChange(model.denoiser, levels, WORDS).mask()
+    assert found.shape == (2, *SHAPE[-2:])
+    for picture in (0, 1):
+        total = torch.zeros(SHAPE[-2:], dtype=torch.float64)
+        for level in levels:
+            x = level.x[picture : picture + 1]
+            q = model.denoiser(x, level.sigma, "target") - model.denoiser(x, level.sigma, "source")
+            total += q.abs()[0].mean(0) / len(levels)
+        height, width = total.shape
+        smooth = torch.zeros_like(total)
+        for i in range(height):
+            for j in range(width):
+                for di, wi in ((-1, 1), (0, 2), (1, 1)):
+                    for dj, wj in ((-1, 1), (0, 2), (1, 1)):
+                        near = total[min(max(i + di, 0), height - 1), min(max(j + dj, 0), width - 1)]
+                        smooth[i, j] += wi * wj * near / 16
+        stretched = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+        assert torch.allclose(found[picture].double(), (2 * stretched).clamp(max=1), atol=1e-5)
+
+
+def test_a_change_that_is_the_same_everywhere_acts_everywhere():
+    model = analytic("flow")
+    change = WordsChange(model.denoiser, levels_of(model), WORDS)
+    change._changes = [torch.ones_like(q) for q in change._changes]
+    assert torch.equal(change.mask(), torch.ones(1, *SHAPE[-2:]))
+
+
+def test_latents_with_a_dimension_of_time():
+    model = analytic("flow")
+    change = WordsChange(model.denoiser, levels_of(model), WORDS)
+    flat = change.mask()
+    change._changes = [q.unsqueeze(2) for q in change._changes]
+    assert torch.equal(change.mask(), flat)
+
+
 def test_words_that_change_nothing():
     model = analytic("flow")
     with pytest.raises(EqualPredictionsError):
-        cosines_along_words(model.denoiser, levels_of(model), ("source", "source"), CANDIDATES, ReferenceCache())
+        WordsChange(model.denoiser, levels_of(model), ("source", "source"))
 
 
 def test_predictions_that_are_not_numbers():
     model = analytic("flow")
     level = Level(model.sigma, torch.full(SHAPE, float("nan"), dtype=torch.float64))
     with pytest.raises(NotFiniteError, match="not numbers"):
-        cosines_along_words(model.denoiser, [level], WORDS, CANDIDATES, ReferenceCache())
+        WordsChange(model.denoiser, [level], WORDS)

@@ -1,9 +1,9 @@
-"""What else words move: asks the model which of a list of things change along, so that they can be kept."""
+"""What words change at a picture: which of a list of things change along, so that they can be kept, and where."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from ..core.charts import bar_chart
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import KeepPair, Prompt
-from ..core.words import Level, cosines_along_words
+from ..core.inversion import seeded_noise
+from ..core.words import Level, WordsChange
 from .errors import InputError
 from .host import run
 from .pictures import image_of
@@ -86,6 +87,7 @@ SMALL_WORDS = frozenset(
     ]
 )
 MOST_CANDIDATES = 100
+SECOND_NOISE = 1  # seed of the noise with which `where` is found beside the picture's own
 TITLE = "What else the words move"
 AXIS = "likeness of the changes, from 0 to 1 (dashed: kept from here on)"
 KEPT = "kept"
@@ -96,19 +98,21 @@ ENOUGH = "moves along, but {} others more; if it must stay, write it into 'keep'
 
 
 @dataclass(frozen=True)
-class Keeps:
+class Found:
     """What was found.
 
     Attributes:
         pairs: the candidates that are to be kept.
         rows: for a report, one a candidate, what moves along most first: its words, likeness (for a batch one a
             picture), whether it is kept, and why not.
+        mask: where the words act, (B, h, w) in cells of the latent with values 0 to 1; None where that was not asked.
         cost: evaluations, seconds and so on.
     """
 
-    pairs: tuple[KeepPair, ...]
-    rows: tuple[dict, ...]
-    cost: dict
+    pairs: tuple[KeepPair, ...] = ()
+    rows: tuple[dict, ...] = ()
+    mask: Tensor | None = None
+    cost: dict = field(default_factory=dict)
 
     def chart(self) -> Tensor:
         """An IMAGE of it; where nothing was looked for, without a bar."""
@@ -130,26 +134,34 @@ def candidates_of(chosen: str, typed: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def find_keeps(
-    model, inversion: Inversion, clip, texts: tuple[str, str], words: tuple[Prompt, Prompt], pairs: list, negative: dict
-) -> Keeps:
+def look(
+    model,
+    inversion: Inversion,
+    clip,
+    texts: tuple[str, str],
+    words: tuple[Prompt, Prompt],
+    pairs: list[tuple[str, str]],
+    negative: dict,
+    *,
+    where: bool,
+) -> Found:
     """Compare what the words change with what each candidate changes, at three noise levels of the picture.
 
     Args:
         model: without an anchor.
         inversion: the encoded picture.
-        clip: its text encoder.
+        clip: its text encoder; None will do without candidates.
         texts: source and target as typed.
         words: the same, encoded.
         pairs: candidates (with, without), which are added to the source text.
         negative: the negative prompt by its name, where the MODEL needs one.
+        where: whether to find where the words act, with a second noise at every level.
 
     Raises:
         EqualPredictionsError: the words change nothing.
     """
-    source, target = texts
     encoded = [
-        KeepPair(with_it, *(encode_text(clip, f"{source}, {phrase}") for phrase in (with_it, without)))
+        KeepPair(with_it, *(encode_text(clip, f"{texts[0]}, {phrase}") for phrase in (with_it, without)))
         for with_it, without in pairs
     ]
     named = {prompt_name(prompt): prompt for pair in encoded for prompt in (pair.present, pair.absent)}
@@ -157,15 +169,19 @@ def find_keeps(
     named |= {own: words[0], prompt_name(words[1]): words[1]}
     conditionings = {name: with_prompt(inversion.positive, prompt) for name, prompt in named.items()}
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", STEPS, inversion.sigma)[:-1].tolist()
-    chosen = dict.fromkeys(sigmas[min(round(share * STEPS), len(sigmas) - 1)] for share in SHARES)
+    chosen = list(dict.fromkeys(sigmas[min(round(share * STEPS), len(sigmas) - 1)] for share in SHARES))
     names = [(prompt_name(pair.present), prompt_name(pair.absent)) for pair in encoded]
 
-    def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
-        levels = [Level(sigma, denoiser.noised(x0, inversion.paths.at(sigma)[0].to(x0), sigma)) for sigma in chosen]
-        return cosines_along_words(denoiser, levels, (prompt_name(words[1]), own), names, inversion.cache)
+    def body(denoiser: Denoiser, x0: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        noises = [(sigma, inversion.paths.at(sigma)[0].to(x0)) for sigma in chosen]
+        noises += [(sigma, seeded_noise(x0, SECOND_NOISE)) for sigma in chosen if where]
+        levels = [Level(sigma, denoiser.noised(x0, noise, sigma)) for sigma, noise in noises]
+        change = WordsChange(denoiser, levels, (prompt_name(words[1]), own))
+        likeness = change.likeness(names, inversion.cache, len(chosen)) if names else None
+        return likeness, change.mask() if where else None
 
-    expected = 2 * len(chosen) * (1 + len(pairs)) * len(inversion.latent["samples"])
-    likeness, cost = run(
+    expected = 2 * len(chosen) * (1 + where + len(pairs)) * len(inversion.latent["samples"])
+    (likeness, mask), cost = run(
         model,
         {SOURCE: inversion.positive} | conditionings | negative,
         inversion.latent,
@@ -173,10 +189,14 @@ def find_keeps(
         body,
         expected=expected,
     )
-    return _chosen(encoded, pairs, likeness, _changed_words(source, target), cost)
+    rows, kept = ((), ()) if likeness is None else _chosen(encoded, pairs, likeness, _changed_words(*texts))
+    return Found(kept, rows, mask, cost)
 
 
-def _chosen(encoded: list[KeepPair], pairs: list, likeness: Tensor, changed: set[str], cost: dict) -> Keeps:
+def _chosen(
+    encoded: list[KeepPair], pairs: list[tuple[str, str]], likeness: Tensor, changed: set[str]
+) -> tuple[tuple[dict, ...], tuple[KeepPair, ...]]:
+    """The rows of `Found`, and what is kept; `changed` are the words in which source and target differ."""
     most = likeness.amax(0)  # over the pictures of a batch
     rows, kept = [], []
     for number in torch.argsort(most, descending=True).tolist():
@@ -195,7 +215,7 @@ def _chosen(encoded: list[KeepPair], pairs: list, likeness: Tensor, changed: set
         if len(likeness) > 1:
             row["likeness_of_each_picture"] = [round(float(one), 4) for one in likeness[:, number]]
         rows.append(row | {"why": why or KEPT})
-    return Keeps(tuple(kept), tuple(rows), cost)
+    return tuple(rows), tuple(kept)
 
 
 def _changed_words(one: str, other: str) -> set[str]:

@@ -1,16 +1,18 @@
 """What else words move: what is kept by itself, what never is, what it costs, and what is said of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from families import CORE, Family, sd3
-from node_runs import HashingClip, find, invert, loaded, picture
+from node_runs import HashingClip, find, invert, loaded, picture, sample
 
 from latent_directions.core.direction import KeepPair, Prompt
-from latent_directions.nodes import keeps
+from latent_directions.nodes import words
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.identify import FindDirections
+from latent_directions.nodes.manipulate import DirectionSlider
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +36,28 @@ class TestChoice:
     def chosen(self, *likeness: float, source="a sad person", target="a smiling person", pairs=None):
         pairs = pairs or [(f"word{n}", f"other{n}") for n in range(len(likeness))]
         encoded = [KeepPair(pair[0], Prompt(torch.ones(1, 1, 1)), Prompt(torch.zeros(1, 1, 1))) for pair in pairs]
-        found = keeps._chosen(encoded, pairs, torch.tensor([likeness]), keeps._changed_words(source, target), {})
-        return {row["candidate"].split(" |")[0]: row for row in found.rows}, [pair.name for pair in found.pairs]
+        rows, kept = words._chosen(encoded, pairs, torch.tensor([likeness]), words._changed_words(source, target))
+        return {row["candidate"].split(" |")[0]: row for row in rows}, [pair.name for pair in kept]
 
     def test_by_likeness(self):
         rows, kept = self.chosen(0.1, 0.3, 0.9, 0.5)
         assert kept == ["word3", "word1"]  # what moves along most first
         assert list(rows) == ["word2", "word3", "word1", "word0"]
-        assert rows["word0"]["why"] == keeps.BELOW
-        assert rows["word2"]["why"] == keeps.TOO_LIKE
-        assert rows["word3"]["why"] == keeps.KEPT
+        assert rows["word0"]["why"] == words.BELOW
+        assert rows["word2"]["why"] == words.TOO_LIKE
+        assert rows["word3"]["why"] == words.KEPT
 
     def test_at_most_some(self):
-        likeness = [0.2 + 0.02 * n for n in range(keeps.MOST + 2)]
+        likeness = [0.2 + 0.02 * n for n in range(words.MOST + 2)]
         rows, kept = self.chosen(*likeness)
-        assert kept == [f"word{n}" for n in reversed(range(2, keeps.MOST + 2))]
-        assert rows["word0"]["why"] == keeps.ENOUGH.format(keeps.MOST)
+        assert kept == [f"word{n}" for n in reversed(range(2, words.MOST + 2))]
+        assert rows["word0"]["why"] == words.ENOUGH.format(words.MOST)
 
     @pytest.mark.parametrize("pair", [("smiling", "neutral"), ("with a Smiling mouth", "x"), ("happy", "sad")])
     def test_the_words_themselves_never(self, pair):
         rows, kept = self.chosen(0.4, pairs=[pair])
         assert not kept
-        assert rows[pair[0]]["why"] == keeps.SAME_WORDS
+        assert rows[pair[0]]["why"] == words.SAME_WORDS
 
     def test_small_words_are_no_words(self):
         _, kept = self.chosen(0.4, target="a sad person with a hat", pairs=[("with a beard", "without a beard at all")])
@@ -64,9 +66,9 @@ class TestChoice:
     def test_the_most_of_a_batch_counts(self):
         pairs = [("one", "two")]
         encoded = [KeepPair("one", Prompt(torch.ones(1, 1, 1)), Prompt(torch.zeros(1, 1, 1)))]
-        found = keeps._chosen(encoded, pairs, torch.tensor([[0.05], [0.3]]), set(), {})
-        assert len(found.pairs) == 1
-        assert found.rows[0]["likeness_of_each_picture"] == [0.05, 0.3]
+        rows, kept = words._chosen(encoded, pairs, torch.tensor([[0.05], [0.3]]), set())
+        assert len(kept) == 1
+        assert rows[0]["likeness_of_each_picture"] == [0.05, 0.3]
 
 
 def test_what_is_found_is_kept_and_reported(small):
@@ -115,12 +117,12 @@ def test_without_words_nothing_is_looked_for(small):
     assert "what_else_moves" not in json.loads(report)
 
 
-@pytest.mark.parametrize("chosen", [name for name in keeps.LISTS if name != keeps.NOTHING])
+@pytest.mark.parametrize("chosen", [name for name in words.LISTS if name != words.NOTHING])
 def test_the_lists_are_pairs_of_two_different_texts(chosen):
-    pairs = keeps.candidates_of(chosen, "")
+    pairs = words.candidates_of(chosen, "")
     assert len(pairs) >= 10
-    assert keeps.candidates_of(chosen, "new | old")[-1] == ("new", "old")
-    assert keeps.candidates_of(chosen, "{} | {}".format(*pairs[0])) == pairs  # each once
+    assert words.candidates_of(chosen, "new | old")[-1] == ("new", "old")
+    assert words.candidates_of(chosen, "{} | {}".format(*pairs[0])) == pairs  # each once
 
 
 def test_the_list_of_the_demo_is_no_oracle():
@@ -128,7 +130,7 @@ def test_the_list_of_the_demo_is_no_oracle():
     from latent_directions.demo.measures import named_in
     from latent_directions.demo.world import ATTRIBUTES
 
-    named = [set(named_in(" ".join(pair))) for pair in keeps.candidates_of("demo portraits", "")]
+    named = [set(named_in(" ".join(pair))) for pair in words.candidates_of("demo portraits", "")]
     assert len(set().union(*named)) <= 2 / 3 * len(ATTRIBUTES)
     assert sum(not names for names in named) >= 3
 
@@ -152,7 +154,7 @@ class TestBadInput:
             looked(small, f"with a | with b\n{line}")
 
     def test_too_many(self, small):
-        lines = "\n".join(f"word{n} | other{n}" for n in range(keeps.MOST_CANDIDATES + 1))
+        lines = "\n".join(f"word{n} | other{n}" for n in range(words.MOST_CANDIDATES + 1))
         with pytest.raises(InputError, match="'candidates' has 101 pairs .*at most 100"):
             looked(small, lines)
 
@@ -160,3 +162,62 @@ class TestBadInput:
     def test_keep_is_the_change_itself(self, small, keep):
         with pytest.raises(InputError, match="'keep' has the pair .* itself: nothing would be left to move"):
             looked(small, keep=keep)
+
+
+class TestWhere:
+    """The mask that words make for themselves."""
+
+    @pytest.mark.parametrize("family", CORE, ids=str)
+    def test_it_is_shown_and_held_at_every_step(self, family):
+        test_model = loaded(family)
+        encoded = invert(test_model, method="fresh noise")
+        with torch.inference_mode():
+            (direction,), report, _, where = FindDirections.execute(
+                test_model.model, encoded.inversion, "text", "a sad person", "a glad person",
+                clip=HashingClip(test_model), where="found",
+            ).args  # fmt: skip
+        assert json.loads(report)["model_evaluations"] == 12
+        height, width = encoded.latent["samples"].shape[-2:]
+        assert direction.mask.shape == (1, height, width)
+        assert float(direction.mask.min()) == 0
+        assert float(direction.mask.max()) == 1
+        assert float(((direction.mask > 0) & (direction.mask < 1)).float().mean()) > 0  # not cut to 0 and 1
+        pixels = test_model.model.get_model_object("latent_format").spacial_downscale_ratio
+        assert where.shape == (1, pixels * height, pixels * width)
+        model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
+        change = sample(test_model, encoded, model=model, positive=positive, noise=noise) - encoded.latent["samples"]
+        untouched = change.abs().amax((0, 1)).reshape(height, width)[direction.mask[0] == 0]
+        assert untouched.max() < 1e-5 * encoded.latent["samples"].abs().max()
+        assert change.abs().max() > 1e-3
+
+    def test_a_drawn_mask_limits_it(self, small):
+        drawn = torch.zeros(1, 64, 64)
+        drawn[:, :, :32] = 1
+        found, _ = looked(small, where="found")
+        both, _ = looked(small, where="found", mask=drawn)
+        width = found.mask.shape[-1]
+        assert torch.equal(both.mask[..., : width // 2], found.mask[..., : width // 2])
+        assert not both.mask[..., width // 2 :].any()
+
+    def test_everywhere(self, small):
+        direction, _ = looked(small)
+        assert direction.mask is None
+
+    def test_each_picture_of_a_batch_has_its_own(self):
+        test_model = loaded(Family("sd3", sd3))
+        encoded = invert(test_model, picture(test_model, batch=2), method="fresh noise")
+        (direction,), _ = find(test_model, encoded.inversion, "text", where="found")
+        assert len(direction.mask) == 2
+        assert not torch.equal(direction.mask[0], direction.mask[1])
+        model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
+        change = sample(test_model, encoded, model=model, positive=positive, noise=noise) - encoded.latent["samples"]
+        for one, mask in zip(change, direction.mask, strict=True):
+            assert one.abs().amax(0)[mask == 0].max() < 1e-5 * encoded.latent["samples"].abs().max()
+
+    def test_a_mask_for_another_number_of_pictures_is_refused(self):
+        test_model = loaded(Family("sd3", sd3))
+        encoded = invert(test_model, picture(test_model, batch=3), method="fresh noise")
+        (direction,), _ = find(test_model, encoded.inversion, "text")
+        two = replace(direction, mask=torch.ones(2, *encoded.latent["samples"].shape[-2:]))
+        with pytest.raises(InputError, match="has masks for 2 pictures, but there are 3 here"):
+            DirectionSlider.execute(encoded.inversion, [two], 0, 1.0)
