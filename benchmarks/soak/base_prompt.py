@@ -159,7 +159,14 @@ def base() -> dict:
     find = {"model": ["demo", 0], "inversion": ["invert", 4], "clip": ["demo", 1], "method": "text", "source": SOURCE}
     find |= {"target": TARGET, "keep": "", "count": 1, "hold_outside": 1, "free": "", "guidance": 1.0, "seed": 0}
     find |= {"image_share": 0.35, "text_share": 0.35, "derivatives": "automatic"}
-    slider = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0, "strength": 1.0, "weight": 1.0, "words": "live"}
+    slider = {
+        "inversion": ["invert", 4],
+        "directions": ["find", 0],
+        "index": 0,
+        "strength": 1.0,
+        "weight": 1.0,
+        "words": "live",
+    }
     sampling = {"noise": ["slider", 2], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["invert", 2]}
     nodes = {
         "demo": (f"{PREFIX}LoadDemoModel", {}),
