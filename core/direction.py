@@ -121,7 +121,8 @@ class Direction:
         step: norm of the move at strength 1, in units of the noisy latent.
         words: change of the words, or None.
         keep: what the sampler is to leave alone at every step.
-        mask: where the direction acts, (1, h, w) in cells of the latent with values 0 to 1; None for everywhere.
+        mask: where the direction acts, in cells of the latent with values 0 to 1: (1, h, w), or (B, h, w) for the
+            pictures of a batch; None for everywhere.
         distilled: what it does to the picture that it was distilled for, or None.
         model: fingerprint of the model that it was found on, or None where that is not known.
         notes: singular value, prompts, evaluations and so on; JSON-serialisable.

@@ -1,13 +1,16 @@
 """The direction file: bitwise round trips, also into a new process, and a sentence for every file that is none."""
 
 import base64
+import importlib.util
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -272,6 +275,37 @@ def first_format(path, tensors: dict[str, tuple[str, list[int], bytes]], **meta)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+class TestDocumentation:
+    PAGE = (Path(files.__file__).parents[1] / "docs" / "direction_files.md").read_text(encoding="utf-8")
+
+    def test_names_every_kind_and_field(self, tmp_path):
+        save(full(), tmp_path / "d.safetensors")
+        with safetensors.safe_open(tmp_path / "d.safetensors", "pt") as file:
+            meta = json.loads(file.metadata()["direction"])
+            names = list(file.keys())
+        fields = [*meta, *meta["model"], *(field for part in meta["parts"] for field in part if field != "kind")]
+        assert [field for field in fields if f"`{field}`" not in self.PAGE] == []
+        assert [kind for kind in files.KINDS if f"**`{kind}`**" not in self.PAGE] == []
+        stems = {re.sub(r"\.extra\..*|\.tokens|\.pooled", "", name) for name in names if not name.startswith("keep.1")}
+        assert [stem for stem in stems if f"`{stem}`" not in self.PAGE] == []
+
+    def test_its_reader_reads(self, tmp_path):
+        (code,) = re.findall(r"```python\n(.*?)```", self.PAGE, re.DOTALL)
+        (tmp_path / "reader.py").write_text(code)
+        described = importlib.util.spec_from_file_location("reader", tmp_path / "reader.py")
+        reader = importlib.util.module_from_spec(described)
+        described.loader.exec_module(reader)
+        save(full(), tmp_path / "d.safetensors")
+        direction, tensors = reader.read_direction(tmp_path / "d.safetensors")
+        assert direction["name"] == "smiling, très"
+        assert list(tensors) == ["latent", "words", "distilled", "keep", "mask"]
+        assert (tensors["latent"]["latent.move"] == full().latent.numpy()).all()
+        assert len(tensors["words"]) == 8
+        written(tmp_path / "d.safetensors", parts=[{"kind": "features"}])
+        with pytest.raises(ValueError, match="cannot read the parts"):
+            reader.read_direction(tmp_path / "d.safetensors")
 
 
 class TestFirstFormat:

@@ -229,7 +229,8 @@ def unprintable(path):
     save_direction(direction, path)
     with safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        meta = json.loads(file.metadata()["direction"]) | {"name": HALF * 40, "family": "x" * 500_000 + HALF}
+        meta = json.loads(file.metadata()["direction"]) | {"name": HALF * 40}
+    meta["model"]["family"] = "x" * 500_000 + HALF
     safetensors.torch.save_file(tensors, path, {"format": FORMAT, "direction": json.dumps(meta)})
 
 
