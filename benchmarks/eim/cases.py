@@ -22,21 +22,19 @@ FORWARD = SIGNED[SIGNED >= 0]
 
 
 @dataclass(frozen=True)
-class TestCase:
+class Entry:
     """A case, the table that it belongs to, and what goes along with its attribute in the world ("" for nothing)."""
-
-    __test__ = False  # pytest: no test class
 
     table: str
     case: Case
     along: str = ""
 
 
-def cases_of(table: str, count: int | None = None) -> list[TestCase]:
+def cases_of(table: str, count: int | None = None) -> list[Entry]:
     """The first `count` cases of a table, all without it."""
     if table == PAIR:
         made = [
-            TestCase(PAIR, pair_case(attribute, along, without, present, number), along)
+            Entry(PAIR, pair_case(attribute, along, without, present, number), along)
             for number in range(PORTRAITS_OF_A_PAIR)
             for attribute, along, without, present in PAIRS
         ]
@@ -44,6 +42,6 @@ def cases_of(table: str, count: int | None = None) -> list[TestCase]:
     seed, most = {TUNING: (TUNING_SEED, TUNING_CASES), HELD_OUT: (HELD_OUT_SEED, HELD_OUT_CASES)}[table]
     names = list(ATTRIBUTES)
     return [
-        TestCase(table, held_out(names[i % len(names)], i // len(names), seed))
+        Entry(table, held_out(names[i % len(names)], i // len(names), seed))
         for i in range(most if count is None else min(count, most))
     ]

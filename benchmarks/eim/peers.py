@@ -160,8 +160,8 @@ def rf_inversion(
     """RF inversion (arXiv 2410.10792): controlled inversion to noise, controlled sampling under the target prompt.
 
     Sampling follows v + eta (v(x | x0) - v) with v(x | x0) = (x - x0) / sigma, so D' = (1 - eta) D + eta x0. Strength s
-    is `slope` s less control, at all steps (by "eta"), or for that share of the schedule none (by "stop", as in the
-    paper, which controls the first steps only). At strength 0 and eta 1 the picture is given back.
+    takes `slope` s off eta at all steps (by "eta"), or leaves that share of the schedule, its lower noise levels,
+    without control (by "stop": the paper controls the first steps only). At strength 0 and eta 1 it gives the picture.
     """
     editor = Editor(bench, case)
     sigmas = editor.schedule(1.0, steps)

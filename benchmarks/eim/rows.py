@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.eim.cases import SIGNED, TestCase
+from benchmarks.eim.cases import SIGNED, Entry
 from benchmarks.eim.editor import Editor
 from benchmarks.eim.methods import Method
 from benchmarks.eim.statistics import figures
@@ -17,7 +17,7 @@ from latent_directions.core.denoiser import EvaluationCounter
 from latent_directions.nodes.host import counted
 
 
-def measured(bench: Bench, test: TestCase, name: str, method: Method, strengths: np.ndarray = SIGNED) -> dict:
+def measured(bench: Bench, entry: Entry, name: str, method: Method, strengths: np.ndarray = SIGNED) -> dict:
     """One row: a method on a case.
 
     Evaluations are counted by a hook on the network. The first position runs once more at the end: what it cost more
@@ -26,7 +26,7 @@ def measured(bench: Bench, test: TestCase, name: str, method: Method, strengths:
     """
     strengths = strengths if method.signed else strengths[strengths >= 0]
     moved = strengths[strengths != 0]
-    original = Editor(bench, test.case).original()
+    original = Editor(bench, entry.case).original()
     counter, started = EvaluationCounter(), time.process_time()
 
     def counting(work: Callable):
@@ -34,7 +34,7 @@ def measured(bench: Bench, test: TestCase, name: str, method: Method, strengths:
         return work(), counter.evaluations - before
 
     with counted(bench.model, counter):
-        edit, prepared = counting(lambda: method.edit(bench, test.case))
+        edit, prepared = counting(lambda: method.edit(bench, entry.case))
         first, of_first = counting(lambda: edit(moved[:1]))
         unmoved, _ = counting(lambda: edit(np.zeros(1)))
         others, of_others = counting(lambda: edit(moved[1:]))
@@ -43,17 +43,17 @@ def measured(bench: Bench, test: TestCase, name: str, method: Method, strengths:
     zero = int((strengths < 0).sum())
     pictures = [*first, *others]
     pictures = [*pictures[:zero], *unmoved, *pictures[zero:]]
-    found = figures(bench, test.case, strengths, pictures, original)
+    found = figures(bench, entry.case, strengths, pictures, original)
     return {
-        "table": test.table,
-        "case": test.case.name,
-        "attribute": test.case.attribute,
+        "table": entry.table,
+        "case": entry.case.name,
+        "attribute": entry.case.attribute,
         "method": name,
         "setting": method.setting,
-        "keep": test.case.keep if method.keep else "",
+        "keep": entry.case.keep if method.keep else "",
         "mask": method.mask,
         **found,
-        "leak_along": found["leaks"][test.along] if test.along else None,
+        "leak_along": found["leaks"][entry.along] if entry.along else None,
         "evaluations_once": prepared + of_first - again,
         "evaluations_per_position": (again + of_others) / len(moved),
         "seconds": round(seconds, 3),
@@ -82,12 +82,12 @@ class RowFile:
                 row = json.loads(line)
                 self._rows[_key(row)] = row
 
-    def get(self, bench: Bench, test: TestCase, name: str, method: Method, strengths: np.ndarray = SIGNED) -> dict:
+    def get(self, bench: Bench, entry: Entry, name: str, method: Method, strengths: np.ndarray = SIGNED) -> dict:
         """The row of a method on a case, measured unless it is there already."""
         wanted = strengths if method.signed else strengths[strengths >= 0]
-        key = key_of(test.table, test.case.name, name, method.setting, wanted)
+        key = key_of(entry.table, entry.case.name, name, method.setting, wanted)
         if key not in self._rows:
-            row = measured(bench, test, name, method, strengths)
+            row = measured(bench, entry, name, method, strengths)
             self._rows[key] = row
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ from benchmarks.eim.cases import FORWARD, HELD_OUT, PAIR, SIGNED, TUNING, cases_
 from benchmarks.eim.methods import DEFAULT, METHODS, PAIR_METHODS, Method
 from benchmarks.eim.rows import RowFile
 from benchmarks.eim.statistics import difference_of_means, matched, paired_interval, ratio_of_means, score
-from benchmarks.first import by_method
+from benchmarks.first import by_method, wanted_change
 from benchmarks.portraits import Bench
 from benchmarks.tables import print_table
 
@@ -37,10 +37,10 @@ def table_rows(
     """Rows of the methods named on the first `count` cases of a table, case by case."""
     names = list(names)
     return [
-        kept.get(bench, test, name, METHODS[name], strengths)
-        for test in cases_of(table, count)
+        kept.get(bench, entry, name, METHODS[name], strengths)
+        for entry in cases_of(table, count)
         for name in names
-        if test.case.keep or not METHODS[name].keep
+        if entry.case.keep or not METHODS[name].keep
     ]
 
 
@@ -92,7 +92,7 @@ def mean_of(rows: Sequence[dict], name: str) -> float | str:
 def largest_step(row: dict) -> float:
     """Largest change between neighbouring strengths from 0 on, in ranges: how much of the curve is interpolated."""
     forward = np.array(row["changes"])[np.array(row["strengths"]) >= 0]
-    return float(np.abs(np.diff(forward)).max() / (row["change"] / row["share_of_range"]))
+    return float(np.abs(np.diff(forward)).max() / wanted_change(row["attribute"]) / 3)
 
 
 def compared(mine: Sequence[dict], others: Sequence[dict]) -> dict:
@@ -136,7 +136,7 @@ def tune(bench: Bench, kept: RowFile, names: Iterable[str], count: int | None = 
         of_setting = [replace(method, setting=setting) for setting in method.grid]
 
         def rows(setting: Method, first: int | None, name: str = name) -> list[dict]:
-            return [kept.get(bench, test, name, setting, FORWARD) for test in cases_of(TUNING, first)]
+            return [kept.get(bench, entry, name, setting, FORWARD) for entry in cases_of(TUNING, first)]
 
         first = [rows(setting, FIRST_ROUND if count is None else count) for setting in of_setting]
         order = sorted(range(len(first)), key=lambda i: score(first[i]))

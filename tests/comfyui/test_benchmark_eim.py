@@ -60,15 +60,15 @@ def difference(one: np.ndarray, other: np.ndarray) -> int:
 
 def test_cases_are_fixed_and_shared_by_no_two_tables():
     tables = {name: cases_of(name) for name in (TUNING, HELD_OUT, PAIR)}
-    assert [len(tests) for tests in tables.values()] == [24, 100, 18]
+    assert [len(entries) for entries in tables.values()] == [24, 100, 18]
     assert tables == {name: cases_of(name) for name in tables}
-    portraits = [test.case.portrait for tests in tables.values() for test in tests]
+    portraits = [entry.case.portrait for entries in tables.values() for entry in entries]
     assert len(set(portraits)) == len(portraits)
     for name in (TUNING, HELD_OUT):
-        assert {test.case.attribute for test in tables[name]} == set(ATTRIBUTES)
-        assert all(test.case.source != test.case.target for test in tables[name])
-    assert any(test.case.phrase == "with hat" for test in tables[TUNING])
-    assert all(test.case.keep and test.along for test in tables[PAIR])
+        assert {entry.case.attribute for entry in tables[name]} == set(ATTRIBUTES)
+        assert all(entry.case.source != entry.case.target for entry in tables[name])
+    assert any(entry.case.phrase == "with hat" for entry in tables[TUNING])
+    assert all(entry.case.keep and entry.along for entry in tables[PAIR])
     assert tables[TUNING][:5] == cases_of(TUNING, 5)
 
 
@@ -157,6 +157,30 @@ def row(case: str, change: float, leakage: float, reached: bool | None = None, m
     }
 
 
+class SmallProbe:
+    """In place of the bench: a picture is its smile and what has leaked into the hat."""
+
+    def measure(self, case, pictures, zero):
+        values = np.array(pictures)
+        leak = np.abs(values[:, 1] - values[zero, 1])
+        return values[:, 0], {name: leak * (name == "hat") for name in ATTRIBUTES if name != case.attribute}
+
+
+def test_figures_of_a_slider_on_hand_made_pictures(case):
+    strengths = np.array([-2.0, -1, 0, 1, 1.5, 2])
+    pictures = np.stack([np.array([-0.3, -0.1, 0.2, 0.4, 0.3, 1.1]), np.array([0, 0, 0.1, 0.2, 0.3, 1.2])], axis=1)
+    found = figures(SmallProbe(), case, strengths, pictures, np.array([0.0, 0.0]))
+    assert found["spearman"] == pytest.approx(1.0)  # the dip is at half a strength
+    assert found["change"] == pytest.approx(1.1)
+    assert found["share_of_range"] == pytest.approx(1.1 / 1.8)
+    # 0.6, a third of the smile's range, lies between strengths 1.5 and 2
+    assert found["leaks"]["hat"] == pytest.approx(0.3 + 0.9 * 0.3 / 0.8)
+    assert found["leakage"] == pytest.approx(found["leaks"]["hat"] / 10)
+    forward = figures(SmallProbe(), case, strengths[2:], pictures[2:], np.array([0.0, 0.0]))
+    assert forward["spearman"] == pytest.approx(0.8)
+    assert not figures(SmallProbe(), case, strengths[2:5], pictures[2:5], np.array([0.0, 0.0]))["reached"]
+
+
 def test_leakage_is_interpolated_at_the_same_change():
     assert at_change(np.array([0, 0.2, 0.6]), np.array([0, 0.1, 0.5]), 0.4) == pytest.approx(0.3)
     assert at_change(np.array([0.5, 0.6]), np.array([0.2, 0.3]), 0.4) == pytest.approx(0.2)
@@ -193,24 +217,24 @@ def test_comparison_goes_by_case():
 @torch.inference_mode()
 def test_a_row_counts_evaluations_and_a_second_start_measures_nothing_twice(bench, tmp_path, monkeypatch):
     path, strengths = tmp_path / "rows.jsonl", np.array([0, 1.0, 2.0])
-    test, calls = cases_of(TUNING, 1)[0], []
+    entry, calls = cases_of(TUNING, 1)[0], []
     flowedit = replace(METHODS["FlowEdit"], setting={"level": 0.6, "steps": 3, "base": 0.5, "slope": 1.0})
-    found = RowFile(path).get(bench, test, "FlowEdit", flowedit, strengths)
+    found = RowFile(path).get(bench, entry, "FlowEdit", flowedit, strengths)
     # both prompts at the picture's points once, then target and empty prompt in each of 3 steps
     assert (found["evaluations_once"], found["evaluations_per_position"]) == (6, 6)
     live = replace(METHODS["words live"], setting={"level": 0.5, "steps": 4})
     # two evaluations and one a step up for the inversion, and the reference path's once for all positions
-    measured = RowFile(path).get(bench, test, "words live", live, strengths)
+    measured = RowFile(path).get(bench, entry, "words live", live, strengths)
     assert (measured["evaluations_once"], measured["evaluations_per_position"]) == (2 + 3 + 4, 2 * 4)
     assert measured["changes"][0] == 0
     with path.open("a") as file:
         file.write('{"table": "tuning", "ca')  # killed while writing
     monkeypatch.setattr("benchmarks.eim.rows.measured", lambda *_: calls.append(1) or dict(found, method="new"))
     again = RowFile(path)
-    assert again.get(bench, test, "FlowEdit", flowedit, strengths) == found
+    assert again.get(bench, entry, "FlowEdit", flowedit, strengths) == found
     assert not calls
-    again.get(bench, test, "FlowEdit", replace(flowedit, setting={**flowedit.setting, "steps": 2}), strengths)
-    again.get(bench, test, "FlowEdit", flowedit, FORWARD)
+    again.get(bench, entry, "FlowEdit", replace(flowedit, setting={**flowedit.setting, "steps": 2}), strengths)
+    again.get(bench, entry, "FlowEdit", flowedit, FORWARD)
     assert len(calls) == 2
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 4
 
