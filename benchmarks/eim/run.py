@@ -28,19 +28,17 @@ from benchmarks.portraits import Bench
 from benchmarks.tables import print_table
 
 RIVALS, FIRST_ROUND, FINALISTS = 6, 11, 2
-QUICK = np.array([-1.0, 0, 1, 3])
+QUICK = np.array([-1.0, 0, 2])
 
 
-def table_rows(
-    bench: Bench, kept: RowFile, table: str, names: Iterable[str], count: int | None = None, strengths=SIGNED
-) -> list[dict]:
-    """Rows of the methods named on the first `count` cases of a table, case by case."""
-    names = list(names)
+def table_rows(bench: Bench, kept: RowFile, table: str, names: Iterable[str], quick: bool = False) -> list[dict]:
+    """Rows of the methods named on the cases of a table, case by case; `quick` takes one case, in few steps."""
+    methods = {name: METHODS[name].quick() if quick else METHODS[name] for name in names}
     return [
-        kept.get(bench, entry, name, METHODS[name], strengths)
-        for entry in cases_of(table, count)
-        for name in names
-        if entry.case.keep or not METHODS[name].keep
+        kept.get(bench, entry, name, method, QUICK if quick else SIGNED)
+        for entry in cases_of(table, 1 if quick else None)
+        for name, method in methods.items()
+        if entry.case.keep or not method.keep
     ]
 
 
@@ -124,7 +122,7 @@ def summary_of_pairs(rows: Sequence[dict]) -> list[dict]:
     return lines
 
 
-def tune(bench: Bench, kept: RowFile, names: Iterable[str], count: int | None = None) -> list[dict]:
+def tune(bench: Bench, kept: RowFile, names: Iterable[str]) -> list[dict]:
     """One line a setting of the grids, by its score on the tuning cases at strengths from 0 on.
 
     All settings of a method meet the first FIRST_ROUND cases, one of every attribute; the best FINALISTS of them meet
@@ -138,9 +136,9 @@ def tune(bench: Bench, kept: RowFile, names: Iterable[str], count: int | None = 
         def rows(setting: Method, first: int | None, name: str = name) -> list[dict]:
             return [kept.get(bench, entry, name, setting, FORWARD) for entry in cases_of(TUNING, first)]
 
-        first = [rows(setting, FIRST_ROUND if count is None else count) for setting in of_setting]
+        first = [rows(setting, FIRST_ROUND) for setting in of_setting]
         order = sorted(range(len(first)), key=lambda i: score(first[i]))
-        final = {i: rows(of_setting[i], count) for i in order[:FINALISTS]}
+        final = {i: rows(of_setting[i], None) for i in order[:FINALISTS]}
         best = min(final, key=lambda i: score(final[i]))
         for i, setting in enumerate(of_setting):
             found = final.get(i, first[i])
@@ -171,23 +169,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bench = Bench()
         if options.tune is not None:
             names = options.tune or [name for name, method in METHODS.items() if method.grid]
-            print_table(tune(bench, kept, names, 1 if quick else None))
+            print_table(tune(bench, kept, names))
             return
-        strengths = QUICK if quick else SIGNED
         plain = [name for name, method in METHODS.items() if not method.keep]
-        tuning = table_rows(bench, kept, TUNING, plain, 1 if quick else None, strengths)
+        tuning = table_rows(bench, kept, TUNING, plain, quick)
         print("Tuning cases, all methods:\n")
         print_table(summary(tuning))
         best = [DEFAULT, *strongest(tuning, 1 if quick else RIVALS)]
         print(f"\nHeld-out cases, the default ({DEFAULT}) and its strongest rivals:\n", flush=True)
-        print_table(summary(table_rows(bench, kept, HELD_OUT, best, 1 if quick else None, strengths)))
+        print_table(summary(table_rows(bench, kept, HELD_OUT, best, quick)))
         print("\nPairs that go together in the world:\n", flush=True)
         of_pairs = PAIR_METHODS[:2] if quick else PAIR_METHODS
-        print_table(summary_of_pairs(table_rows(bench, kept, PAIR, of_pairs, 1 if quick else None, strengths)))
+        print_table(summary_of_pairs(table_rows(bench, kept, PAIR, of_pairs, quick)))
 
 
 def _parser():
-    made = parser(__doc__, "one case a table, four strengths, and one rival")
+    made = parser(__doc__, "one case a table, three strengths, few steps and one rival; --tune has no quick form")
     made.add_argument(
         "--tune", nargs="*", metavar="METHOD", choices=[*METHODS, []], help="measure the grids of these methods, or all"
     )

@@ -10,9 +10,9 @@ import torch
 from benchmarks.eim import peers
 from benchmarks.eim.cases import FORWARD, HELD_OUT, PAIR, SIGNED, TUNING, cases_of
 from benchmarks.eim.editor import EMPTY, TARGET, Editor, guided
-from benchmarks.eim.methods import DEFAULT, METHODS, PAIR_METHODS
+from benchmarks.eim.methods import DEFAULT, METHODS, PAIR_METHODS, Method
 from benchmarks.eim.rows import RowFile
-from benchmarks.eim.run import compared, largest_step, main, strongest
+from benchmarks.eim.run import compared, largest_step, main, strongest, tune
 from benchmarks.eim.statistics import (
     UNREACHED,
     difference_of_means,
@@ -243,7 +243,7 @@ FIELDS = {"case", "attribute", "method", "keep", "mask", "spearman", "change", "
 FIELDS |= {"leakage", "leak_along", "evaluations_once", "evaluations_per_position", "seconds"}
 
 
-def test_the_quick_run_fills_every_table_and_tuning_marks_the_setting_in_use(tmp_path, capsys):
+def test_the_quick_run_fills_every_table_(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     main(["--quick", "--json", str(path)])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -254,8 +254,31 @@ def test_the_quick_run_fills_every_table_and_tuning_marks_the_setting_in_use(tmp
     assert all((r["leak_along"] is None) == (r["table"] != PAIR) for r in rows)
     printed = capsys.readouterr().out
     assert all(f"| {name} |" in printed for name in METHODS if not METHODS[name].keep)
-    main(["--quick", "--json", str(path), "--tune", "embedding"])
-    assert "in use" in capsys.readouterr().out
+
+
+def test_tuning_gives_the_best_setting_of_all_cases(monkeypatch):
+    """Four settings by their leakage: the last is best on the first cases and worse than the second on all."""
+    grid = tuple({"leaks": leaks} for leaks in (0.4, 0.2, 0.3, 0.1))
+    monkeypatch.setitem(METHODS, "made up", Method(lambda *_: None, grid[1], grid))
+    asked = []
+
+    class Kept:
+        def get(self, bench, entry, name, method, strengths):
+            asked.append(entry)
+            late = entry in cases_of(TUNING)[11:]
+            leaks = method.setting["leaks"] + (0.5 if late and method.setting == grid[3] else 0.0)
+            return {
+                "reached": True,
+                "leakage": leaks,
+                "evaluations_once": 1,
+                "evaluations_per_position": 1,
+                "seconds": 1,
+            }
+
+    lines = tune(None, Kept(), ["made up"])
+    assert [line["best"] for line in lines] == ["", "x", "", ""] == [line["in use"] for line in lines]
+    assert [line["cases"] for line in lines] == [11, 24, 11, 24]
+    assert len(asked) == 4 * 11 + 2 * 24  # those measured already come from the file
 
 
 def test_every_chosen_setting_is_in_its_grid():
