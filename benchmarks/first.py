@@ -91,6 +91,8 @@ def at_change(change: np.ndarray, leak: np.ndarray, wanted: float) -> float:
     if change.max() < wanted:
         return float(leak[change.argmax()])
     i = int(np.argmax(change >= wanted))
+    if i == 0:
+        return float(leak[0])
     t = (wanted - change[i - 1]) / (change[i] - change[i - 1])
     return float(leak[i - 1] + t * (leak[i] - leak[i - 1]))
 

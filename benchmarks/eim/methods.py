@@ -1,0 +1,125 @@
+"""The table of methods: ours and the peers, each with the setting that tuning chose and the grid it chose from.
+
+A new method is a function (bench, case, **setting) -> edit, and a row here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from benchmarks.eim import own, peers
+from benchmarks.eim.peers import Edit
+from benchmarks.portraits import Bench, Case
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        prepare: (bench, case, **setting) -> edit, and edit(strengths) -> 8-bit pictures, one a strength.
+        setting: what `prepare` is called with.
+        grid: the settings that `--tune` compares, the chosen one among them; empty for one that is not tuned here.
+        signed: whether negative strengths have a meaning; without one Spearman is over the non-negative strengths.
+        keep: whether it reads the case's keep prompts. It runs only on cases that have some.
+        mask: where the edit acts: "" for everywhere, "implicit" for a mask of the method's own.
+    """
+
+    prepare: Callable[..., Edit]
+    setting: dict
+    grid: tuple[dict, ...] = field(default=(), repr=False)
+    signed: bool = True
+    keep: bool = False
+    mask: str = ""
+
+    def edit(self, bench: Bench, case: Case) -> Edit:
+        """Prepare a case under the chosen setting."""
+        return self.prepare(bench, case, **self.setting)
+
+    def quick(self) -> "Method":
+        """The same in a few steps, where it has steps."""
+        return replace(self, setting={**self.setting, **({"steps": 3} if "steps" in self.setting else {})})
+
+
+def _grid(common: dict, *varied: dict) -> tuple[dict, ...]:
+    """Settings that share some values."""
+    return tuple({**common, **values} for values in varied)
+
+
+_LEVELS = [{"level": level} for level in (0.5, 0.6, 0.7)]
+GRIDS: dict[str, tuple[dict, ...]] = {
+    "FlowEdit": _grid(
+        {"steps": 20},
+        {"level": 0.66, "source_guidance": 1.0, "base": 0.0, "slope": 1.0},
+        {"level": 0.66, "source_guidance": 1.0, "base": 1.0, "slope": 1.0},
+        {"level": 0.66, "source_guidance": 1.0, "base": 1.0, "slope": 2.0},
+        {"level": 0.5, "source_guidance": 1.0, "base": 1.0, "slope": 2.0},
+        {"level": 0.8, "source_guidance": 1.0, "base": 1.0, "slope": 1.0},
+        # the paper's for SD3: 33 of 50 steps, 3.5 and 13.5
+        {"level": 0.66, "source_guidance": 3.5, "base": 3.5, "slope": 10 / 3},
+    ),
+    "prompt swap": _grid({"steps": 10, "slope": 1.0}, *_LEVELS),
+    "embedding": _grid({"steps": 10, "slope": 1.0}, *_LEVELS),
+    "SDEdit": _grid(
+        {"steps": 20},
+        {"top": 0.7, "guidance": 1.0},
+        {"top": 0.9, "guidance": 1.0},
+        {"top": 0.7, "guidance": 3.0},
+    ),
+    "LEDITS++": _grid(
+        {"steps": 10},
+        {"level": 0.7, "slope": 1.0, "quantile": 0.5, "warm_up": 0.0, "concept": "target"},
+        {"level": 0.7, "slope": 1.0, "quantile": 0.75, "warm_up": 0.1, "concept": "target"},
+        {"level": 0.7, "slope": 3.0, "quantile": 0.75, "warm_up": 0.1, "concept": "phrase"},
+    ),
+    "RF inversion": _grid(
+        {"steps": 20},
+        {"by": "stop", "slope": 0.3, "eta": 0.9, "gamma": 0.5, "guidance": 3.0},
+        {"by": "stop", "slope": 0.25, "eta": 1.0, "gamma": 0.0, "guidance": 1.0},
+    ),
+    "DDS": _grid(
+        {"bottom": 0.1, "top": 0.9},
+        {"steps": 40, "rate": 0.3, "guidance": 1.0},
+        {"steps": 20, "rate": 0.2, "guidance": 3.0},
+    ),
+}
+
+
+def _tuned(prepare: Callable[..., Edit], name: str, chosen: int, **options) -> Method:
+    """A peer under setting number `chosen` of its grid."""
+    return Method(prepare, GRIDS[name][chosen], GRIDS[name], **options)
+
+
+FLOWEDIT = _tuned(peers.flowedit, "FlowEdit", 1)
+METHODS: dict[str, Method] = {
+    # ours
+    "text": Method(own.slider, {"method": "text", "level": 0.5}),
+    "text + keep": Method(own.slider, {"method": "text", "level": 0.5, "keep": True}, keep=True),
+    "HSDS": Method(own.slider, {"method": "HSDS", "level": 0.5}),
+    "HSDS + keep": Method(own.slider, {"method": "HSDS", "level": 0.5, "keep": True}, keep=True),
+    "words live": Method(own.words_live, {"level": 0.5, "steps": 10}),
+    "words live + keep": Method(own.words_live, {"level": 0.5, "steps": 10, "keep": True}, keep=True),
+    # published
+    "prompt swap": _tuned(peers.prompt_swap, "prompt swap", 2),
+    "embedding": _tuned(peers.embedding_interpolation, "embedding", 1),
+    "SDEdit": _tuned(peers.sdedit, "SDEdit", 2, signed=False),
+    "FlowEdit": FLOWEDIT,
+    "FlowEdit + keep": Method(peers.flowedit, {**FLOWEDIT.setting, "keep": True}, keep=True),
+    "RF inversion": _tuned(peers.rf_inversion, "RF inversion", 1, signed=False),
+    "LEDITS++": _tuned(peers.semantic_guidance, "LEDITS++", 2, mask="implicit"),
+    "DDS": _tuned(peers.dds, "DDS", 1),
+}
+# What all others are compared with.
+DEFAULT = "HSDS"
+PAIR_METHODS = (
+    "HSDS",
+    "FlowEdit + keep",
+    "HSDS + keep",
+    "text",
+    "text + keep",
+    "words live",
+    "words live + keep",
+    "FlowEdit",
+    "prompt swap",
+    "LEDITS++",
+    "DDS",
+)
