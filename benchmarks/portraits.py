@@ -96,9 +96,11 @@ class Bench:
         ).result[:2]
         return directions, json.loads(report)
 
-    def edit(self, inversion, sigmas, direction: Direction, strengths, weight: float = 1.0) -> list[np.ndarray]:
+    def edit(
+        self, inversion, sigmas, direction: Direction, strengths, weight: float = 1.0, *, recorded: bool = False
+    ) -> list[np.ndarray]:
         """8-bit pictures at the strengths, sampled with euler at guidance 1."""
-        moved = [with_slider(inversion, direction, float(strength), weight=weight) for strength in strengths]
+        moved = [with_slider(inversion, direction, float(s), weight=weight, recorded=recorded) for s in strengths]
         return [self._sampled(inversion, sigmas, *outputs(one)) for one in moved]
 
     def unmoved(self, inversion, sigmas) -> np.ndarray:

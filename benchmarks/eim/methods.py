@@ -89,15 +89,23 @@ def _tuned(prepare: Callable[..., Edit], name: str, chosen: int, **options) -> M
     return Method(prepare, GRIDS[name][chosen], GRIDS[name], **options)
 
 
+FRESH = {"noise": "fresh noise", "level": 0.7}
+INVERTED = {"noise": "backward euler", "level": 0.5}
+FOUND_KEEP, FOUND_MASK = {"find_keeps": "demo portraits"}, {"where": "found"}
 FLOWEDIT = _tuned(peers.flowedit, "FlowEdit", 1)
 METHODS: dict[str, Method] = {
     # ours
-    "text": Method(own.slider, {"method": "text", "level": 0.5}),
-    "text + keep": Method(own.slider, {"method": "text", "level": 0.5, "keep": True}, keep=True),
-    "HSDS": Method(own.slider, {"method": "HSDS", "level": 0.5}),
-    "HSDS + keep": Method(own.slider, {"method": "HSDS", "level": 0.5, "keep": True}, keep=True),
-    "words live": Method(own.words_live, {"level": 0.5, "steps": 10}),
-    "words live + keep": Method(own.words_live, {"level": 0.5, "steps": 10, "keep": True}, keep=True),
+    "words": Method(own.slider, FRESH),
+    "words recorded": Method(own.slider, {**FRESH, "recorded": True}),
+    "words inverted": Method(own.slider, {**FRESH, "noise": "backward euler"}),
+    "words + keep": Method(own.slider, {**FRESH, "keep": True}, keep=True),
+    "words + found keep": Method(own.slider, {**FRESH, **FOUND_KEEP}),
+    "words in found mask": Method(own.slider, {**FRESH, **FOUND_MASK}, mask="found"),
+    "words + keep in found mask": Method(own.slider, {**FRESH, **FOUND_MASK, "keep": True}, keep=True, mask="found"),
+    "words + found keep in found mask": Method(own.slider, {**FRESH, **FOUND_KEEP, **FOUND_MASK}, mask="found"),
+    "HSDS": Method(own.slider, {**INVERTED, "method": "HSDS"}),
+    "HSDS fresh": Method(own.slider, {**FRESH, "method": "HSDS"}),
+    "T-LOCO": Method(own.slider, {**INVERTED, "method": "T-LOCO"}),
     # published
     "prompt swap": _tuned(peers.prompt_swap, "prompt swap", 2),
     "embedding": _tuned(peers.embedding_interpolation, "embedding", 1),
@@ -108,18 +116,18 @@ METHODS: dict[str, Method] = {
     "LEDITS++": _tuned(peers.semantic_guidance, "LEDITS++", 2, mask="implicit"),
     "DDS": _tuned(peers.dds, "DDS", 1),
 }
-# What all others are compared with.
-DEFAULT = "HSDS"
+# What all others are compared with: what the nodes do by themselves, with the list for the demo's portraits.
+DEFAULT = "words + found keep in found mask"
 PAIR_METHODS = (
-    "HSDS",
+    DEFAULT,
     "FlowEdit + keep",
-    "HSDS + keep",
-    "text",
-    "text + keep",
-    "words live",
-    "words live + keep",
     "FlowEdit",
-    "prompt swap",
+    "words",
+    "words + keep",
+    "words + found keep",
+    "words in found mask",
+    "words + keep in found mask",
+    "HSDS",
+    "embedding",
     "LEDITS++",
-    "DDS",
 )

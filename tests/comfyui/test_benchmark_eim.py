@@ -23,10 +23,9 @@ from benchmarks.eim.statistics import (
     score,
 )
 from benchmarks.first import at_change, wanted_change
-from benchmarks.portraits import Bench
+from benchmarks.portraits import INVERTED, Bench
 from latent_directions.core.denoiser import SOURCE
 from latent_directions.demo.world import ATTRIBUTES
-from latent_directions.nodes.encode import DEFAULT as INVERSION
 from latent_directions.nodes.host import first_noise
 from latent_directions.nodes.sampling import sample_euler
 
@@ -93,7 +92,7 @@ def test_strength_zero_gives_the_picture_and_another_does_not(bench, case, origi
 
 @torch.inference_mode()
 def test_from_the_inverted_latent_strength_zero_is_comfyuis_reconstruction_and_one_its_run(bench, case):
-    inversion, sigmas = bench.encode(case, 0.5, INVERSION)
+    inversion, sigmas = bench.encode(case, 0.5, INVERTED)
     start = first_noise(inversion.paths.base, bench.model.get_model_object("model_sampling"), sigmas[0])
     expected = []
     for text in (case.source, case.target):
@@ -222,10 +221,9 @@ def test_a_row_counts_evaluations_and_a_second_start_measures_nothing_twice(benc
     found = RowFile(path).get(bench, entry, "FlowEdit", flowedit, strengths)
     # both prompts at the picture's points once, then target and empty prompt in each of 3 steps
     assert (found["evaluations_once"], found["evaluations_per_position"]) == (6, 6)
-    live = replace(METHODS["words live"], setting={"level": 0.5, "steps": 4})
-    # two evaluations and one a step up for the inversion, and the reference path's once for all positions
-    measured = RowFile(path).get(bench, entry, "words live", live, strengths)
-    assert (measured["evaluations_once"], measured["evaluations_per_position"]) == (2 + 3 + 4, 2 * 4)
+    # the first of ten steps is on the reference path, where both prompts are asked for once for all positions
+    measured = RowFile(path).get(bench, entry, "words", METHODS["words"], strengths)
+    assert (measured["evaluations_once"], measured["evaluations_per_position"]) == (2 + 9, 2 * 9)
     assert measured["changes"][0] == 0
     with path.open("a") as file:
         file.write('{"table": "tuning", "ca')  # killed while writing
