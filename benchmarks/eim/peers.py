@@ -18,8 +18,8 @@ from benchmarks.portraits import Bench, Case
 from latent_directions.core.denoiser import SOURCE, Denoiser
 from latent_directions.core.inversion import controlled_inversion, invert, seeded_noise
 from latent_directions.core.linalg import orthonormal_span, project_off
-from latent_directions.nodes.prompts import encode_text, shifted
 
+POOLED = "pooled_output"  # ComfyUI's name of the pooled vector
 Edit = Callable[[Sequence[float]], list[np.ndarray]]
 
 
@@ -49,12 +49,13 @@ def embedding_interpolation(bench: Bench, case: Case, *, level: float, steps: in
     editor = Editor(bench, case)
     sigmas = editor.schedule(level, steps)
     start = editor.inverted(sigmas)
-    change = encode_text(bench.clip, case.target) - encode_text(bench.clip, case.source)
+    (source, of_source), (target, of_target) = (editor.prompts[name][0] for name in (SOURCE, TARGET))
 
     def edit(strengths: Sequence[float]) -> list[np.ndarray]:
-        moved = [shifted(editor.prompts[SOURCE], change, slope * float(strength))[0] for strength in strengths]
-        tokens = torch.cat([tokens for tokens, _ in moved])
-        entry = {**moved[0][1], "pooled_output": torch.cat([extra["pooled_output"] for _, extra in moved])}
+        shares = [slope * float(strength) for strength in strengths]
+        tokens = torch.cat([source + share * (target - source) for share in shares])
+        pooled, change = of_source[POOLED], of_target[POOLED] - of_source[POOLED]
+        entry = {**of_source, POOLED: torch.cat([pooled + share * change for share in shares])}
 
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
             x = start.expand(len(strengths), *start.shape[1:])
