@@ -119,7 +119,9 @@ class Found:
         rows = [(row["candidate"], row["likeness"]) for row in self.rows]
         kept = [number for number, row in enumerate(self.rows) if row["kept"]]
         return image_of(
-            bar_chart(rows, title=TITLE, axis=AXIS, limits=(0, 1), thresholds=(THRESHOLD,), highlighted=kept)
+            bar_chart(
+                rows, title=TITLE, axis=AXIS, limits=(0, 1), thresholds=(THRESHOLD,), highlighted=kept, form="{:.2f}"
+            )
         )
 
 
