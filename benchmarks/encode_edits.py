@@ -9,12 +9,12 @@ import time
 import numpy as np
 
 from benchmarks.first import LEVEL, METHODS, cases, row
-from benchmarks.portraits import STEPS, Bench
+from benchmarks.portraits import INVERTED, STEPS, Bench
 from benchmarks.tables import print_table
 from latent_directions.core.inversion import INVERSIONS
-from latent_directions.nodes.encode import CONTROLLED, DEFAULT, FRESH, SEEDED
+from latent_directions.nodes.encode import CONTROLLED, FRESH, SEEDED
 
-STARTS = [(method, 1) for method in (DEFAULT, "euler", "heun", CONTROLLED)]
+STARTS = [(method, 1) for method in (INVERTED, "euler", "heun", CONTROLLED)]
 STARTS += [(SEEDED, seeds) for seeds in (1, 2, 8)] + [(FRESH, seeds) for seeds in (1, 2)]
 WEIGHTS = (0.5, 0.75, 1.0, 1.25, 1.5)
 DIRECTIONS = ("text", "HSDS")
@@ -34,7 +34,7 @@ def rows(bench: Bench, count: int) -> list[dict]:
                 if key not in directions:
                     kind, options = METHODS[name]
                     directions[key], _ = bench.find(case, inversion, kind, **options)
-                for weight in WEIGHTS if method == DEFAULT else (1.0,):
+                for weight in WEIGHTS if method == INVERTED else (1.0,):
                     edit = measured(bench, case, (method, seeds, name, weight), inversion, sigmas, directions[key])
                     found.append(edit)
     return found
@@ -75,9 +75,9 @@ def encoding_cost(method: str) -> int:
 def print_tables(found: list[dict]) -> None:
     """The two tables, each line by direction."""
     print("\nEdits at a third of the target's range, by the noise they start from:\n")
-    print_table(summary([r for r in found if r["weight"] == 1], "method", DEFAULT))
+    print_table(summary([r for r in found if r["weight"] == 1], "method", INVERTED))
     print("\nThe same by the weight of the model's change, from the default's noise:\n")
-    print_table(summary([r for r in found if r["method"] == DEFAULT], "weight", 1.0))
+    print_table(summary([r for r in found if r["method"] == INVERTED], "weight", 1.0))
 
 
 def summary(found: list[dict], by: str, default) -> list[dict]:

@@ -7,17 +7,19 @@ import numpy as np
 import torch
 
 from latent_directions.core.direction import Direction
+from latent_directions.core.inversion import INVERSIONS
 from latent_directions.demo.architecture import load_demo_model
 from latent_directions.demo.measures import Reader, leakage, target_values
 from latent_directions.demo.world import ATTRIBUTES, Portrait, caption, draw, masks, sample_portrait
 from latent_directions.nodes.anchored import AnchoredModel
-from latent_directions.nodes.encode import DEFAULT, InvertImage
+from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.identify import FindDirections
 from latent_directions.nodes.manipulate import outputs, with_slider
 from latent_directions.nodes.sampling import sample_euler
 from latent_directions.nodes.sockets import EncodedNoise
 
 STEPS = 10
+INVERTED = next(iter(INVERSIONS))  # the best way to invert by `python -m benchmarks.encode`
 REGION = {
     "smile": "mouth",
     "mouth_opening": "mouth",
@@ -63,7 +65,7 @@ class Bench:
         """The drawn portrait as IMAGE, 1HWC in 0..1."""
         return torch.from_numpy(draw(portrait).copy())[None].float() / 255
 
-    def encode(self, case: Case, level: float, method: str = DEFAULT, seed: int = 0, seeds: int = 1):
+    def encode(self, case: Case, level: float, method: str = INVERTED, seed: int = 0, seeds: int = 1):
         """INVERSION and SIGMAS of a case."""
         latent = {"samples": self.vae.encode(self.picture(case.portrait))}
         out = InvertImage.execute(
@@ -91,7 +93,7 @@ class Bench:
         mask = None if region is None else torch.from_numpy(masks(case.portrait)[region])[None]
         directions, report = FindDirections.execute(
             self.model, inversion, method, case.source, case.target, keep, clip=self.clip, mask=mask, **options
-        ).result
+        ).result[:2]
         return directions, json.loads(report)
 
     def edit(self, inversion, sigmas, direction: Direction, strengths, weight: float = 1.0) -> list[np.ndarray]:

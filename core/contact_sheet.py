@@ -1,4 +1,4 @@
-"""Contact sheets: labelled pictures in rows. Needs Pillow, which nothing else in `core` does."""
+"""Contact sheets: labelled pictures in rows. Needs Pillow."""
 
 from __future__ import annotations
 

@@ -55,6 +55,51 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Distilled:
+    """What a direction does to one picture, as a move of its clean latent.
+
+    Attributes:
+        move: change of the clean latent (C, h, w) at strength 1, in ComfyUI's latent space.
+        picture: digest of the clean latent that it belongs to.
+        error: relative deviation from a true run.
+    """
+
+    move: Tensor
+    picture: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells the models of one family apart: how the network is built, and a few of its weights.
+
+    Attributes:
+        structure: digest of the names and shapes of all parameters.
+        weights: values at fixed places of fixed parameters; empty for a parameter that could not be read.
+        rounding: how far the format in which the weights are stored may move them, relative.
+    """
+
+    structure: str
+    weights: tuple[tuple[float, ...], ...] = ()
+    rounding: float = 0.0
+
+    def differs_from(self, other: Fingerprint) -> bool:
+        """Whether the two are of different models, as far as the formats in which their weights are stored can tell.
+
+        A quarter of the parameters must differ: a LoRA that was merged changes some of them, and a format may keep a
+        few badly.
+        """
+        if self.structure != other.structure:
+            return True
+        distances = sorted(
+            math.dist(mine, others) / max(math.hypot(*mine), math.hypot(*others), 1e-30)
+            for mine, others in zip(self.weights, other.weights, strict=False)
+            if mine and len(mine) == len(others)
+        )
+        return bool(distances) and distances[3 * len(distances) // 4] > max(self.rounding, other.rounding)
+
+
+@dataclass(frozen=True)
 class KeepPair:
     """Two prompts that differ in one thing that an edit is to leave as it is: 'with' it and 'without' it."""
 
@@ -77,6 +122,8 @@ class Direction:
         words: change of the words, or None.
         keep: what the sampler is to leave alone at every step.
         mask: where the direction acts, (1, h, w) in cells of the latent with values 0 to 1; None for everywhere.
+        distilled: what it does to the picture that it was distilled for, or None.
+        model: fingerprint of the model that it was found on, or None where that is not known.
         notes: singular value, prompts, evaluations and so on; JSON-serialisable.
     """
 
@@ -89,11 +136,13 @@ class Direction:
     words: Words | None = None
     keep: tuple[KeepPair, ...] = ()
     mask: Tensor | None = None
+    distilled: Distilled | None = None
+    model: Fingerprint | None = None
     notes: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        for words in ("name", "method", "family"):
-            object.__setattr__(self, words, printable(getattr(self, words), LONGEST_NAME))
+        for name in ("name", "method", "family"):
+            object.__setattr__(self, name, printable(getattr(self, name), LONGEST_NAME))
 
     def at(self, sigma: float, scale: Callable[[float], tuple[float, float]]) -> Direction:
         """The direction for a start at noise level `sigma`, its step scaled by b(sigma) / b(own sigma) (ours).

@@ -1,69 +1,79 @@
 """Direction files: the tensors of one direction as safetensors, the rest as JSON in the metadata.
 
-A file is checked by its header, which says the kind and size of every tensor, before any tensor is read.
+docs/direction_files.md describes the format for readers in other programs. A direction is a list of parts, each of a
+kind of its own; a reader refuses kinds that it does not know, since without one of its parts a direction is another.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
-import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
-from .direction import Direction, KeepPair, Prompt
+from .direction import Direction, Distilled, Fingerprint, KeepPair, Prompt, Words
 from .errors import (
     DirectionFileError,
     DirectionFormatError,
+    DirectionNotSavedError,
     DirectionNotWrittenError,
     DirectionTooLargeError,
-    has_surrogates,
     printable,
 )
+from .tensor_file import DAMAGED, FLOATS, LARGEST, LARGEST_HEADER, WHOLE_NUMBERS, TensorFile, check_size, parsed
 
-FORMAT = "latent-directions/1"
-LARGEST = 512 * 2**20  # bytes of a file
-LARGEST_HEADER = 2**20  # bytes of its header, with the metadata
-CHUNK = 2**22  # bytes that are looked at together
+FORMAT = "latent-directions/2"
+FIRST_FORMAT = "latent-directions/1"
+MOST_PARTS = 16
+MOST_WEIGHTS = 64  # parameters of a model that a fingerprint samples, and values of each
 LARGEST_STEP = 1e6  # norm of a move; that of a picture's noise at sigma 1 is around a thousand
-LARGEST_VALUE = 1e6  # of an embedding; those of text encoders are below a few thousand
-DAMAGED = "it is cut off or damaged, or no safetensors file at all (a pickle is never opened)"
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-WHOLE_NUMBERS = {
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+LARGEST_SHARE = 1e3
+LARGEST_ERROR = 1e6
+LARGEST_THUMBNAIL = 128 * 2**10  # bytes
+DIGEST = re.compile("[0-9a-f]{64}")
+PICTURE, STORED = "picture", "stored"  # what the target's words are compared with
+TEXTS = ("source", "target")  # notes that are stored as the direction's prompts
+KINDS_OF_JSON = {dict: "object", list: "list", str: "text", bool: "truth value"}
 
 
-def save(direction: Direction, path: Path) -> None:
+def save(direction: Direction, path: Path, thumbnail: bytes | None = None) -> None:
     """Write a direction to a safetensors file.
 
-    The file appears whole or not at all: it is written beside its place and moved there.
+    The file appears whole and readable, or not at all: it is written beside its place, read, and moved there.
+
+    Args:
+        direction: what to write.
+        path: where to; its folder is made.
+        thumbnail: a JPEG that shows what the direction does; programs that list files may show it.
 
     Raises:
         DirectionTooLargeError: it would be larger than `load` reads.
+        DirectionNotSavedError: `load` would refuse the file for another reason.
         DirectionNotWrittenError: the folder cannot be written.
     """
     if direction.latent is not None and not direction.step * float(direction.latent.norm()) <= LARGEST_STEP:
         msg = f"The direction moves the latent by {direction.step:.4g}, further than any picture reaches."
         raise DirectionTooLargeError(msg)
-    tensors = dict(_tensors(direction))
-    meta = {
-        "name": direction.name,
-        "method": direction.method,
-        "family": direction.family,
-        "sigma": direction.sigma,
-        "step": direction.step,
-        "keep": [k.name for k in direction.keep],
-        "notes": direction.notes,
-    }
-    text = json.dumps(meta)
-    # the header holds the metadata as a string in JSON, quotes escaped, and some 100 bytes a tensor
-    if len(json.dumps(text)) + 200 * len(tensors) > LARGEST_HEADER:
+    if thumbnail is not None and len(thumbnail) > LARGEST_THUMBNAIL:
+        msg = f"The thumbnail is larger than a direction file takes ({LARGEST_THUMBNAIL // 2**10} kB)."
+        raise DirectionTooLargeError(msg)
+    described, tensors = _described(direction)
+    try:
+        metadata = {"format": FORMAT, "direction": json.dumps(described, allow_nan=False)}
+    except ValueError:
+        msg = "The direction cannot be saved, because its numbers or notes hold NaN or infinity."
+        raise DirectionNotSavedError(msg) from None
+    if thumbnail is not None:
+        metadata["thumbnail"] = f"data:image/jpeg;base64,{base64.b64encode(thumbnail).decode()}"
+    # the header holds the metadata as strings in JSON, quotes escaped, and some 100 bytes a tensor beside its name
+    if len(json.dumps(metadata)) + sum(200 + len(name) for name in tensors) > LARGEST_HEADER:
         msg = "The direction's prompts and names are too long for a direction file."
         raise DirectionTooLargeError(msg)
     if sum(tensor.nbytes for tensor in tensors.values()) + LARGEST_HEADER > LARGEST:
@@ -72,8 +82,12 @@ def save(direction: Direction, path: Path) -> None:
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, partial, {"format": FORMAT, "direction": text})
+        safetensors.torch.save_file(tensors, partial, metadata)
+        _loaded(partial)
         partial.replace(path)
+    except _Refused as refused:
+        msg = f"The direction cannot be saved, because its file could not be loaded again ({refused})."
+        raise DirectionNotSavedError(msg) from None
     except (OSError, safetensors.SafetensorError) as error:
         msg = f"'{printable(path.name, 100)}' could not be written ({printable(str(error), 200)})."
         raise DirectionNotWrittenError(msg) from error
@@ -86,6 +100,7 @@ def load(path: Path) -> Direction:
     """Read a direction file.
 
     Raises:
+        DirectionFormatError: it is of a format, or has a part of a kind, that this version does not know.
         DirectionFileError: the file is missing, no safetensors file (a pickle, say), cut off, too large, or not one of
             ours.
     """
@@ -94,161 +109,282 @@ def load(path: Path) -> Direction:
         msg = f"There is no direction file '{name}'."
         raise DirectionFileError(msg)
     try:
-        _check_size(path, name)
-        with safetensors.safe_open(path, framework="pt") as file:  # checks the header, and opens no pickle
-            metadata = file.metadata() or {}
-        if metadata["format"] != FORMAT:
-            said = printable(str(metadata["format"]), 60)
-            msg = f"'{name}' has format '{said}', but this version reads '{FORMAT}'."
-            raise DirectionFormatError(msg)
-        with path.open("rb") as file:
-            meta = json.loads(metadata["direction"], parse_float=_finite, parse_constant=_finite)
-            return _assemble(meta, _Reader(file))
+        check_size(path, name)
+        return _loaded(path)
     except (safetensors.SafetensorError, OSError) as error:
         msg = f"'{name}' is not a readable safetensors file ({printable(str(error), 200)}): {DAMAGED}."
         raise DirectionFileError(msg) from error
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, DirectionFileError):
-            raise
-        said = "values nested too deeply" if isinstance(error, RecursionError) else printable(str(error), 200)
-        msg = f"'{name}' is a safetensors file, but not a direction (missing or wrong: {said})."
+    except _Unknown as unknown:
+        msg = f"'{name}' {unknown}."
+        raise DirectionFormatError(msg) from None
+    except _Refused as refused:
+        msg = f"'{name}' is a safetensors file, but not a direction (missing or wrong: {refused})."
         raise DirectionFileError(msg) from None
 
 
-def _check_size(path: Path, name: str) -> None:
-    """Refuse files that are too large or cut off, without reading their tensors."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    wrong = ""
-    if has_surrogates(str(path)):
-        wrong = "has a name or a folder that is not in UTF-8, which safetensors cannot open: rename it"
-    elif size > LARGEST:
-        wrong = f"is {size // 2**20:,} MB large; a direction has at most {LARGEST // 2**20} MB"
-    elif size < 8 or header > size - 8:
-        wrong = f"is not a readable safetensors file: {DAMAGED}"
-    elif header > LARGEST_HEADER:
-        wrong = f"has a header of {header // 2**20:,} MB; a direction has at most {LARGEST_HEADER // 2**20} MB"
-    if wrong:
-        msg = f"'{name}' {wrong}."
-        raise DirectionFileError(msg)
+class _Refused(Exception):
+    """What is missing or wrong in a safetensors file."""
 
 
-def _finite(text: str) -> float:
-    """A number of the metadata; NaN and infinities are no JSON, though Python reads and writes them."""
-    value = float(text)
-    if not math.isfinite(value):
-        msg = f"{text} in the metadata"
+class _Unknown(_Refused):
+    """What this version does not know."""
+
+
+def _loaded(path: Path) -> Direction:
+    """Read a file whose size has been checked."""
+    with safetensors.safe_open(path, framework="pt") as file:  # checks the header, and opens no pickle
+        metadata = file.metadata() or {}
+    try:
+        if metadata["format"] not in (FORMAT, FIRST_FORMAT):
+            said = printable(str(metadata["format"]), 60)
+            msg = f"has format '{said}', but this version reads '{FORMAT}' and '{FIRST_FORMAT}'"
+            raise _Unknown(msg)
+        described = _checked(parsed(metadata["direction"]), dict, "the description of the direction")
+        with path.open("rb") as file:
+            tensors = TensorFile(file)
+            fields = (_read if metadata["format"] == FORMAT else _read_first_format)(described, tensors)
+        direction = Direction(**fields)
+        if direction.latent is None and direction.words is None and direction.distilled is None:
+            msg = "neither a move of the latent nor of the words"
+            raise _Refused(msg)
+        _check_widths(direction.prompts())
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        said = "values nested too deeply" if isinstance(error, RecursionError) else printable(str(error), 200)
+        raise _Refused(said) from None
+    return direction
+
+
+def _described(direction: Direction) -> tuple[dict, dict[str, Tensor]]:
+    """What goes into the metadata, and the tensors by their names."""
+    parts, tensors = [], {}
+    for kind, record in KINDS.items():
+        if (written := record.write(direction)) is not None:
+            values, own = written
+            parts.append({"kind": kind, **values})
+            # safetensors takes no views
+            tensors |= {f"{kind}.{name}": tensor.detach().cpu().clone().contiguous() for name, tensor in own.items()}
+    texts = {name: text for name in TEXTS if isinstance(text := direction.notes.get(name), str)}
+    model = {"family": direction.family}
+    if direction.model is not None:
+        made = direction.model
+        model |= {"structure": made.structure, "weights": made.weights, "rounding": made.rounding}
+    described = {
+        "name": direction.name,
+        "method": direction.method,
+        "sigma": direction.sigma,
+        "model": model,
+        "prompts": texts,
+        "parts": parts,
+        "notes": {name: note for name, note in direction.notes.items() if name not in texts},
+    }
+    return described, tensors
+
+
+def _read(described: dict, tensors: TensorFile) -> dict:
+    """The fields of a direction, by their names."""
+    model = _checked(described["model"], dict, "model")
+    texts = _checked(described["prompts"], dict, "prompts")
+    fields = {
+        "name": str(described["name"]),
+        "method": str(described["method"]),
+        "family": str(model["family"]),
+        "sigma": _number(described, "sigma", 1e-9, 1e9),
+        "model": _fingerprint(model) if "structure" in model else None,
+        "notes": _checked(described["notes"], dict, "notes")
+        | {name: str(texts[name]) for name in TEXTS if name in texts},
+    }
+    parts = _checked(described["parts"], list, "parts")
+    if len(parts) > MOST_PARTS:
+        msg = f"{len(parts)} parts, more than {MOST_PARTS}"
         raise ValueError(msg)
+    kinds = [_checked(_checked(part, dict, "a part")["kind"], str, "the kind of a part") for part in parts]
+    for kind in kinds:
+        if kind not in KINDS:
+            said = f"has a part of the kind '{printable(kind, 60)}', which this version of the pack does not know"
+            raise _Unknown(said)
+        if kinds.count(kind) > 1:
+            msg = f"more than one part of the kind '{kind}'"
+            raise ValueError(msg)
+    for kind, part in zip(kinds, parts, strict=True):
+        fields |= KINDS[kind].read(part, tensors)
+    return fields
+
+
+def _read_first_format(described: dict, tensors: TensorFile) -> dict:
+    """The fields of a direction from a file of format 1, whose words are a change to be added to embeddings."""
+    fields = {name: str(described[name]) for name in ("name", "method", "family")}
+    fields["sigma"] = _number(described, "sigma", 1e-9, 1e9)
+    fields["notes"] = _checked(described["notes"], dict, "notes")
+    step = _number(described, "step", 0.0, LARGEST_STEP)
+    fields["keep"] = _keep_pairs(_checked(described["keep"], list, "keep"), tensors)
+    if "text.tokens" in tensors.names:
+        fields["words"] = Words(_prompt(tensors, "text", is_change=True))
+    if "latent" in tensors.names:
+        fields |= {"latent": _move(tensors, "latent", step), "step": step}
+    return fields
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of part.
+
+    Attributes:
+        write: what the part says, and its tensors by their names inside it; None where the direction has no such part.
+        read: (what it says, tensors of the file) -> fields of the direction.
+    """
+
+    write: Callable[[Direction], tuple[dict, dict[str, Tensor]] | None]
+    read: Callable[[dict, TensorFile], dict]
+
+
+def _write_latent(direction: Direction):
+    return None if direction.latent is None else ({"step": direction.step}, {"move": direction.latent})
+
+
+def _read_latent(part: dict, tensors: TensorFile) -> dict:
+    step = _number(part, "step", 0.0, LARGEST_STEP)
+    return {"latent": _move(tensors, "latent.move", step), "step": step}
+
+
+def _write_words(direction: Direction):
+    words = direction.words
+    if words is None:
+        return None
+    said = {
+        "share": words.share,
+        "source": PICTURE if words.source is None else STORED,
+        "change": words.target.is_change,
+    }
+    return said, {
+        **_prompt_tensors("target", words.target),
+        **({} if words.source is None else _prompt_tensors("source", words.source)),
+    }
+
+
+def _read_words(part: dict, tensors: TensorFile) -> dict:
+    share = _number(part, "share", -LARGEST_SHARE, LARGEST_SHARE)
+    if part["source"] not in (PICTURE, STORED):
+        msg = f"source of the words is neither '{PICTURE}' nor '{STORED}'"
+        raise ValueError(msg)
+    target = _prompt(tensors, "words.target", is_change=_checked(part["change"], bool, "change"))
+    source = None if part["source"] == PICTURE else _prompt(tensors, "words.source")
+    return {"words": Words(target, source, share)}
+
+
+def _write_distilled(direction: Direction):
+    made = direction.distilled
+    return None if made is None else ({"picture": made.picture, "error": made.error}, {"move": made.move})
+
+
+def _read_distilled(part: dict, tensors: TensorFile) -> dict:
+    if not DIGEST.fullmatch(part["picture"]):
+        msg = "picture of the distilled move is no digest"
+        raise ValueError(msg)
+    move = _move(tensors, "distilled.move", 1.0)
+    return {"distilled": Distilled(move, part["picture"], _number(part, "error", 0.0, LARGEST_ERROR))}
+
+
+def _write_keep(direction: Direction):
+    if not direction.keep:
+        return None
+    tensors = {}
+    for number, pair in enumerate(direction.keep):
+        tensors |= _prompt_tensors(f"{number}.present", pair.present) | _prompt_tensors(f"{number}.absent", pair.absent)
+    return {"names": [pair.name for pair in direction.keep]}, tensors
+
+
+def _read_keep(part: dict, tensors: TensorFile) -> dict:
+    return {"keep": _keep_pairs(_checked(part["names"], list, "names of keep"), tensors)}
+
+
+def _write_mask(direction: Direction):
+    return None if direction.mask is None else ({}, {"cells": direction.mask})
+
+
+def _read_mask(_part: dict, tensors: TensorFile) -> dict:
+    mask = tensors.tensor("mask.cells", 2, 3, bounds=(0.0, 1.0))
+    if mask.ndim == 3 and len(mask) != 1:
+        msg = f"tensor mask.cells holds {len(mask)} masks"
+        raise ValueError(msg)
+    return {"mask": mask}
+
+
+# The kinds of parts of a direction; to add one, add a row and describe it in docs/direction_files.md.
+KINDS: dict[str, _Kind] = {
+    "latent": _Kind(_write_latent, _read_latent),
+    "words": _Kind(_write_words, _read_words),
+    "distilled": _Kind(_write_distilled, _read_distilled),
+    "keep": _Kind(_write_keep, _read_keep),
+    "mask": _Kind(_write_mask, _read_mask),
+}
+
+
+def _prompt_tensors(key: str, prompt: Prompt) -> dict[str, Tensor]:
+    return {
+        f"{key}.{name}" if name in ("tokens", "pooled") else f"{key}.extra.{name}": tensor
+        for name, tensor in prompt.parts().items()
+    }
+
+
+def _prompt(tensors: TensorFile, key: str, *, is_change: bool = False) -> Prompt:
+    """The prompt whose tensors are named key.tokens, key.pooled and key.extra."""
+    prefix = f"{key}.extra."
+    tokens = tensors.tensor(f"{key}.tokens", 3, 4)  # some text encoders stack several layers
+    pooled = tensors.tensor(f"{key}.pooled", 2, 2) if f"{key}.pooled" in tensors.names else None
+    extra = {
+        name.removeprefix(prefix): tensors.tensor(name, 1, 5, FLOATS | WHOLE_NUMBERS)
+        for name in sorted(tensors.names)
+        if name.startswith(prefix)
+    }
+    return Prompt(tokens, pooled, extra, is_change)
+
+
+def _keep_pairs(names: list, tensors: TensorFile) -> tuple[KeepPair, ...]:
+    return tuple(
+        KeepPair(printable(str(name)), _prompt(tensors, f"keep.{i}.present"), _prompt(tensors, f"keep.{i}.absent"))
+        for i, name in enumerate(names)
+    )
+
+
+def _move(tensors: TensorFile, name: str, step: float) -> Tensor:
+    """A move of a latent, which strength 1 makes `step` times as long."""
+    move = tensors.tensor(name, 3, 4)
+    if (moved := step * float(move.double().norm())) > LARGEST_STEP:
+        msg = f"the latent moves by {moved:.4g}"
+        raise ValueError(msg)
+    return move
+
+
+def _fingerprint(model: dict) -> Fingerprint:
+    if not DIGEST.fullmatch(model["structure"]):
+        msg = "structure of the model is no digest"
+        raise ValueError(msg)
+    weights = [_checked(values, list, "weights of the model") for values in _checked(model["weights"], list, "weights")]
+    if max([len(weights), *map(len, weights)]) > MOST_WEIGHTS:
+        msg = "too many weights of the model"
+        raise ValueError(msg)
+    values = tuple(tuple(_bounded(value, "a weight", -1e6, 1e6) for value in part) for part in weights)
+    return Fingerprint(model["structure"], values, _number(model, "rounding", 0.0, 1.0))
+
+
+def _checked(value, kind: type, what: str):
+    """A value of the metadata, where it is of the right kind."""
+    if not isinstance(value, kind):
+        msg = f"{what} is no {KINDS_OF_JSON[kind]}"
+        raise TypeError(msg)
     return value
 
 
-class _Reader:
-    """The tensors of an open file, each checked by its header, then by its values, before it is read into memory.
-
-    They are read and not mapped: mapped tensors change, or crash the process, when the file does.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._start = 8 + min(LARGEST_HEADER, int.from_bytes(file.read(8), "little"))
-        self._header = json.loads(file.read(self._start - 8))
-        self.names = self._header.keys() - {"__metadata__"}
-
-    def tensor(self, name: str, least: int, most: int, types: dict[str, torch.dtype] = FLOATS) -> Tensor | None:
-        """A tensor of `least` to `most` dimensions; None where the file has none of this name."""
-        if name not in self.names:
-            return None
-        shape, kind = self._header[name]["shape"], self._header[name]["dtype"]
-        wrong = ""
-        if kind not in types:
-            wrong = f"is of type {kind}"
-        elif not least <= len(shape) <= most or not all(shape):
-            wrong = f"has shape {' x '.join(map(str, shape)) or 'of a single number'}"
-        elif types[kind].is_floating_point and (said := self._wrong_values(name, types[kind])):
-            wrong = f"holds {said}"
-        if wrong:
-            msg = f"tensor {name} {wrong}"
-            raise ValueError(msg)
-        begin, end = self._header[name]["data_offsets"]
-        return torch.frombuffer(self._read(begin, end), dtype=types[kind]).view(shape)
-
-    def _read(self, begin: int, end: int) -> bytearray:
-        data = bytearray(end - begin)
-        self._file.seek(self._start + begin)
-        if self._file.readinto(data) != len(data):
-            msg = "the file has become shorter"
-            raise ValueError(msg)
-        return data
-
-    def _wrong_values(self, name: str, dtype: torch.dtype) -> str:
-        """What is wrong with the values of a tensor, a chunk at a time; empty where nothing is."""
-        begin, end = self._header[name]["data_offsets"]
-        largest = 0.0
-        for position in range(begin, end, CHUNK):
-            values = torch.frombuffer(self._read(position, min(position + CHUNK, end)), dtype=dtype)
-            low, high = values.aminmax()
-            if not max(-float(low), float(high)) <= LARGEST_VALUE:  # which NaN is not either
-                return "values that are not numbers, or far too large"
-            largest = max(largest, -float(low), float(high))
-        # so large a tensor without a value is a file that was never written to its end
-        whole = name == "latent" or name.endswith(".tokens")  # a pooled vector, for example, need not change
-        return "nothing but zeros" if whole and not largest and end - begin > CHUNK else ""
-
-    def prompt(self, key: str) -> Prompt:
-        """The prompt whose tensors are named key.tokens, key.pooled and key.extra."""
-        tokens = self.tensor(f"{key}.tokens", 3, 4)  # some text encoders stack several layers
-        if tokens is None:
-            msg = f"{key}.tokens"
-            raise KeyError(msg)
-        prefix = f"{key}.extra."
-        extra = {
-            name.removeprefix(prefix): self.tensor(name, 1, 5, FLOATS | WHOLE_NUMBERS)
-            for name in sorted(self.names)
-            if name.startswith(prefix)
-        }
-        return Prompt(tokens, self.tensor(f"{key}.pooled", 2, 2), extra)
+def _number(values: dict, key: str, least: float, most: float) -> float:
+    return _bounded(values[key], key, least, most)
 
 
-def _tensors(direction: Direction):
-    prompts = {} if direction.words is None else {"text": direction.text}
-    for i, pair in enumerate(direction.keep):
-        prompts |= {f"keep.{i}.present": pair.present, f"keep.{i}.absent": pair.absent}
-    if direction.latent is not None:
-        yield "latent", direction.latent.detach().cpu().contiguous()
-    for key, prompt in prompts.items():
-        for name, part in prompt.parts().items():
-            full = f"{key}.{name}" if name in ("tokens", "pooled") else f"{key}.extra.{name}"
-            yield full, part.detach().cpu().clone(memory_format=torch.contiguous_format)  # safetensors takes no views
-
-
-def _assemble(meta: dict, read: _Reader) -> Direction:
-    def number(key: str, least: float, most: float) -> float:
-        value = float(meta[key])
-        if not least <= value <= most:
-            msg = f"{key} is {value:.4g}, outside {least:.4g} to {most:.4g}"
-            raise ValueError(msg)
-        return value
-
-    if not isinstance(meta["keep"], list):
-        msg = "keep is no list"
-        raise TypeError(msg)
-    if not read.names & {"latent", "text.tokens"}:
-        msg = "neither a move of the latent nor of the words"
+def _bounded(value, what: str, least: float, most: float) -> float:
+    value = float(value)
+    if not least <= value <= most:
+        msg = f"{what} is {value:.4g}, outside {least:.4g} to {most:.4g}"
         raise ValueError(msg)
-    sigma, step = number("sigma", 1e-9, 1e9), number("step", 0.0, LARGEST_STEP)
-    notes, words = dict(meta["notes"]), {key: str(meta[key]) for key in ("name", "method", "family")}
-    text = read.prompt("text") if "text.tokens" in read.names else None
-    keep = tuple(
-        KeepPair(printable(str(name)), read.prompt(f"keep.{i}.present"), read.prompt(f"keep.{i}.absent"))
-        for i, name in enumerate(meta["keep"])
-    )
-    _check_widths([text] * (text is not None) + [prompt for pair in keep for prompt in (pair.present, pair.absent)])
-    latent = read.tensor("latent", 3, 4)
-    if latent is not None and (moved := step * float(latent.double().norm())) > LARGEST_STEP:
-        msg = f"the latent moves by {moved:.4g}"
-        raise ValueError(msg)
-    return Direction(sigma=sigma, latent=latent, step=step, text=text, keep=keep, notes=notes, **words)
+    return value
 
 
 def _check_widths(prompts: list[Prompt]) -> None:

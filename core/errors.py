@@ -32,6 +32,10 @@ class LatentNotFiniteError(NotFiniteError):
     """The latent that is to be encoded holds values that are not numbers."""
 
 
+class EmbeddingError(NotFiniteError):
+    """The embedding of a picture or of words is zero, or holds values that are not numbers."""
+
+
 class ShapeError(LatentDirectionsError):
     """Two things that belong together differ in size."""
 
@@ -54,6 +58,10 @@ class EverythingRuledOutError(NothingToMoveError):
 
 class NothingInsideError(NothingToMoveError):
     """The prediction does not change inside the mask."""
+
+
+class NoChangeError(LatentDirectionsError):
+    """Two prompts give the same picture, so that a measure has nothing to compare with."""
 
 
 class DerivativeError(LatentDirectionsError):
@@ -98,6 +106,10 @@ class DirectionFileError(LatentDirectionsError):
 
 class DirectionTooLargeError(LatentDirectionsError):
     """A direction is larger than a direction file may be."""
+
+
+class DirectionNotSavedError(LatentDirectionsError):
+    """A direction holds what no direction file may hold."""
 
 
 class DirectionNotWrittenError(LatentDirectionsError):

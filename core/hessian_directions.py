@@ -139,7 +139,7 @@ def _dds_evaluations(settings: Settings, masked: bool) -> float:
     return check_evaluations(settings, False) + words_evaluations(settings) + 2
 
 
-_READS = ("mask", "keep", "guidance", "seed", "derivatives")
+_READS = ("mask", "keep", "guidance", "seed", "words_source", "derivatives")
 HSDS = Method(
     name="HSDS",
     summary="moves words and latent; the latent by the smallest move whose linear effect on the prediction is what the"

@@ -308,5 +308,5 @@ T_LOCO = Method(
     summary="moves the latent alone towards the words, and leaves what lies outside the mask nearly unchanged",
     run=t_loco,
     evaluations=_t_loco_evaluations,
-    reads=("mask", "null_rank", "guidance", "seed", "derivatives"),
+    reads=("mask", "null_rank", "guidance", "seed", "words_source", "derivatives"),
 )

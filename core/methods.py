@@ -10,14 +10,15 @@ from .search import Method
 
 TEXT = Method(
     name="text",
-    summary="moves the words alone; needs no search",
+    summary="moves the words alone, by what the model predicts for source and target at every sampling step; needs no"
+    " search",
     run=None,
     evaluations=lambda settings, masked: 0,
     reads=(),
     moves_words=True,
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (HSDS, TEXT, T_LOCO, LOCO, DDS, LOW_PASS)}
+METHODS: dict[str, Method] = {method.name: method for method in (TEXT, HSDS, T_LOCO, LOCO, DDS, LOW_PASS)}
 
 
 def names_of_methods_that_read(setting: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,6 +54,40 @@ def target_values(values: dict[str, np.ndarray], name: str, phrase: str) -> np.n
 def spread(attribute: Attribute) -> float:
     """Standard deviation of a continuous attribute in the world, where it is uniform over its range."""
     return (attribute.high - attribute.low) / 12**0.5
+
+
+@dataclass(frozen=True)
+class Change:
+    """What edits changed in one attribute of N pictures.
+
+    Attributes:
+        unit: what the change is counted in.
+        before: the value; of classes, the most likely one.
+        after: the same of the edited pictures.
+        change: signed; continuous: in standard deviations; binary: of the probability of having it; categorical: of the
+            probability of the class before. (N,)
+    """
+
+    unit: str
+    before: float | str
+    after: list[float] | list[str]
+    change: np.ndarray
+
+
+def changes(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, Change]:
+    """What was changed in every attribute, from what a Reader read of one picture before and of N after."""
+    found = {}
+    for name, attribute in ATTRIBUTES.items():
+        was, now = before[name][0], after[name]
+        if attribute.kind == "categorical":
+            kept = int(was.argmax())
+            classes = [attribute.classes[k] for k in now.argmax(axis=1)]
+            found[name] = Change("probability", attribute.classes[kept], classes, now[:, kept] - was[kept])
+        else:
+            continuous = attribute.kind == "continuous"
+            scale, unit = (spread(attribute), "standard deviations") if continuous else (1.0, "probability")
+            found[name] = Change(unit, float(was), [float(v) for v in now], (now - was) / scale)
+    return found
 
 
 def leakage(values: dict[str, np.ndarray], reference: int, name: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import demo_model, encode, identify, inspect, library, manipulate, wiring
+from . import demo_model, encode, identify, inspect, library, manipulate, measures, wiring
 
 
 class LatentDirectionsExtension(ComfyExtension):
@@ -16,4 +16,5 @@ class LatentDirectionsExtension(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*encode.NODES, *identify.NODES, *manipulate.NODES, *inspect.NODES, *library.NODES, *demo_model.NODES]
+        modules = (encode, identify, manipulate, inspect, measures, library, demo_model)
+        return [node for module in modules for node in module.NODES]

@@ -29,6 +29,7 @@ from .caches import drop_step_caches
 from .errors import InputError, UnsupportedSamplerError
 from .fingerprint import settings_of
 from .host import PromptBatch, counted, first_noise
+from .model_fingerprint import fingerprint_of
 from .progress import peak_megabytes, reset_peak
 from .prompts import KEY, RunPrompts, prompt_name, says
 from .sampling import scale_at
@@ -57,6 +58,11 @@ OTHER_LEVEL = (
     "The direction '{}' was found at noise level sigma {:.4g} and is used at {:.4g}: its step is scaled so that the"
     " noise moves equally far, but what it does to the picture may differ. Find the direction again at this level for"
     " the best result."
+)
+OTHER_WEIGHTS = (
+    "The direction '{}' was found on another model of the family {} (its weights differ, or are stored in a form that"
+    " cannot be compared), so it may do less here, or something else. Find the direction again with this model for the"
+    " best result."
 )
 NO_RETURN = (
     "so the slider at 0 would not give the picture back. Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms,"
@@ -98,6 +104,11 @@ class AnchoredModel:
             OTHER_LEVEL.format(direction.name, direction.sigma, sigma)
             for direction in directions
             if direction.latent is not None and not math.isclose(direction.sigma, sigma, rel_tol=1e-3)
+        ]
+        self._remarks += [
+            OTHER_WEIGHTS.format(direction.name, direction.family)
+            for direction in directions
+            if direction.model is not None and direction.model.differs_from(fingerprint_of(self.inversion.source_model))
         ]
         self._weight = math.prod(slider.weight for slider in sliders)
         self._prompts = [prompt for direction in directions for prompt in direction.prompts()]

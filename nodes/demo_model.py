@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from comfy_api.latest import io
 
 from ..core.errors import printable
@@ -22,6 +25,21 @@ def attribute_names(text: str, known) -> list[str] | None:
         )
         raise InputError(msg)
     return names or None
+
+
+@contextmanager
+def readable_weights() -> Iterator[None]:
+    """Around what reads the demo model's files: a sentence where one of them cannot be read."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        msg = (
+            f"The demo model's weights cannot be read ({printable(str(error), 300)}): a file in demo/weights is"
+            " missing or damaged, or only a pointer of Git LFS. Install the pack again."
+        )
+        raise InputError(msg) from error
 
 
 class LoadDemoModel(io.ComfyNode):
@@ -47,18 +65,10 @@ class LoadDemoModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         """Load the three parts through ComfyUI's own loaders."""
         check_inputs(cls, locals())
-        from safetensors import SafetensorError
-
         from ..demo.architecture import load_demo_model
 
-        try:
+        with readable_weights():
             return io.NodeOutput(*load_demo_model())
-        except (OSError, SafetensorError) as error:
-            msg = (
-                f"The demo model's weights cannot be read ({printable(str(error), 300)}): a file in demo/weights is"
-                " missing or damaged, or only a pointer of Git LFS. Install the pack again."
-            )
-            raise InputError(msg) from error
 
 
 class DemoPortrait(io.ComfyNode):

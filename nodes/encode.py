@@ -28,8 +28,8 @@ from .sockets import EncodedNoise, Inversion, InversionSocket
 from .wiring import refuse_wiring
 
 CONTROLLED, SEEDED, FRESH, GENERATED = "controlled flow", "seeded noise", "fresh noise", "sampling run"
-INVERSION_METHODS = [*INVERSIONS, CONTROLLED, SEEDED, FRESH, GENERATED]
-DEFAULT = next(iter(INVERSIONS))
+DEFAULT = FRESH
+INVERSION_METHODS = [FRESH, *INVERSIONS, CONTROLLED, SEEDED, GENERATED]
 INSTANT = (SEEDED, FRESH, GENERATED)
 
 
@@ -69,13 +69,13 @@ class InvertImage(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "level",
-                    default=0.5,
+                    default=0.7,
                     min=0.0,
                     max=1.0,
                     step=0.01,
                     tooltip=(
                         "How far back to go, as a share of the noise schedule. Higher lets sliders change larger"
-                        " things; lower keeps to small ones. 0.4 to 0.7 is usual."
+                        " things; lower keeps to small ones. 0.4 to 0.8 is usual."
                     ),
                 ),
                 io.Int.Input(
@@ -98,9 +98,10 @@ class InvertImage(io.ComfyNode):
                     default=DEFAULT,
                     advanced=True,
                     tooltip=(
-                        "How the noise is found. All give the picture back at strength 0. 'fresh noise' is instant, and"
-                        " the one for exploring; 'seeded noise' is instant too; 'sampling run' takes the noise that the"
-                        " picture was generated from; 'controlled flow' is for flow models."
+                        "How the noise is found. All give the picture back at strength 0. 'fresh noise' is drawn anew"
+                        " at every step: it takes no time and is best for words. 'seeded noise' takes none either;"
+                        " 'backward euler' and the like follow the model up to the noise level; 'sampling run' takes"
+                        " the noise that the picture was generated from; 'controlled flow' is for flow models."
                     ),
                 ),
                 io.Int.Input(
@@ -176,7 +177,7 @@ class InvertImage(io.ComfyNode):
         model,
         positive,
         latent,
-        level=0.5,
+        level=0.7,
         steps=20,
         scheduler="simple",
         method=DEFAULT,

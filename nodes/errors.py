@@ -29,6 +29,9 @@ class CachedModelError(LatentDirectionsError):
 ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.NotFiniteError: "Run the model in a higher precision (start ComfyUI with --fp32-unet, say).",
     errors.LatentNotFiniteError: "Encode the picture again.",
+    errors.EmbeddingError: (
+        "Start ComfyUI with --fp32-text-enc; if that does not help, load another file for 'clip' or 'clip_vision'."
+    ),
     errors.NotFiniteDerivativeError: "Try a higher precision for the model.",
     errors.ZeroDerivativeError: "Use the method 'text', which needs no derivative.",
     errors.NotRepeatableError: "Remove nodes that add randomness to the MODEL.",
@@ -42,14 +45,16 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.EverythingKeptError: "Name in 'keep' only what is to stay as it is beside the wanted change.",
     errors.EverythingRuledOutError: "Lower 'hold_outside', or paint a larger 'mask'.",
     errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
+    errors.NoChangeError: "Write 'target' so that it differs more from 'positive', or raise 'level'.",
     errors.DirectionNotWrittenError: (
         "Look at the free space and the write permission of models/latent_directions, or choose another 'name'."
     ),
+    errors.DirectionNotSavedError: "Find the direction again, if need be with the model in a higher precision.",
     errors.DirectionTooLargeError: (
         "Find the direction again; fewer lines in 'keep' and shorter prompts make the file smaller."
     ),
     errors.ShapeError: "Find the direction again on a picture of this size.",
-    errors.DirectionFormatError: "Update the pack, or save the direction again.",
+    errors.DirectionFormatError: "Update the pack: the file was saved by a newer version.",
     errors.DirectionFileError: "Choose a file made by Save Direction, or save the direction again.",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import Direction, KeepPair, Prompt, Words
+from ..core.errors import printable
 from ..core.methods import METHODS, in_words, names_of_methods_that_read
 from ..core.search import (
     AUTOMATIC,
@@ -28,12 +29,16 @@ from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
+from .keeps import LISTS, NOTHING, Keeps, candidates_of
+from .keeps import find_keeps as find_keeps_of
 from .masks import mask_on_latent, soft_mask_on_latent
+from .model_fingerprint import fingerprint_of
 from .progress import result_line, show_line
 from .prompts import (
     encode_text,
     keep_pairs,
     negative_prompt,
+    parse_keep,
     prompt_of,
     same_conditioning,
     says,
@@ -183,8 +188,33 @@ class FindDirections(io.ComfyNode):
                     advanced=True,
                     tooltip="Start of the solvers; the result hardly depends on it.",
                 ),
+                io.Combo.Input(
+                    "find_keeps",
+                    options=list(LISTS),
+                    default="people",
+                    optional=True,
+                    tooltip=(
+                        "Looks which of a list of things the words move along, and keeps those that move much. It asks"
+                        " the model six times for each thing, once a picture. 'nothing': keeps only what 'keep' says."
+                    ),
+                ),
+                io.String.Input(
+                    "candidates",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "More things that may move along: one pair a line, 'with | without', to be added to 'source',"
+                        " such as 'with freckles | without freckles'."
+                    ),
+                ),
             ],
-            outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="report")],
+            outputs=[
+                DirectionsSocket.Output(display_name="directions"),
+                io.String.Output(display_name="report"),
+                io.Image.Output(display_name="what else moves"),
+            ],
             hidden=[io.Hidden.prompt],
         )
 
@@ -223,6 +253,8 @@ class FindDirections(io.ComfyNode):
         negative=None,
         source_conditioning=None,
         target_conditioning=None,
+        find_keeps=NOTHING,
+        candidates="",
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
         check_inputs(cls, locals())
@@ -230,11 +262,18 @@ class FindDirections(io.ComfyNode):
         refuse_wiring(cls.hidden and cls.hidden.prompt)
         record, shape = METHODS[method], inversion.latent["samples"].shape
         _check_inversion(model, inversion, record)
-        words = _Words()
+        words, keeps = _Words(), None
         if record.compares_words:
             given = {"source": source_conditioning, "target": target_conditioning}
             typed = {"source": source, "target": target}
             words = _encode_words(clip, record, inversion.positive, typed, given, keep, free)
+            pairs = candidates_of(find_keeps, candidates)
+            if pairs and source_conditioning is None and target_conditioning is None:
+                negatives = negative_prompt(model, 1.0, negative)
+                prompts = words.source or encode_text(clip, source.strip()), words.target
+                texts = source.strip(), target.strip()
+                keeps = find_keeps_of(without_anchor(model), inversion, clip, texts, prompts, pairs, negatives)
+                words = replace(words, keep=words.keep + keeps.pairs)
         cells, soft = (None, None) if mask is None else (mask_on_latent(mask, shape), soft_mask_on_latent(mask, shape))
         settings = Settings(
             count=count,
@@ -246,7 +285,8 @@ class FindDirections(io.ComfyNode):
             derivatives=derivatives,
         )
         # without a search there is no move of the latent: the words are all that moves
-        moves, notes, remarks = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}, []
+        moves, notes = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
+        remarks = list(words.remarks)
         if record.run is not None:
             prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
 
@@ -261,6 +301,9 @@ class FindDirections(io.ComfyNode):
             )
             remarks += [*cost.pop("remarks", []), *search.remarks]
             notes = search.notes | cost
+        if keeps is not None:
+            remarks += keeps.cost.pop("remarks", [])
+            notes = {"what_else_moves": list(keeps.rows), **_sum_of_costs(notes, keeps.cost)}
         # a method that moves the words alone takes them whole
         text_share = text_share if record.run else 1.0
         found = [
@@ -274,7 +317,9 @@ class FindDirections(io.ComfyNode):
                 words=Words(words.target, words.source, text_share) if record.moves_words else None,
                 keep=words.keep,
                 mask=None if soft is None or not record.moves_words else soft.view(1, *soft.shape[-2:]),
-                notes={} if move is None else {**move.notes, "source": source, "target": target},
+                model=fingerprint_of(model),
+                notes=({} if move is None else move.notes)
+                | ({"source": source, "target": target} if record.compares_words else {}),
             )
             for number, move in enumerate(moves, 1)
         ]
@@ -288,7 +333,8 @@ class FindDirections(io.ComfyNode):
             "found": [{"name": d.name, "step": d.step, **d.notes} for d in found],
         }
         show_line(result_line(len(found), "direction", notes["seconds"]))
-        return io.NodeOutput(found, json.dumps(report, indent=1))
+        chart = Keeps((), (), {}).chart() if keeps is None else keeps.chart()
+        return io.NodeOutput(found, json.dumps(report, indent=1), chart)
 
 
 @dataclass(frozen=True)
@@ -303,6 +349,7 @@ class _Words:
     source: Prompt | None = None
     keep: tuple[KeepPair, ...] = ()
     free: Prompt | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) -> None:
@@ -347,8 +394,11 @@ def _encode_words(
     wrong = wrong_words(method.name, texts.get("source"), texts.get("target"))
     if wrong is not None:
         raise InputError(wrong[1])
+    remarks: list[str] = []
     before, after = (
-        encode_text(clip, texts[name]) if name in texts else prompt_of(given[name], f"{name}_conditioning", positive)
+        encode_text(clip, texts[name], remarks)
+        if name in texts
+        else prompt_of(given[name], f"{name}_conditioning", positive)
         for name in ("source", "target")
     )
     if same_conditioning(before.parts(), after.parts()):
@@ -359,8 +409,26 @@ def _encode_words(
         if not texts:
             msg = "'source_conditioning' and 'target_conditioning' are the same prompt. Connect two different ones."
         raise InputError(msg)
+    for present, absent in parse_keep(keep):
+        if {present, absent} == {texts.get("source"), texts.get("target")}:
+            msg = (
+                f"'keep' has the pair {printable(present, 60)!r} and {printable(absent, 60)!r}, which is the change"
+                " from 'source' to 'target' itself: nothing would be left to move. Name only what is to stay."
+            )
+            raise InputError(msg)
     own = None if says(positive, before) else before
-    return _Words(after, own, keep_pairs(clip, keep), encode_text(clip, free) if free else None)
+    pairs = keep_pairs(clip, keep, remarks)
+    return _Words(after, own, pairs, encode_text(clip, free, remarks) if free else None, tuple(remarks))
+
+
+def _sum_of_costs(notes: dict, more: dict) -> dict:
+    """A report's notes with the cost of something else added."""
+    peaks = [cost["peak_megabytes"] for cost in (notes, more) if cost["peak_megabytes"] is not None]
+    return notes | {
+        "model_evaluations": notes["model_evaluations"] + more["model_evaluations"],
+        "seconds": round(notes["seconds"] + more["seconds"], 3),
+        "peak_megabytes": max(peaks, default=None),
+    }
 
 
 def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, list]:

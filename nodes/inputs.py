@@ -91,6 +91,14 @@ def _mask(_declared, value) -> str:
     return ""
 
 
+def _image(_declared, value) -> str:
+    if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.shape[-1] < 3 or not value.numel():
+        return "holds no picture. Connect an IMAGE."
+    if not torch.isfinite(value).all():
+        return "holds values that are not numbers (NaN or infinity). Make the picture again, in a higher precision."
+    return ""
+
+
 def _conditioning(_declared, value) -> str:
     entries = value if isinstance(value, list) else []
     if not entries or not all(
@@ -114,6 +122,7 @@ _CHECKS: dict[type, Callable] = {
     io.String.Input: _text,
     io.Combo.Input: _choice,
     io.Mask.Input: _mask,
+    io.Image.Input: _image,
     io.Conditioning.Input: _conditioning,
     DirectionsSocket.Input: _directions,
 }
@@ -124,6 +133,7 @@ _CLASSES: dict[type, tuple[type, str]] = {
 # Of these any object will do that has the method which the nodes call.
 _METHODS: dict[type, tuple[str, str]] = {
     io.Clip.Input: ("tokenize", "is no text encoder. Connect a CLIP."),
+    io.ClipVision.Input: ("encode_image", "is no encoder of pictures. Connect Load CLIP Vision."),
     io.Vae.Input: ("decode", "is no VAE. Connect a VAE."),
     io.Noise.Input: ("generate_noise", "is no noise. Connect a NOISE, such as Random Noise."),
 }

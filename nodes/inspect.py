@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image
 from torch import Tensor
 
 from ..core.contact_sheet import contact_sheet
@@ -17,6 +16,7 @@ from .errors import InputError, with_advice
 from .host import samples_of
 from .inputs import check_inputs
 from .manipulate import choose, outputs, with_slider
+from .pictures import image_of, picture_of
 from .progress import RunStatistics, SearchProgress, result_line, show_line
 from .sampling import sample_euler, schedule_from
 from .sockets import DirectionsSocket, Inversion, InversionSocket
@@ -72,17 +72,14 @@ class PreviewDirections(io.ComfyNode):
             direction = choose(inversion, directions, index)
             row = []
             for value in strengths:
-                picture = _picture(vae.decode(_sample(inversion, direction, value, steps)))
+                picture = picture_of(vae.decode(_sample(inversion, direction, value, steps)))
                 row.append((f"{value:+.2g}", picture))
                 peaks.append(statistics.last_peak_megabytes)
                 remarks += statistics.last_remarks
                 show(index * len(strengths) + len(row), ("JPEG", picture, 256))
             rows.append((direction.name, row))
         sheet = contact_sheet(rows)
-        image = (
-            torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(1, sheet.height, sheet.width, 3)
-            / 255.0
-        )
+        image = image_of(sheet)
         report = {
             "stage": "preview",
             "pictures": len(peaks),
@@ -184,12 +181,6 @@ def _sample(inversion: Inversion, direction: Direction, strength: float, steps: 
     model, positive, noise = outputs(with_slider(replace(inversion, sliders=()), direction, strength))
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", steps, inversion.sigma)
     return sample_euler(model, noise.noise, sigmas, positive, inversion.latent, inversion.negative)
-
-
-def _picture(image: Tensor) -> Image.Image:
-    """BHWC in 0..1 -> PIL."""
-    image = image.reshape(-1, *image.shape[-3:])[0, ..., :3]
-    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
 NODES = [PreviewDirections, EditReport]

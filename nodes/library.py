@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io as streams
 import os
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..core import direction_files
 from ..core.errors import DirectionFileError
 from .errors import InputError, with_advice
 from .inputs import check_inputs, in_short
+from .pictures import picture_of
 from .progress import show_line
 from .sockets import DirectionsSocket
 
@@ -20,6 +23,8 @@ SUFFIX = ".safetensors"
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{device}{n}" for device in ("COM", "LPT") for n in range(1, 10))}  # Windows
 LONGEST_NAME = 1000  # bytes of a whole name
 LONGEST_PART = 200  # bytes of each part of a name; file systems allow 255
+THUMBNAIL = 256  # pixels of the longest side
+JPEG_QUALITY = 85
 NO_FILE = (
     "'file' is empty, so there is no direction to load. Save one with Save Direction, press 'Refresh files' on Load"
     " Direction, and choose it."
@@ -57,6 +62,14 @@ class SaveDirection(io.ComfyNode):
                     default="direction",
                     tooltip="File name. Folders may be given with '/', such as 'smile/anna'.",
                 ),
+                io.Image.Input(
+                    "thumbnail",
+                    optional=True,
+                    tooltip=(
+                        "A picture that goes into the file, small. Everybody who gets the file can see it: leave this"
+                        " open if nobody should see your picture."
+                    ),
+                ),
             ],
             outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="file")],
             is_output_node=True,
@@ -64,7 +77,7 @@ class SaveDirection(io.ComfyNode):
 
     @classmethod
     @with_advice()
-    def execute(cls, directions, index, name) -> io.NodeOutput:
+    def execute(cls, directions, index, name, thumbnail=None) -> io.NodeOutput:
         """Save under a free name and say which."""
         check_inputs(cls, locals())
         if not 0 <= index < len(directions):
@@ -72,7 +85,7 @@ class SaveDirection(io.ComfyNode):
             raise InputError(msg)
         root = Path(folder_paths.get_folder_paths(FOLDER)[0])
         path = _free_path(root, name)
-        direction_files.save(directions[index], path)
+        direction_files.save(directions[index], path, None if thumbnail is None else _small_jpeg(thumbnail))
         file = path.relative_to(root).as_posix()
         show_line(file)
         return io.NodeOutput(directions, file, ui=ui.PreviewText(file))
@@ -129,6 +142,14 @@ class LoadDirection(io.ComfyNode):
                 return io.NodeOutput([direction_files.load(path)])
         msg = f"There is no direction file '{in_short(file)}' in models/latent_directions."
         raise DirectionFileError(msg)
+
+
+def _small_jpeg(image: Tensor) -> bytes:
+    """The first picture of an IMAGE as a small JPEG, with nothing in it but the picture."""
+    picture, stream = picture_of(image), streams.BytesIO()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(stream, "JPEG", quality=JPEG_QUALITY)
+    return stream.getvalue()
 
 
 def _is_file(path: Path) -> bool:

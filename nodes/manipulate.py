@@ -67,6 +67,7 @@ class DirectionSlider(io.ComfyNode):
                     "words",
                     options=[LIVE, RECORDED],
                     default=LIVE,
+                    optional=True,
                     advanced=True,
                     tooltip=(
                         "'live' asks the model at every step what the words change, which is best. 'recorded' asks once"

@@ -25,12 +25,33 @@ POOLED = "pooled_output"  # ComfyUI's name of the pooled vector
 LEFT_OUT = ("attention_mask", "conditioning_byt5small")
 # Tensors in an entry that are no part of its text; the pooled vector has a place of its own.
 NOT_TEXT = (POOLED, "mask", "concat_latent_image", "concat_mask")
+LEFT_OUT_OF_PROMPT = (
+    "Beside tensors the text encoder gives {}, which a direction cannot hold. It was left out of the words of the"
+    " direction and of 'keep'; what the picture's own prompt has of it stays in force."
+)
+LATER_LEFT_OUT = (
+    "The text encoder gives several prompts for different parts of the schedule, as hooks on a CLIP make it do. Of the"
+    " words of the direction and of 'keep' only the first is taken."
+)
 EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
 
 
-def encode_text(clip, text: str) -> Prompt:
-    """The embedding of a text by the artist's CLIP."""
-    entry, *_ = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+def encode_text(clip, text: str, remarks: list[str] | None = None) -> Prompt:
+    """The embedding of a text by the artist's CLIP: its tensors.
+
+    Args:
+        clip: the text encoder.
+        text: what it encodes.
+        remarks: gets a sentence on what the encoder gives beside tensors and plain values, once.
+    """
+    entry, *others = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    # plain values, such as a number of layers, are the same for all texts
+    plain = (Tensor, str, int, float, type(None))
+    left_out = [name for name, part in entry[1].items() if not isinstance(part, plain)]
+    said = [LEFT_OUT_OF_PROMPT.format(printable(", ".join(map(repr, sorted(left_out))), 200))] if left_out else []
+    said += [LATER_LEFT_OUT] if others else []
+    if remarks is not None:
+        remarks.extend(sentence for sentence in said if sentence not in remarks)
     return _prompt_in(entry)
 
 
@@ -128,8 +149,11 @@ def same_conditioning(value, other) -> bool:
     return value is other or (isinstance(value, (str, int, float)) and value == other)
 
 
-def parse_keep(text: str) -> list[tuple[str, str]]:
-    """Pairs 'with | without', one a line; empty lines do not count."""
+def parse_pairs(text: str, name: str, purpose: str) -> list[tuple[str, str]]:
+    """Pairs 'with | without', one a line; empty lines do not count.
+
+    An InputError names the input and says what the words with are for, such as "what is to stay".
+    """
     pairs = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -137,8 +161,8 @@ def parse_keep(text: str) -> list[tuple[str, str]]:
         parts = [part.strip() for part in line.split("|")]
         if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
             msg = (
-                f"Line {number} of 'keep' is {printable(line.strip(), 60)!r}. Write two different prompts with a bar"
-                " between them: one with what is to stay and one without it, such as 'a person with glasses | a person"
+                f"Line {number} of '{name}' is {printable(line.strip(), 60)!r}. Write two different prompts with a bar"
+                f" between them: one with {purpose} and one without it, such as 'a person with glasses | a person"
                 " without glasses'."
             )
             raise InputError(msg)
@@ -146,10 +170,16 @@ def parse_keep(text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def keep_pairs(clip, text: str) -> tuple[KeepPair, ...]:
-    """The keep prompts, encoded; the name of a pair is its 'with' prompt."""
+def parse_keep(text: str) -> list[tuple[str, str]]:
+    """The pairs of 'keep'."""
+    return parse_pairs(text, "keep", "what is to stay")
+
+
+def keep_pairs(clip, text: str, remarks: list[str] | None = None) -> tuple[KeepPair, ...]:
+    """The keep prompts, encoded; the name of a pair is its 'with' prompt. `remarks` is as in `encode_text`."""
     return tuple(
-        KeepPair(present, encode_text(clip, present), encode_text(clip, absent)) for present, absent in parse_keep(text)
+        KeepPair(present, encode_text(clip, present, remarks), encode_text(clip, absent, remarks))
+        for present, absent in parse_keep(text)
     )
 
 

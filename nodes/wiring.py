@@ -16,17 +16,19 @@ from server import PromptServer
 
 import nodes as comfy_nodes
 
+from ..core.methods import METHODS
 from .anchored import NO_RETURN
 from .errors import InputError, UnsupportedSamplerError
 from .library import NO_FILE
 from .prompts import wrong_words
 
 ROUTE = "/latent_directions/check"
-INVERT, FIND, SLIDER, LOAD = (
-    f"LatentDirections_{name}" for name in ("InvertImage", "FindDirections", "DirectionSlider", "LoadDirection")
+INVERT, FIND, SLIDER, APPLY, LOAD = (
+    f"LatentDirections_{name}"
+    for name in ("InvertImage", "FindDirections", "DirectionSlider", "ApplySliders", "LoadDirection")
 )
-# Positions of the outputs that give an anchored MODEL, and of the one that gives the inversion.
-ANCHORED_OUTPUTS, INVERSION_OUTPUT = {INVERT: 3, SLIDER: 0}, 4
+# Positions of the outputs that give an anchored MODEL, and of those that give an inversion.
+ANCHORED_OUTPUTS, INVERSION_OUTPUTS = {INVERT: 3, SLIDER: 0, APPLY: 0}, {INVERT: 4, SLIDER: 3}
 # ComfyUI's samplers that a run refuses with eps and with flow models; a test compares the list with runs.
 REFUSED_SAMPLERS = frozenset((
     "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "exp_heun_2_x0_sde", "dpm_2_ancestral",
@@ -57,8 +59,9 @@ BATCH_KEEPING_NODES = {
 }
 
 BATCH = (
-    "'latent' is a batch of several pictures, but its 'inversion' goes to Find Directions, and directions belong to one"
-    " picture. Take one out of the batch (Latent From Batch) before Invert Image."
+    "'latent' is a batch of several pictures, but its 'inversion' goes to Find Directions, and what method '{}' finds"
+    " belongs to one picture. Use the method 'text', or take one picture out of the batch (Latent From Batch) before"
+    " Invert Image."
 )
 
 
@@ -118,6 +121,24 @@ class Graph:
             name = "model"
         return None
 
+    def inverted_by(self, key: str) -> str | None:
+        """The Invert Image whose inversion a node is given, maybe through sliders; None if none is known."""
+        seen = {key}
+        while (link := self.source(key, "inversion")) is not None and link[0] not in seen:
+            key, position = link
+            seen.add(key)
+            if INVERSION_OUTPUTS.get(self.kinds[key]) != position:
+                return None
+            if self.kinds[key] == INVERT:
+                return key
+        return None
+
+    def method_that_searches(self, key: str) -> str | None:
+        """The method of a Find Directions, where it certainly looks for moves of the latent, which fit one picture."""
+        method = None if self.source(key, "method") else self.inputs[key].get("method")
+        known = METHODS.get(method) if isinstance(method, str) else None
+        return None if known is None or known.run is None else known.name
+
     def number(self, key: str, name: str) -> float | None:
         """A typed number, also where it is typed into a node of its own; None where it is not known."""
         link = self.source(key, name)
@@ -132,8 +153,8 @@ class Graph:
             return False
         if link is not None and self.kinds[link[0]] == INVERT:
             return steps > 1
-        inverted = anchor if self.kinds[anchor] == INVERT else (self.source(anchor, "inversion") or ("",))[0]
-        if self.kinds.get(inverted) != INVERT or self.number(inverted, "sigma") != 0:
+        inverted = anchor if self.kinds[anchor] == INVERT else self.inverted_by(anchor)
+        if inverted is None or self.number(inverted, "sigma") != 0:
             return False
         # other schedules are cut off at its level, below which about that share of the steps is left
         level = self.number(inverted, "level")
@@ -168,9 +189,9 @@ def problems(graph: Graph) -> list[Problem]:
             wrong = wrong_words(inputs.get("method"), *typed)
             if wrong is not None:
                 found.append(Problem(key, *wrong))
-            inverted = graph.source(key, "inversion")
-            if inverted is not None and graph.kinds[inverted[0]] == INVERT and graph.is_batch(inverted[0], "latent"):
-                found.append(Problem(inverted[0], "latent", BATCH))
+            inverted, method = graph.inverted_by(key), graph.method_that_searches(key)
+            if inverted is not None and method is not None and graph.is_batch(inverted, "latent"):
+                found.append(Problem(inverted, "latent", BATCH.format(method)))
     return found
 
 
@@ -210,9 +231,10 @@ def refuse_wiring(prompt: object, batch: int = 1) -> None:
     for problem, anchor in sampler_problems(graph):
         if key in graph.upstream_of(anchor):
             raise UnsupportedSamplerError(problem.message)
-    searches = [found for found in graph.running if graph.kinds[found] == FIND]
-    if batch > 1 and any(graph.source(found, "inversion") == (key, INVERSION_OUTPUT) for found in searches):
-        raise InputError(BATCH)
+    for found in graph.running if batch > 1 else ():
+        method = graph.method_that_searches(found) if graph.kinds[found] == FIND else None
+        if method is not None and graph.inverted_by(found) == key:
+            raise InputError(BATCH.format(method))
 
 
 def _outputs_of(prompt_id: str) -> list | None:

@@ -21,7 +21,14 @@ from scripts.comfy_server import Server
 from scripts.environment import ROOT
 
 TEMPLATE = ROOT / "example_workflows" / "latent_directions_first_slider.json"
-STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
+STRENGTHS = (-1.5, -1, -0.5, 0, 0.5, 1, 1.5)
+# What the strips of the demo move: what the words say of the portrait before, and at strength 1.
+MOVED = {
+    "smile": ("neutral", "smiling"),
+    "brows": ("calm", "angry"),
+    "hair": ("medium-haired", "long-haired"),
+    "hat": ("without hat", "with hat"),
+}
 SIZE, WIDTH = 64, 256  # pixels of the demo model's pictures, and in strips
 PLAIN_PROMPT = "a portrait of a person"
 PORTRAIT, INVERT, FIND, SLIDER, REPORT = (
@@ -66,7 +73,7 @@ def make_strips(server: Server, options: argparse.Namespace) -> list[Path]:
         picture.save(files[-1])
 
     keep(before, "round-trip.png")
-    for strip in planned(prompt, info, options):
+    for strip in planned(prompt, options):
         changed = workflow.with_inputs(prompt, {workflow.find(prompt, FIND): strip.inputs})
         edits = {strength: edit(server, changed, strip.name, strength) for strength in STRENGTHS}
         for strength, made in edits.items():
@@ -123,16 +130,14 @@ def with_outputs(prompt: dict, info: dict) -> dict:
     }
 
 
-def planned(prompt: dict, info: dict, options: argparse.Namespace) -> list[Strip]:
-    """Return the strips to make: the three of the demo, or the one that the options ask for."""
+def planned(prompt: dict, options: argparse.Namespace) -> list[Strip]:
+    """Return the strips to make: those of the demo, or the one that the options ask for."""
     if options.method or options.target or options.image:
         method = options.method or prompt[workflow.find(prompt, FIND)]["inputs"]["method"]
         return [Strip(method.lower().replace(" ", "-"), {"method": method})]
-    mouth = [workflow.find(prompt, PORTRAIT), workflow.output(info, PORTRAIT, "mouth")]
     return [
-        Strip("t-loco", {"method": "T-LOCO", "mask": mouth, "keep": ""}),
-        Strip("hsds", {"method": "HSDS", "mask": None}),
-        Strip("text", {"method": "text", "mask": None, "keep": ""}),
+        Strip(name, {"source": f"{PLAIN_PROMPT}, {before}", "target": f"{PLAIN_PROMPT}, {after}", "keep": ""})
+        for name, (before, after) in MOVED.items()
     ]
 
 
@@ -149,7 +154,7 @@ def round_trip(server: Server, prompt: dict) -> tuple[Image.Image, Tensor]:
     return picture_of(server, result, "picture out"), latent_of(server, result)
 
 
-def edit(server: Server, prompt: dict, name: str, strength: int) -> Edit:
+def edit(server: Server, prompt: dict, name: str, strength: float) -> Edit:
     """Queue the workflow with the slider at `strength` and collect what comes out."""
     prompt = workflow.with_inputs(prompt, {workflow.find(prompt, SLIDER): {"strength": strength}})
     began = time.monotonic()
@@ -214,9 +219,9 @@ def describe(
     }
 
 
-def label(strength: int) -> str:
+def label(strength: float) -> str:
     """Return a strength as it is written beside a picture."""
-    return f"{strength:+d}" if strength else "0"
+    return f"{strength:+g}" if strength else "0"
 
 
 def rounded(values: np.ndarray) -> list[float]:

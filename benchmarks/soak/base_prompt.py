@@ -112,6 +112,10 @@ ODD_MODELS = {
 ODD = {
     "LATENT": ODD_LATENTS,
     "MASK": ODD_MASKS | {"eyes": "@portrait 2"},
+    "IMAGE": {
+        "portrait": "@portrait",
+        "two, wide": ("EmptyImage", {"width": 4096, "height": 16, "batch_size": 2, "color": 0}),
+    },
     "CONDITIONING": ODD_WORDS,
     "MODEL": ODD_MODELS,
     "CLIP": {"an earlier layer": ("CLIPSetLastLayer", {"clip": "@demo 1", "stop_at_clip_layer": -24})},
@@ -127,6 +131,7 @@ ODD = {
         "at another level": ("invert", {"level": 0.9}),
         "of fresh noise": ("invert", {"method": "fresh noise", "seeds": 2}),
         "of another model": ("invert", {"model": "discrete"}),
+        "with a slider": "@slider 3",
     },
     "LATENT_DIRECTIONS": {
         "of LOCO": ("find", {"method": "LOCO", "count": 2, "hold_outside": 0}),
@@ -139,6 +144,7 @@ NODES = {
     "invert": "InvertImage",
     "find": "FindDirections",
     "slider": "DirectionSlider",
+    "apply": "ApplySliders",
     "preview": "PreviewDirections",
     "report": "EditReport",
     "save": "SaveDirection",
@@ -156,7 +162,8 @@ def base() -> dict:
     find |= {"target": TARGET, "keep": "", "count": 1, "hold_outside": 1, "free": "", "guidance": 1.0, "seed": 0}
     find |= {"image_share": 0.35, "text_share": 0.35, "derivatives": "automatic"}
     slider = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0, "strength": 1.0, "weight": 1.0}
-    sampling = {"noise": ["slider", 2], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["invert", 2]}
+    slider |= {"words": "live"}
+    sampling = {"noise": ["apply", 2], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["invert", 2]}
     nodes = {
         "demo": (f"{PREFIX}LoadDemoModel", {}),
         "portrait": (f"{PREFIX}DemoPortrait", {"seed": 7, "named_attributes": ""}),
@@ -167,7 +174,8 @@ def base() -> dict:
         "find": (f"{PREFIX}FindDirections", find),
         "load": (f"{PREFIX}LoadDirection", {"file": f"{STORED}.safetensors"}),
         "slider": (f"{PREFIX}DirectionSlider", slider),
-        "guider": ("BasicGuider", {"model": ["slider", 0], "conditioning": ["slider", 1]}),
+        "apply": (f"{PREFIX}ApplySliders", {"inversion": ["slider", 3]}),
+        "guider": ("BasicGuider", {"model": ["apply", 0], "conditioning": ["apply", 1]}),
         "euler": ("KSamplerSelect", {"sampler_name": "euler"}),
         "sampled": ("SamplerCustomAdvanced", sampling | {"latent_image": ["invert", 0]}),
         "decoded": ("VAEDecode", {"samples": ["sampled", 0], "vae": ["demo", 2]}),

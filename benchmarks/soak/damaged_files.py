@@ -56,8 +56,12 @@ def outcome_of(path: Path) -> Outcome:
 
 def unusable(direction: Direction) -> str:
     """Why a direction cannot be used, or nothing."""
-    tensors = {"latent": direction.latent}
-    prompts = {"text": direction.text}
+    tensors = {"latent": direction.latent, "mask": direction.mask}
+    prompts = {}
+    if direction.words is not None:
+        prompts = {"target": direction.words.target, "source": direction.words.source}
+    if direction.distilled is not None:
+        tensors["distilled move"] = direction.distilled.move
     for i, pair in enumerate(direction.keep):
         prompts |= {f"keep {i} present": pair.present, f"keep {i} absent": pair.absent}
     for name, prompt in prompts.items():
@@ -72,6 +76,15 @@ def unusable(direction: Direction) -> str:
             return f"{name} is not finite"
         if tensor.numel() == 0:
             return f"{name} is empty, shape {list(tensor.shape)}"
+    if direction.mask is not None and not (direction.mask.min() >= 0 and direction.mask.max() <= 1):
+        return "the mask has values outside 0 to 1"
+    if all(part is None for part in (direction.latent, direction.words, direction.distilled)):
+        return "nothing to move"
+    numbers = [0.0 if direction.words is None else direction.words.share]
+    numbers += [] if direction.distilled is None else [direction.distilled.error]
+    numbers += [] if direction.model is None else [value for part in direction.model.weights for value in part]
+    if not all(map(math.isfinite, numbers)):
+        return "a number of its parts is not finite"
     if not (math.isfinite(direction.sigma) and math.isfinite(direction.step)):
         return f"sigma {direction.sigma}, step {direction.step}"
     if direction.latent is not None and not (3 * direction.step * direction.latent.float()).isfinite().all():

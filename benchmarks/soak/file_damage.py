@@ -15,14 +15,25 @@ import torch
 from hypothesis import strategies as st
 
 from latent_directions.core import direction_files
-from latent_directions.core.direction import Direction, KeepPair, Prompt
+from latent_directions.core.direction import Direction, Distilled, Fingerprint, KeepPair, Prompt, Words
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4}
 WIDTHS |= {"U64": 8, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8, "F4": 0.5, "F6_E2M3": 0.75}
 ODD_TYPES = [*WIDTHS, "F6_E3M2", "F8_E4M3FNUZ", "F128", "", "f32", 5, None]
 ODD_SHAPES = [[], [0], [-1], [1], [0, 8, 8], [2**63], [2**31, 2**31, 2**31], [1] * 5, [1] * 1000, "16", None, [1.5]]
 DEEP = 100_000
-FIELDS = ["name", "method", "family", "sigma", "step", "keep", "notes"]
+FIELDS = ["name", "method", "family", "sigma", "step", "keep", "notes", "model", "prompts", "parts"]
+PART_FIELDS = ["kind", "step", "share", "source", "change", "picture", "error", "names"]
+MODEL_FIELDS = ["family", "structure", "weights", "rounding"]
+KINDS = [*direction_files.KINDS, "features", "subspace", "", "x" * 5000, "\ud800", 3, None, [], {}]
+OF_PARTS = (
+    "field of a part", "field of a part left out", "field of the model", "kind of a part", "part twice",
+    "part left out",
+)  # fmt: skip
+LARGE = {
+    "latent": [16, 64, 0], "latent.move": [16, 64, 0], "text.tokens": [1, 77, 0], "words.target.tokens": [1, 77, 0],
+    "words.source.pooled": [1, 0], "mask.cells": [1, 64, 0], "distilled.move": [16, 64, 0], "other": [0],
+}  # fmt: skip
 # As text, since JSON that Python would not write is among them.
 ODD_JSON = [
     "null",
@@ -74,22 +85,52 @@ def directions() -> list[Direction]:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=noise)
 
-    words = Prompt(random(1, 7, 32), random(1, 16))
+    target, source = (Prompt(random(1, slots, 32), random(1, 16), {"ids": torch.ones(1, slots)}) for slots in (7, 9))
     keep = (KeepPair("glasses", Prompt(random(1, 7, 32), random(1, 16)), Prompt(random(1, 7, 32), random(1, 16))),)
     latent = random(16, 4, 4)
+    move = {"latent": latent / latent.norm(), "step": 2.0}
     common = {"family": "SD3", "sigma": 0.75, "notes": {"singular_value": 3.5, "source": "a", "target": "b"}}
+    common["model"] = Fingerprint("0123456789abcdef" * 4, ((0.5, -0.25), (0.125,)), 0.25)
+    more = {"mask": torch.full((1, 4, 4), 0.5), "distilled": Distilled(random(16, 4, 4), "f" * 64, 0.1)}
     return [
-        Direction("direction 1", "LOCO", latent=latent / latent.norm(), step=2.0, **common),
-        Direction("smiling", "text", text=words, **common),
-        Direction("smiling", "HSDS", latent=latent / latent.norm(), step=2.0, text=words, keep=keep, **common),
+        Direction("direction 1", "LOCO", **move, **common),
+        Direction("smiling", "text", words=Words(target), **common),
+        Direction("smiling", "HSDS", **move, words=Words(target, source, 0.35), keep=keep, **more, **common),
     ]
 
 
 def originals() -> list[bytes]:
-    """The files of `directions`."""
+    """The files of `directions`, and after them the same in format 1."""
+    made = directions()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.safetensors")
-        return [(direction_files.save(d, path), path.read_bytes())[1] for d in directions()]
+        return [(direction_files.save(d, path, b"\xff\xd8\xff"), path.read_bytes())[1] for d in made] + [
+            first_format(d) for d in made
+        ]
+
+
+def first_format(direction: Direction) -> bytes:
+    """A file of format 1, which knew nothing of masks, sources and fingerprints."""
+    prompts = {} if direction.words is None else {"text": direction.words.target}
+    for number, pair in enumerate(direction.keep):
+        prompts |= {f"keep.{number}.present": pair.present, f"keep.{number}.absent": pair.absent}
+    tensors = {} if direction.latent is None else {"latent": direction.latent}
+    for key, prompt in prompts.items():
+        tensors |= {f"{key}.tokens": prompt.tokens, f"{key}.pooled": prompt.pooled}
+        tensors |= {f"{key}.extra.{name}": part for name, part in prompt.extra.items()}
+    names = ("name", "method", "family", "sigma", "step", "notes")
+    described = {name: getattr(direction, name) for name in names} | {"keep": [pair.name for pair in direction.keep]}
+    metadata = {"format": direction_files.FIRST_FORMAT, "direction": json.dumps(described)}
+    header, data = {"__metadata__": metadata}, b""
+    for name, tensor in tensors.items():
+        values = tensor.contiguous().numpy().tobytes()
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(values)],
+        }
+        data += values
+    return joined(header, data)
 
 
 def recipes() -> st.SearchStrategy:
@@ -112,20 +153,32 @@ def recipes() -> st.SearchStrategy:
         "field": st.tuples(field, odd),
         "two fields": st.tuples(field, odd, field, odd),
         "field left out": field,
+        "field of a part": st.tuples(number, st.sampled_from(PART_FIELDS), odd),
+        "field of a part left out": st.tuples(number, st.sampled_from(PART_FIELDS)),
+        "field of the model": st.tuples(st.sampled_from(MODEL_FIELDS), odd),
+        "kind of a part": st.tuples(number, st.sampled_from(KINDS)),
+        "part twice": number,
+        "part left out": number,
         "all metadata": odd,
-        "format": st.sampled_from(["latent-directions/2", "", "a" * 5000, "\x1b", "latent-directions/1 ", "\ud800"]),
+        "format": st.sampled_from(
+            ["latent-directions/1", "latent-directions/2", "latent-directions/3", "", "a" * 5000, "\x1b", "\ud800"]
+        ),
         "type": tensor_type,
         "shape": st.tuples(number, st.sampled_from(ODD_SHAPES)),
         "same size, another shape": st.tuples(number, number),
         "tensor left out": number,
-        "tensor renamed": st.tuples(number, st.sampled_from(["latent", "text.tokens", "x", "", "keep.0.x", "é" * 999])),
+        "tensor renamed": st.tuples(
+            number, st.sampled_from([*LARGE, "x", "", "keep.0.x", "words.source.tokens", "é" * 999])
+        ),
         "tensors exchanged": st.tuples(number, number),
         "values": st.tuples(number, share, values),
         "all values": st.tuples(number, values),
         "more tensors": st.sampled_from([1, 10, 5000]),
         "offsets": st.tuples(number, st.sampled_from([-1, 0, 1, 2**40, 2**64 - 1])),
-        "large and empty": st.tuples(sizes, st.sampled_from(["latent", "other", "text.tokens"]), st.booleans()),
-        "many values": st.tuples(st.sampled_from(["keep", "notes", "name"]), st.sampled_from([1000, 10**5, 5 * 10**5])),
+        "large and empty": st.tuples(sizes, st.sampled_from(sorted(LARGE)), st.booleans()),
+        "many values": st.tuples(
+            st.sampled_from(["keep", "parts", "notes", "name"]), st.sampled_from([1000, 10**5, 5 * 10**5])
+        ),
         "another file": st.sampled_from(["pickle", "zip", "empty", "text", "zeros", "folder", "pipe", "link"]),
         "random bytes": st.binary(max_size=200),
     }
@@ -216,19 +269,24 @@ def _with_header(data: bytes, name: str, how) -> bytes | tuple[bytes, int]:
         pairs = [how] if isinstance(how, str) else [how[i : i + 2] for i in range(0, len(how), 2)]
         for pair in pairs:
             if isinstance(pair, str):
-                del fields[pair]
+                fields.pop(pair, None)
             else:
                 fields[pair[0]] = pair[1]
         metadata["direction"] = "{" + ", ".join(f'"{key}": {text}' for key, text in fields.items()) + "}"
+    elif name in OF_PARTS:
+        metadata["direction"] = _with_parts(json.loads(metadata["direction"]), name, how)
     elif name == "all metadata":
         metadata["direction"] = how
     elif name == "format":
         metadata["format"] = how
     elif name == "many values":
         fields = json.loads(metadata["direction"])
-        fields[how[0]] = {"keep": ["a"] * how[1], "notes": {str(i): i for i in range(how[1])}, "name": "a" * how[1]}[
-            how[0]
-        ]
+        fields[how[0]] = {
+            "keep": ["a"] * how[1],
+            "parts": [{"kind": "mask"}] * how[1],
+            "notes": {str(i): i for i in range(how[1])},
+            "name": "a" * how[1],
+        }[how[0]]
         metadata["direction"] = json.dumps(fields)
     elif name == "more tensors":
         header |= {f"x.{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(how)}
@@ -237,6 +295,26 @@ def _with_header(data: bytes, name: str, how) -> bytes | tuple[bytes, int]:
     else:
         tensors = _with_tensors(header, keys, tensors, name, how)
     return joined(header, tensors)
+
+
+def _with_parts(described: dict, name: str, how) -> str:
+    """The description of a direction as JSON, with its parts or its model changed; one of format 1 gets them."""
+    parts = described.setdefault("parts", [{"kind": "latent", "step": 2.0}])
+    part = parts[(how if isinstance(how, int) else how[0]) % len(parts)] if name != "field of the model" else {}
+    place, text = "@", ""  # a place for text that need not be JSON
+    if name == "field of a part":
+        part[how[1]], text = place, how[2]
+    elif name == "field of a part left out":
+        part.pop(how[1], None)
+    elif name == "field of the model":
+        described.setdefault("model", {})[how[0]], text = place, how[1]
+    elif name == "kind of a part":
+        part["kind"] = how[1]
+    elif name == "part twice":
+        parts.append(part)
+    else:  # part left out
+        parts.remove(part)
+    return json.dumps(described).replace(f'"{place}"', text)
 
 
 def _with_tensors(header: dict, keys: list[str], tensors: bytes, name: str, how) -> bytes:
@@ -286,7 +364,8 @@ def _sparse(header: dict, tensors: bytes, size: int, key: str, alone: bool) -> t
         tensors = b""
     elif key in header:
         key = f"{key}.more"
-    shape = {"latent": [16, 64, size // 4096], "text.tokens": [1, 77, size // 4 // 77]}.get(key, [size // 4])
+    shape = LARGE.get(key, [0])
+    shape = [*shape[:-1], size // 4 // math.prod(shape[:-1])]
     length = math.prod(shape) * 4
     header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [len(tensors), len(tensors) + length]}
     made = joined(header, tensors)

@@ -40,7 +40,7 @@ def picture(test_model: TestModel, batch: int = 1, size: tuple[int, int] | None 
 
 def invert(test_model: TestModel, latent: dict | None = None, model=None, **changes) -> SimpleNamespace:
     """Run Invert Image; its outputs by name."""
-    options = {"level": 0.6, "steps": 5, **changes}
+    options = {"level": 0.6, "steps": 5, "method": "backward euler", **changes}
     latent = picture(test_model) if latent is None else latent
     model = test_model.model if model is None else model
     with torch.inference_mode():
@@ -110,10 +110,13 @@ def find(test_model: TestModel, inversion, method: str, model=None, **changes) -
     """Run Find Directions; directions and report."""
     options = {
         "source": "a sad person", "target": "a smiling person", "keep": "", "count": 2, "hold_outside": 2, "free": "",
-        "guidance": 1.0, "image_share": 0.5, "text_share": 0.5, "seed": 0, "clip": HashingClip(test_model), **changes,
+        "guidance": 1.0, "image_share": 0.5, "text_share": 0.5, "seed": 0, "clip": HashingClip(test_model),
+        "find_keeps": "nothing", **changes,
     }  # fmt: skip
     with torch.inference_mode():
-        return FindDirections.execute(test_model.model if model is None else model, inversion, method, **options).args
+        return FindDirections.execute(test_model.model if model is None else model, inversion, method, **options).args[
+            :2
+        ]
 
 
 def deviation(a: torch.Tensor, b: torch.Tensor) -> float:

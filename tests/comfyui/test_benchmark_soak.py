@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.soak import damaged_files, file_damage, hostile_prompts, outcomes, run
-from latent_directions.core.direction import Direction
-from latent_directions.core.direction_files import save
+from latent_directions.core.direction import Direction, Distilled, Prompt, Words
+from latent_directions.core.direction_files import FIRST_FORMAT, FORMAT, save
 
 PACK = '  File "/x/custom_nodes/latent-directions/nodes/encode.py", line 7, in execute\n    steps[0]\n'
 COMFY = '  File "/x/ComfyUI/comfy/samplers.py", line 9, in sample\n    return 1\n'
@@ -94,8 +94,27 @@ def test_a_direction_that_cannot_be_used_is_a_fault():
     latent = torch.ones(16, 4, 4)
     usable = Direction("smile", "LOCO", "SD3", 1.0, latent=latent, step=1.0)
     assert damaged_files.unusable(usable) == ""
-    for changes in ({"step": 3e38}, {"latent": latent * float("nan")}, {"family": "SD3\x1b"}, {"sigma": float("nan")}):
+    words = Words(Prompt(torch.ones(1, 7, 24)), share=float("inf"))
+    for changes in (
+        {"step": 3e38},
+        {"latent": latent * float("nan")},
+        {"latent": None},
+        {"sigma": float("nan")},
+        {"words": words},
+        {"words": Words(words.target, Prompt(torch.full((1, 7, 24), float("nan"))))},
+        {"mask": 2 * torch.ones(1, 4, 4)},
+        {"distilled": Distilled(latent * float("inf"), "0" * 64, 0.0)},
+    ):
         assert damaged_files.unusable(replace(usable, **changes))
+
+
+def test_whole_files_of_both_formats_can_be_used(tmp_path):
+    path, formats = tmp_path / "a.safetensors", []
+    for whole in file_damage.originals():
+        path.write_bytes(whole)
+        assert damaged_files.outcome_of(path).kind == outcomes.OK
+        formats.append(file_damage.split(whole)[0]["__metadata__"]["format"])
+    assert formats == 3 * [FORMAT] + 3 * [FIRST_FORMAT]
 
 
 def test_files_are_judged_by_what_loading_them_gives(tmp_path):
@@ -110,8 +129,9 @@ def test_every_recipe_of_damage_makes_a_file(tmp_path):
     path = tmp_path / "a.safetensors"
     drawn = hostile_prompts.draw(file_damage.recipes(), 300, 1)
     assert len({name for name, _ in drawn}) > 15
+    whole = file_damage.originals()
     for number, recipe in enumerate(drawn):
-        file_damage.write(path, file_damage.originals()[number % 3], recipe)
+        file_damage.write(path, whole[number % len(whole)], recipe)
         assert path.exists() or path.is_symlink()
 
 

@@ -35,3 +35,20 @@ def test_leakage_is_measured_against_the_reference_picture():
     assert measures.leakage(values, 1, "smile") == pytest.approx(np.array([0.5, 0.0, 1.0]) / (2 / 12**0.5))
     # No glasses originally: only their appearing counts, not a surer absence.
     assert measures.leakage(values, 1, "glasses") == pytest.approx([0.7, 0.0, 0.0])
+
+
+def test_changes_are_signed_and_in_the_unit_of_the_attribute():
+    def values(smile, glasses, hair):
+        read = {name: np.zeros(len(smile)) for name in ATTRIBUTES}
+        read["background"] = np.eye(4)[np.zeros(len(smile), int)]
+        return read | {"smile": np.array(smile), "glasses": np.array(glasses), "hair_colour": np.array(hair)}
+
+    before = values([0.5], [0.9], [[0.7, 0.3, 0, 0, 0]])
+    after = values([0.0, 1.0], [0.2, 1.0], [[0.2, 0.8, 0, 0, 0], [0.9, 0.1, 0, 0, 0]])
+    found = measures.changes(before, after)
+    assert found["smile"].change == pytest.approx(np.array([-0.5, 0.5]) / (2 / 12**0.5))
+    assert found["glasses"].change == pytest.approx([-0.7, 0.1])
+    assert found["hair_colour"].change == pytest.approx([-0.5, 0.2])
+    first, second = ATTRIBUTES["hair_colour"].classes[:2]
+    assert (found["hair_colour"].before, found["hair_colour"].after) == (first, [second, first])
+    assert {change.unit for change in found.values()} == {"standard deviations", "probability"}

@@ -52,7 +52,7 @@ def changed(prompt: dict, name: str, **inputs) -> dict:
 @pytest.mark.parametrize("path", sorted(strips.TEMPLATE.parent.glob("*.json")), ids=lambda path: path.stem)
 def test_templates_leave_the_nodes_at_their_defaults(info, path):
     """Only words and the portrait are a template's own; a default that is changed later must reach the templates."""
-    own = {"source", "target", "keep", "strength"}
+    own = {"source", "target", "keep", "find_keeps", "strength"}
     for made in workflow.to_prompt(json.loads(path.read_text(encoding="utf-8")), info).values():
         if made["class_type"].startswith("LatentDirections_") and made["class_type"] != strips.PORTRAIT:
             for name, kind, options in workflow.declared_inputs(info[made["class_type"]]):
@@ -69,10 +69,10 @@ def test_encode_identify_manipulate(comfy, prompt):
     for strength in (-2, 1, 2):
         assert float((edits[strength].latent - encoded).abs().max()) > 1e-3
     assert sum(made.found_anew for made in edits.values()) == 1
-    assert zero.encode["model_evaluations"] > 0
-    assert zero.identify["model_evaluations"] > 0
-    # The slider at 0 is sampled like any other strength.
-    assert zero.manipulate["model_evaluations"] >= FEW_STEPS
+    assert zero.encode["model_evaluations"] == 0  # fresh noise
+    assert zero.identify["model_evaluations"] > 0  # looks for what to keep
+    assert zero.manipulate["model_evaluations"] == 0
+    assert edits[2].manipulate["model_evaluations"] >= 2 * (FEW_STEPS - 1)
 
 
 def test_moving_the_slider_reruns_neither_encode_nor_identify(comfy, prompt):
@@ -85,7 +85,7 @@ def test_moving_the_slider_reruns_neither_encode_nor_identify(comfy, prompt):
 
 
 def test_find_directions_shows_progress(comfy, prompt):
-    result = comfy.run(changed(prompt, "FindDirections", seed=1))
+    result = comfy.run(changed(prompt, "FindDirections", method="HSDS"))
     steps = [(value, most) for node, value, most in result.progress if node == key(prompt, "FindDirections")]
     # How many arrive depends on the machine, since ComfyUI sends them by time; they only ever go forward.
     values = [value for value, _ in steps]
@@ -348,6 +348,33 @@ def test_preview_directions_makes_a_contact_sheet(comfy, prompt, info):
     assert strips.picture_of(comfy, result, "sheet").width >= 3 * 64
 
 
+def test_an_edit_is_measured(comfy, prompt, info):
+    portrait, positive = key(prompt, "DemoPortrait"), workflow.find(prompt, "CLIPTextEncode")
+    words = prompt[positive]["inputs"]
+    demo = {"image": [portrait, 0], "edited": [workflow.find(prompt, "VAEDecode"), 0]}
+    score = {
+        "model": [key(prompt, "LoadDemoModel"), 0],
+        "vae": [key(prompt, "LoadDemoModel"), 2],
+        "level": 0.5,
+        "steps": 3,
+    }
+    score |= {"image": [portrait, 0], "positive": [positive, 0], "target": ["other words", 0]}
+    made = {
+        **prompt,
+        "other words": node("CLIPTextEncode", **words | {"text": "a person, with glasses"}),
+        "demo": node("LatentDirections_MeasureDemo", **demo),
+        "score": node("LatentDirections_MeasureDisentanglement", **score),
+        "demo report": node("PreviewAny", source=["demo", 1]),
+        "score report": node("PreviewAny", source=["score", 2]),
+    }
+    result = comfy.run(made)
+    for name in ("demo", "score"):
+        assert strips.picture_of(comfy, result, name).width == 768
+    reports = [json.loads(result.outputs[f"{name} report"]["text"][0]) for name in ("demo", "score")]
+    assert reports[0]["summary"].startswith("Changed most: smile ")
+    assert reports[1]["model_evaluations"] == 5 * 3 + 2
+
+
 def test_demo_report(comfy, tmp_path):
     options = argparse.Namespace(out=tmp_path, image=None, prompt=None, target=None, method="text", seed=3, serve=False)
     written = strips.make_strips(comfy, options)
@@ -355,7 +382,7 @@ def test_demo_report(comfy, tmp_path):
     (run,) = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert run["method"] == "text"
     assert run["target_attribute"] == "smile"
-    assert run["strengths"] == [-3, -2, -1, 0, 1, 2, 3]
+    assert run["strengths"] == list(strips.STRENGTHS)
     assert len(run["target_values"]) == 7
     assert "smile" not in run["leakage"]
     assert all(len(values) == 7 and values[3] == 0 for values in run["leakage"].values())

@@ -38,7 +38,7 @@ def test_a_new_row_is_offered_and_runs(row, monkeypatch):
     expected.clear()
     (direction,), report = find(test_model, encoded.inversion, row.name, clip=None)
     report = json.loads(report)
-    assert (direction.method, direction.step, direction.text) == (row.name, 0.5, None)
+    assert (direction.method, direction.step, direction.words) == (row.name, 0.5, None)
     assert float(direction.latent.norm()) == pytest.approx(1)
     assert report["model_evaluations"] == expected[0] == 1
     assert report["found"][0]["mask"] is False

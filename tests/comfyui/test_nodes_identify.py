@@ -62,7 +62,7 @@ def test_every_method_runs_and_moves_the_picture(family, method):
             assert report["model_evaluations"] > 0
             assert report["self_check"]["mode"] == "forward AD"
             assert report["self_check"]["difference"] < 1e-2
-        assert (direction.text is None) == (method in ("LOCO", "T-LOCO"))
+        assert (direction.words is None) == (method in ("LOCO", "T-LOCO"))
         assert len(direction.keep) == (0 if method == "LOCO" else 1)
     result = edited(test_model, encoded, directions, 1.0, cfg=2.0)
     assert torch.isfinite(result).all()

@@ -34,9 +34,17 @@ WRONG = {
     io.String.Input: [3, 1.5, ["a"], {}, "\ud800", "smile\udfff", "x" * (LONGEST_TEXT + 1), "x" * 5_000_000],
     io.Combo.Input: [3, "", "none of them", "\ud800", "x" * 1_000_000, None, ["a"]],
     io.Mask.Input: [3, torch.tensor(1.0), torch.zeros(5), torch.zeros(0, 8, 8), torch.full((1, 8, 8), math.nan)],
+    io.Image.Input: [
+        3,
+        torch.zeros(8, 8, 3),
+        torch.zeros(0, 8, 8, 3),
+        torch.zeros(1, 8, 8, 1),
+        torch.full((1, 8, 8, 3), math.nan),
+    ],
     io.Conditioning.Input: [[], [[None, {}]], 3, [1], [None], [["x", {}]], [[torch.full((1, 7, 24), math.nan), {}]]],
     io.Model.Input: [3, "model", []],
     io.Clip.Input: [3, "clip", [], {}],
+    io.ClipVision.Input: [3, "clip vision", [], {}],
     io.Vae.Input: [3, "vae", [], {}],
     io.Noise.Input: [3, "noise", [], {}],
 }

@@ -1,14 +1,15 @@
-"""The Direction Slider at 0: no case of its own, and the picture comes back all the same."""
+"""Direction Sliders, alone and in a chain: the picture at 0, sums, masks, batches, and what a position costs."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from families import CORE
-from node_runs import find, invert, loaded, sample
+from families import CORE, Family, sd3
+from node_runs import find, invert, loaded, picture, sample
 
 from latent_directions.nodes.errors import InputError
-from latent_directions.nodes.manipulate import DirectionSlider
+from latent_directions.nodes.manipulate import ApplySliders, DirectionSlider
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
@@ -19,13 +20,15 @@ def test_zero_with_keep_and_weight(family, method, cfg):
     encoded = invert(test_model)
     keep = "a person with glasses | a person hat" if method != "LOCO" else ""
     directions, _ = find(test_model, encoded.inversion, method, keep=keep)
-    model, positive, noise = DirectionSlider.execute(encoded.inversion, directions, 0, 0.0, 0.7).args
+    model, positive, noise = DirectionSlider.execute(encoded.inversion, directions, 0, 0.0, 0.7).args[:3]
     assert model is not encoded.model
     samples = sample(test_model, encoded, cfg=cfg, model=model, positive=positive, noise=noise)
     assert torch.equal(samples, encoded.latent["samples"])
-    model, positive, noise = DirectionSlider.execute(encoded.inversion, directions, 0, 1.0, 0.7).args
+    assert encoded.inversion.statistics.last_evaluations == 0
+    model, positive, noise = DirectionSlider.execute(encoded.inversion, directions, 0, 1.0, 0.7).args[:3]
     moved = sample(test_model, encoded, cfg=cfg, model=model, positive=positive, noise=noise)
     assert not torch.allclose(moved, samples, atol=1e-3)
+    assert encoded.inversion.statistics.last_evaluations > 0
 
 
 class TestAnotherLevel:
@@ -38,7 +41,7 @@ class TestAnotherLevel:
         (direction, *_), _ = find(test_model, found.inversion, "LOCO")
         moves = []
         for encoded in (found, used):
-            model, positive, noise = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
+            model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
             moves.append(noise.noise - encoded.inversion.paths.base)
             sample(test_model, encoded, model=model, positive=positive, noise=noise)
         assert torch.allclose(*moves, rtol=1e-4, atol=1e-6)
@@ -54,3 +57,153 @@ class TestAnotherLevel:
             DirectionSlider.execute(encoded.inversion, [replace(direction, sigma=1e6)], 0, 1.0)
         (words,), _ = find(test_model, encoded.inversion, "text")
         DirectionSlider.execute(encoded.inversion, [replace(words, sigma=1e6)], 0, 1.0)  # words have no noise level
+
+
+class TestChain:
+    """Sliders that pass the inversion on."""
+
+    STEPS = 5
+
+    @pytest.fixture(scope="class", params=["backward euler", "fresh noise"])
+    def case(self, request):
+        test_model = loaded(Family("sd3", sd3))
+        encoded = invert(test_model, steps=self.STEPS, method=request.param)
+        found = [
+            find(test_model, encoded.inversion, "text", target=target, text_share=1.0)[0][0]
+            for target in ("a smiling person", "a sad cat")
+        ]
+        (found_by_loco, *_), _ = find(test_model, encoded.inversion, "LOCO")
+        return test_model, encoded, [*found, found_by_loco]
+
+    def chain(self, inversion, *sliders, **options):
+        """The inversion behind sliders, each (direction, strength)."""
+        for direction, strength in sliders:
+            inversion = DirectionSlider.execute(inversion, [direction], 0, strength, **options).args[3]
+        return inversion
+
+    def end(self, case, inversion, **options) -> tuple[torch.Tensor, int]:
+        """The sampled latent behind Apply Sliders, and the evaluations that it took."""
+        test_model, encoded, _ = case
+        model, positive, noise = ApplySliders.execute(inversion).args
+        samples = sample(test_model, encoded, model=model, positive=positive, noise=noise, **options)
+        return samples, inversion.statistics.last_evaluations
+
+    def test_apply_sliders_gives_what_the_last_slider_gives(self, case):
+        test_model, encoded, (a, b, _) = case
+        first = self.chain(encoded.inversion, (a, 1.0))
+        model, positive, noise, second = DirectionSlider.execute(first, [b], 0, -0.5).args
+        by_slider = sample(test_model, encoded, model=model, positive=positive, noise=noise)
+        assert torch.equal(by_slider, self.end(case, second)[0])
+        assert not torch.allclose(by_slider, self.end(case, first)[0], atol=1e-3)
+
+    def test_without_a_slider_it_is_the_picture(self, case):
+        samples, evaluations = self.end(case, case[1].inversion, cfg=4.0)
+        assert torch.equal(samples, case[1].latent["samples"])
+        assert evaluations == 0
+
+    def test_all_at_zero_it_is_the_picture(self, case):
+        _, encoded, (a, b, c) = case
+        samples, evaluations = self.end(case, self.chain(encoded.inversion, (a, 0.0), (b, 0.0), (c, 0.0)), cfg=4.0)
+        assert torch.equal(samples, encoded.latent["samples"])
+        assert evaluations == 0
+
+    def test_a_slider_at_zero_is_as_if_it_were_bypassed(self, case):
+        _, encoded, (a, b, c) = case
+        with_it, _ = self.end(case, self.chain(encoded.inversion, (a, 1.0), (b, 0.0), (c, 0.7)))
+        bypassed, _ = self.end(case, self.chain(encoded.inversion, (a, 1.0), (c, 0.7)))
+        assert torch.equal(with_it, bypassed)
+
+    @pytest.mark.parametrize("number", [0, 2])
+    def test_the_same_direction_twice_is_the_sum(self, case, number):
+        _, encoded, directions = case
+        twice, _ = self.end(case, self.chain(encoded.inversion, (directions[number], 0.5), (directions[number], 0.75)))
+        once, _ = self.end(case, self.chain(encoded.inversion, (directions[number], 1.25)))
+        assert torch.allclose(twice, once, atol=1e-4 * float(once.abs().max()))
+
+    def test_weights_multiply(self, case):
+        _, encoded, (a, *_) = case
+        both = encoded.inversion
+        for weight in (0.5, 0.6):
+            both = DirectionSlider.execute(both, [a], 0, 0.5, weight).args[3]
+        once = DirectionSlider.execute(encoded.inversion, [a], 0, 1.0, 0.3).args[3]
+        ends = [self.end(case, inversion)[0] for inversion in (both, once)]
+        assert torch.allclose(*ends, atol=1e-4 * float(ends[0].abs().max()))
+
+    @pytest.mark.parametrize(
+        ("words", "own_source", "a_step"), [("live", False, 3), ("live", True, 4), ("recorded", True, 1)]
+    )
+    def test_what_a_position_costs(self, case, words, own_source, a_step):
+        """Live, one evaluation a step and one more for each slider; recorded, one; the first step is all known.
+
+        A source that is not the prompt of Invert Image is a prompt more, which both sliders share.
+        """
+        _, encoded, (a, b, _) = case
+        if not own_source:
+            a, b = (replace(found, words=replace(found.words, source=None)) for found in (a, b))
+        costs = [
+            self.end(case, self.chain(encoded.inversion, (a, strength), (b, -strength), words=words))[1]
+            for strength in (1.0, 0.5, -1.5)
+        ]
+        assert costs[1] == costs[2] == (self.STEPS - 1) * a_step
+        assert costs[0] > costs[1]
+
+    def test_recorded_words_move_nearly_as_live_ones_for_a_small_strength(self, case):
+        _, encoded, (a, *_) = case
+        moved = [
+            self.end(case, self.chain(encoded.inversion, (a, 0.02), words=words))[0] - encoded.latent["samples"]
+            for words in ("live", "recorded")
+        ]
+        assert torch.cosine_similarity(*(m.flatten() for m in moved), dim=0) > 0.999
+
+    @pytest.mark.parametrize("number", [0, 2])
+    def test_nothing_changes_outside_the_masks(self, case, number):
+        _, encoded, directions = case
+        height, width = encoded.latent["samples"].shape[-2:]
+        masks = torch.zeros(2, height, width)
+        masks[0, :, : width // 4] = 1
+        masks[1, : height // 4] = 0.5
+        inversion = encoded.inversion
+        for direction, mask in ((directions[number], masks[0]), (directions[1], masks[1])):
+            inversion = DirectionSlider.execute(inversion, [direction], 0, 1.0, mask=mask[None]).args[3]
+        change = (self.end(case, inversion)[0] - encoded.latent["samples"]).abs().amax((0, 1))
+        union = masks.amax(0)
+        assert change[union == 0].max() < 1e-5 * encoded.latent["samples"].abs().max()
+        assert (change[union > 0] > 1e-3).float().mean() > 0.9
+
+    def test_searches_and_previews_are_about_the_unmoved_picture(self, case):
+        test_model, encoded, (a, *_) = case
+        moved = self.chain(encoded.inversion, (a, 1.0))
+        found = [find(test_model, inversion, "DDS")[0][0].latent for inversion in (encoded.inversion, moved)]
+        assert torch.equal(*found)
+
+    def test_a_mask_of_another_shape_or_without_a_cell(self, case):
+        _, encoded, (a, *_) = case
+        with pytest.raises(InputError, match="'mask' selects nothing: it is black everywhere"):
+            DirectionSlider.execute(encoded.inversion, [a], 0, 1.0, mask=torch.zeros(1, 64, 64))
+        with pytest.raises(InputError, match="another shape than the picture's latent"):
+            DirectionSlider.execute(encoded.inversion, [a], 0, 1.0, mask=torch.ones(1, 64, 640))
+        other = replace(a, mask=torch.ones(1, 4, 4))
+        with pytest.raises(InputError, match="has a mask of 4 x 4 cells, but this picture's latent is"):
+            DirectionSlider.execute(encoded.inversion, [other], 0, 1.0)
+
+
+@pytest.mark.parametrize("family", CORE, ids=str)
+def test_words_move_each_picture_of_a_batch_as_if_it_were_alone(family):
+    test_model = loaded(family)
+    both = picture(test_model, batch=2)
+    ends = []
+    for part in (slice(0, 2), slice(0, 1), slice(1, 2)):
+        encoded = invert(test_model, {"samples": both["samples"][part]})
+        (direction,), report = find(test_model, encoded.inversion, "text", keep="a hat | a cap")
+        assert json.loads(report)["model_evaluations"] == 0
+        model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
+        ends.append(sample(test_model, encoded, model=model, positive=positive, noise=noise))
+    assert torch.allclose(ends[0], torch.cat(ends[1:]), atol=2e-4 * float(ends[0].abs().max()))
+    assert not torch.allclose(ends[0], both["samples"], atol=1e-3)
+
+
+def test_searches_refuse_a_batch_before_any_work():
+    test_model = loaded(CORE[0])
+    encoded = invert(test_model, picture(test_model, batch=2))
+    with pytest.raises(InputError, match="what method 'HSDS' finds belongs to one"):
+        find(test_model, encoded.inversion, "HSDS")

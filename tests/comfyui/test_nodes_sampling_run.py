@@ -100,7 +100,7 @@ def test_the_middle_of_a_contact_sheet_is_the_picture(strength):
         positive = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
         inversion = InvertImage.execute(model, positive, latent, steps=3).args[4]
         words = {"source": "a person, sad", "target": "a person, smiling", "clip": clip}
-        directions, _ = FindDirections.execute(model, inversion, "text", **words).args
+        directions = FindDirections.execute(model, inversion, "text", **words).args[0]
         sheet, report = PreviewDirections.execute(inversion, directions, vae, strength, 7, 3).args  # B H W C
         picture = vae.decode(latent["samples"])[0].clamp(0, 1)  # H W C
     report = json.loads(report)

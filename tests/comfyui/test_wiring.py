@@ -95,9 +95,23 @@ def ksampler(prompt: dict, model: list | None = None, **inputs) -> dict:
     return made
 
 
+def behind_two_sliders(prompt: dict) -> dict:
+    """A sampler that is given the MODEL of Apply Sliders, behind two sliders in a chain."""
+    first = workflow.find(prompt, strips.SLIDER)
+    second = {**prompt[first], "inputs": prompt[first]["inputs"] | {"inversion": [first, 3]}}
+    apply = workflow.find(prompt, "LatentDirections_ApplySliders")
+    made = changed({**prompt, "second": second}, "LatentDirections_ApplySliders", inversion=["second", 3])
+    return changed(ksampler(made, [apply, 0]), strips.INVERT, level=0.5)
+
+
+def words_on_batch(prompt: dict) -> dict:
+    return changed(batch(prompt), strips.FIND, method="text")
+
+
 def batch(prompt: dict) -> dict:
     twice = TWICE | {"inputs": TWICE["inputs"] | {"samples": [workflow.find(prompt, "VAEEncode"), 0]}}
-    return changed({**prompt, "twice": twice}, strips.INVERT, latent=["twice", 0])
+    made = changed({**prompt, "twice": twice}, strips.INVERT, latent=["twice", 0])
+    return changed(made, strips.FIND, method="HSDS")
 
 
 WIRED = {
@@ -107,7 +121,8 @@ WIRED = {
         "'sampler' of SamplerCustomAdvanced comes from SamplerEulerAncestral, which adds",
     ),
     "KSampler behind another node": (ksampler, "'sampler_name' of KSampler is 'dpmpp_sde', which adds noise"),
-    "batch": (batch, "'latent' is a batch of several pictures"),
+    "behind two sliders": (behind_two_sliders, "'sampler_name' of KSampler is 'dpmpp_sde', which adds noise"),
+    "batch": (batch, "'latent' is a batch of several pictures, but its 'inversion' goes to Find Directions, and what"),
 }
 
 
@@ -172,6 +187,7 @@ RIGHT = {
     "a stochastic sampler of another MODEL": of_another_model,
     "a stochastic sampler that does not run": unused,
     "one picture out of a batch": one_of_a_batch,
+    "words on a batch": words_on_batch,
     "linked words": lambda prompt: changed(prompt, strips.FIND, source=["words", 0]),
     "no words, for LOCO": lambda prompt: changed(prompt, strips.FIND, method="LOCO", source="", target=""),
 }

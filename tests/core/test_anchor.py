@@ -63,11 +63,28 @@ class TestReturn:
         """To the last bit, whatever the weight and whatever is kept."""
         x0, sigma = pair_of_pictures(model), share * model.sigma
         noise = seeded_noise(x0, 3)
+        predictions = Predictions(model, guidance=4.0)
         for weight in (1.0, 0.7):
-            anchor = anchored(model, x0, noise, WordsMove(strength=0.0, keep=keep), weight=weight)
-            assert torch.equal(anchor(anchor.reference(sigma), sigma, Predictions(model)), x0)
-        anchor = anchored(model, x0, noise)
-        assert torch.equal(anchor(anchor.reference(sigma), sigma, Predictions(model, guidance=4.0)), x0)
+            anchor = anchored(model, x0, noise, WordsMove(strength=0.0, keep=keep, towards="target"), weight=weight)
+            assert torch.equal(anchor(anchor.reference(sigma), sigma, predictions), x0)
+        anchor = anchored(model, x0, noise, NoiseMove(strength=1.0, keep=keep, displacement=x0[0]))
+        assert torch.equal(anchor(anchor.reference(sigma), sigma, predictions), x0)
+        assert not predictions.calls
+
+    def test_predictions_that_differ_from_call_to_call_do_not_disturb_it(self, model):
+        """As they do where a batch is split, or in half precision: a sample on the path has no response at all."""
+        x0, sigma = pair_of_pictures(model), model.sigma
+
+        def unsteady(x, sigma, names, calls=[]):  # noqa: B006
+            calls.append(1)
+            return [model.denoiser(x, sigma, name) + 0.01 * len(calls) for name in names]
+
+        anchor = anchored(model, x0, seeded_noise(x0, 3))
+        x = anchor.reference(sigma)
+        x[1] += 0.1
+        found = anchor(x, sigma, unsteady)
+        assert torch.equal(found[0], x0[0])
+        assert not torch.equal(found[1], x0[1])
 
     @pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
     @pytest.mark.parametrize("steps", [1, 2, 7])
@@ -89,17 +106,17 @@ class TestReturn:
         noise = seeded_noise(model.x0, 3)
         moves = (
             NoiseMove(strength=0.0, displacement=random(*SHAPE[1:])),
-            WordsMove(strength=0.0),
             WordsMove(strength=0.0, towards="target"),
+            WordsMove(strength=0.0, towards="target", recorded=True),
         )
         start = model.denoiser.noised(model.x0, moved_noise(noise, moves, model.b), model.sigma)
         predictions = Predictions(model)
         assert torch.equal(anchored(model, model.x0, noise, *moves)(start, model.sigma, predictions), model.x0)
-        assert predictions.calls == [["source"], ["source"]]
+        assert not predictions.calls
 
 
-class TestCarriedMoves:
-    """Moves of the noise and of the sampler's own prompt: the change of the prediction beside the path."""
+class TestResponse:
+    """The change of the prediction beside the path, by moves of the noise and by the sampler's own prompt."""
 
     def parts(self, model):
         x0 = pair_of_pictures(model)
@@ -115,12 +132,13 @@ class TestCarriedMoves:
         assert torch.allclose(found, x0 + weight * change, atol=1e-12)
 
     def test_what_is_kept_gets_no_part_of_the_change(self, model):
-        """The keeps of all moves of this kind; for each sample of the batch what is kept at its own reference point."""
+        """The keeps of all moves of the noise; for each sample of the batch what is kept at its own reference point."""
         x0, noise, x_ref, x = self.parts(model)
         other = ("free", "negative")
         moves = (
             NoiseMove(strength=1.0, keep=(KEEP,), displacement=random(*SHAPE[1:])),
-            WordsMove(strength=1.0, keep=(other, KEEP)),
+            NoiseMove(strength=1.0, keep=(other, KEEP), displacement=random(*SHAPE[1:])),
+            NoiseMove(strength=0.0, keep=(("nor", "this"),), displacement=random(*SHAPE[1:])),
         )
         found = anchored(model, x0, noise, *moves, prompt="target")(x, model.sigma, Predictions(model))
         change = model.denoiser(x, model.sigma, "target") - model.denoiser(x_ref, model.sigma)
@@ -135,29 +153,37 @@ class TestCarriedMoves:
         left[..., :2], right[..., 1:3] = 1.0, 0.5
         moves = (
             NoiseMove(strength=1.0, mask=left, displacement=random(*SHAPE[1:])),
-            WordsMove(strength=1.0, mask=right),
+            WordsMove(strength=1.0, mask=right, towards="source"),  # whose own difference is 0
             WordsMove(strength=0.0, towards="target"),  # moves nothing, and acts nowhere
         )
-        found = anchored(model, x0, noise, *moves, prompt="target")(x, model.sigma, Predictions(model))
-        change = model.denoiser(x, model.sigma, "target") - model.denoiser(x_ref, model.sigma)
+        found = anchored(model, x0, noise, *moves)(x, model.sigma, Predictions(model))
+        change = model.denoiser(x, model.sigma) - model.denoiser(x_ref, model.sigma)
         weights = torch.tensor([1.0, 1.0, 0.5, 0.0], dtype=torch.float64)
         assert torch.allclose(found, x0 + weights * change, atol=1e-12)
-        moves = (*moves, WordsMove(strength=1.0))
-        found = anchored(model, x0, noise, *moves, prompt="target")(x, model.sigma, Predictions(model))
+        everywhere = (*moves, NoiseMove(strength=1.0, displacement=random(*SHAPE[1:])))
+        found = anchored(model, x0, noise, *everywhere)(x, model.sigma, Predictions(model))
         assert torch.allclose(found, x0 + change, atol=1e-12)  # one without a mask acts everywhere
+        # and so does a prompt of the sampler's own
+        found = anchored(model, x0, noise, *moves, prompt="target")(x, model.sigma, Predictions(model))
+        change = model.denoiser(x, model.sigma, "target") - model.denoiser(x_ref, model.sigma)
+        assert torch.allclose(found, x0 + change, atol=1e-12)
 
     def test_each_sample_of_a_batch_for_itself(self, model):
         x0, noise, _, x = self.parts(model)
-        move = WordsMove(strength=1.0, keep=(KEEP,), mask=box())
-        whole = anchored(model, x0, noise, move, prompt="target")(x, model.sigma, Predictions(model))
+        moves = (
+            NoiseMove(strength=1.0, keep=(KEEP,), mask=box(), displacement=random(*SHAPE[1:])),
+            WordsMove(strength=0.8, keep=(KEEP,), mask=box(), towards="target"),
+            WordsMove(strength=0.8, keep=(KEEP,), towards="free", recorded=True),
+        )
+        whole = anchored(model, x0, noise, *moves)(x, model.sigma, Predictions(model))
         for i in (0, 1):
             one = slice(i, i + 1)
-            alone = anchored(model, x0[one], noise[one], move, prompt="target")
+            alone = anchored(model, x0[one], noise[one], *moves)
             assert torch.allclose(whole[one], alone(x[one], model.sigma, Predictions(model)), atol=1e-12)
 
 
-class TestPredictionMoves:
-    """They add differences of two prompts at the sampled point."""
+class TestWords:
+    """They add differences of two prompts, at the sampled point or on the reference path."""
 
     @pytest.fixture
     def point(self, model):
@@ -176,9 +202,34 @@ class TestPredictionMoves:
         found = anchored(model, x0, noise, move, weight=0.8)(x, model.sigma, Predictions(model))
         carried = model.denoiser(x, model.sigma) - model.denoiser(x_ref, model.sigma)
         kept = self.difference(model, x_ref, *KEEP)
-        added = strength * box() * off(self.difference(model, x, "target", "free"), [kept])
-        # keep and mask are those of the move alone: what the noise carries is let through whole
-        assert torch.allclose(found, x0 + 0.8 * (carried + added), atol=1e-10)
+        added = strength * off(self.difference(model, x, "target", "free"), [kept])
+        # outside the mask nothing is let through; the keep is that of the words alone
+        assert torch.allclose(found, x0 + 0.8 * box() * (carried + added), atol=1e-10)
+
+    def test_recorded_words_are_those_of_the_reference_path(self, model, point):
+        x0, noise, x = point
+        x_ref = model.denoiser.noised(x0, noise, model.sigma)
+        moves = [
+            WordsMove(strength=s, towards="target", keep=(KEEP,), recorded=recorded)
+            for s, recorded in ((0.7, True), (-0.4, False))
+        ]
+        found = anchored(model, x0, noise, *moves)(x, model.sigma, Predictions(model))
+        kept = self.difference(model, x_ref, *KEEP)
+        on_path, beside = (off(self.difference(model, at, "target"), [kept]) for at in (x_ref, x))
+        response = model.denoiser(x, model.sigma) - model.denoiser(x_ref, model.sigma)
+        assert torch.allclose(found, x0 + response + 0.7 * on_path - 0.4 * beside, atol=1e-10)
+
+    @pytest.mark.parametrize("recorded", [False, True])
+    def test_the_same_words_twice_are_their_sum(self, model, point, recorded):
+        x0, noise, x = point
+
+        def found(*strengths):
+            moves = [
+                WordsMove(strength=s, towards="target", keep=(KEEP,), mask=box(), recorded=recorded) for s in strengths
+            ]
+            return anchored(model, x0, noise, *moves)(x, model.sigma, Predictions(model))
+
+        assert torch.allclose(found(0.5, 0.8), found(1.3), atol=1e-12)
 
     def test_on_the_reference_path_only_the_difference_is_added(self, model, point):
         x0, noise, _ = point
@@ -193,11 +244,11 @@ class TestPredictionMoves:
             WordsMove(strength=1.5, towards="target", keep=(KEEP,)),
             WordsMove(strength=-0.7, towards="free", mask=box()),
             WordsMove(strength=0.4, towards="negative", away="target"),
-            WordsMove(strength=1.0, mask=1 - box()),
+            NoiseMove(strength=1.0, mask=1 - box(), displacement=random(*SHAPE[1:])),
         )
         anchor = anchored(model, x0, noise, *moves, prompt="keep 0 absent")
         x_ref = anchor.reference(model.sigma)
-        expected = (1 - box()) * (model.denoiser(x, model.sigma, "keep 0 absent") - model.denoiser(x_ref, model.sigma))
+        expected = model.denoiser(x, model.sigma, "keep 0 absent") - model.denoiser(x_ref, model.sigma)
         expected = expected + 1.5 * off(self.difference(model, x, "target"), [self.difference(model, x_ref, *KEEP)])
         expected = expected - 0.7 * box() * self.difference(model, x, "free")
         expected = expected + 0.4 * self.difference(model, x, "negative", "target")
@@ -233,37 +284,46 @@ class TestPredictionMoves:
 
 
 class TestCache:
-    def entry(self, kilobytes: int) -> torch.Tensor:
-        return torch.zeros(kilobytes * 256)
-
-    def test_computes_once(self):
-        cache, calls = ReferenceCache(), []
-        for _ in range(3):
-            cache.get("key", lambda: calls.append(1) or self.entry(1))
-        assert len(calls) == 1
-        assert cache.bytes == 1024
-
-    def test_the_entry_unused_longest_leaves_first(self):
-        cache = ReferenceCache(max_bytes=3 * 1024)
-        for key in "abc":
-            cache.get(key, lambda: self.entry(1))
-        cache.get("a", pytest.fail)  # used again
-        cache.get("d", lambda: self.entry(1))
-        assert cache.bytes == 3 * 1024
-        cache.get("a", pytest.fail)
+    def asked(self, cache: ReferenceCache, keys: str, settings: str = "", kilobytes: int = 1) -> str:
+        """The keys, one letter each, that had to be computed; each has its own number in its tensor."""
         computed = []
-        cache.get("b", lambda: computed.append(1) or self.entry(1))
-        assert computed
 
-    def test_never_more_than_its_size_but_for_one_entry(self):
-        cache = ReferenceCache(max_bytes=4 * 1024)
-        for key, size in enumerate((1, 2, 3, 4, 1, 3)):
-            cache.get(key, lambda size=size: self.entry(size))
-            assert cache.bytes <= 4 * 1024
-        large = cache.get("large", lambda: self.entry(9))
-        assert cache.bytes == large.nbytes == 9 * 1024
-        cache.get("small", lambda: self.entry(1))
-        assert cache.bytes == 1024
+        def compute(missing):
+            computed.extend(missing)
+            return [torch.full((kilobytes * 256,), float(ord(key))) for key in missing]
+
+        found = cache.get(settings, list(keys), compute)
+        assert [chr(int(tensor[0])) for tensor in found] == list(keys)
+        assert cache.bytes <= cache.max_bytes
+        return "".join(computed)
+
+    def test_computes_what_is_missing_once(self):
+        cache = ReferenceCache()
+        assert self.asked(cache, "aba") == "ab"
+        assert self.asked(cache, "bca") == "c"
+        assert self.asked(cache, "abc") == ""
+        assert cache.bytes == 3 * 1024
+        assert not cache.full
+
+    def test_a_full_cache_stores_no_more_and_says_so(self):
+        cache = ReferenceCache(max_bytes=3 * 1024)
+        assert self.asked(cache, "abcd") == "abcd"
+        assert cache.full
+        assert self.asked(cache, "abcd") == "d"  # the others are still there
+        assert cache.bytes == 3 * 1024
+
+    def test_entries_of_other_settings_give_way(self):
+        cache = ReferenceCache(max_bytes=3 * 1024)
+        self.asked(cache, "abc", "cfg 1")
+        assert self.asked(cache, "ab", "cfg 4") == "ab"
+        assert not cache.full
+        assert self.asked(cache, "ab", "cfg 4") == ""
+        assert self.asked(cache, "a", "cfg 1") == "a"
+
+    def test_what_is_larger_than_the_cache(self):
+        cache = ReferenceCache(max_bytes=1024)
+        assert self.asked(cache, "a", kilobytes=2) == self.asked(cache, "a", kilobytes=2) == "a"
+        assert cache.full
 
     def test_is_shared_by_all_strengths(self):
         """What is known of the reference path is not asked for again; another level, key or path is."""
@@ -280,6 +340,17 @@ class TestCache:
         assert calls() == calls(strength=-2.0) == 1
         assert calls(sigma=0.5) == 3
         assert calls(key="another negative prompt") == 3
+
+        def at_the_start(**options):
+            predictions = Predictions(model)
+            anchor = anchored(model, model.x0, noise, WordsMove(strength=1.0, towards="free"), cache=cache, **options)
+            anchor(anchor.reference(0.6), 0.6, predictions)
+            return predictions.calls
+
+        assert at_the_start() == [["free"]]  # the source's is known
+        assert at_the_start() == []
+        # another run may have another prompt under the same name
+        assert at_the_start(prompt="negative") == at_the_start(prompt="negative") == [["negative"]]
         assert calls(paths=NoisePaths(noise, seeds=(4,))) == 6  # of two paths
         assert calls(paths=NoisePaths(noise, seeds=(4,))) == 2
         assert calls(paths=NoisePaths(noise, seeds=(4,), fresh=True)) == 3
@@ -287,7 +358,7 @@ class TestCache:
 
     def test_a_cached_run_comes_to_the_same(self, model):
         noise, cache = seeded_noise(model.x0, 3), ReferenceCache()
-        move = WordsMove(strength=1.0, keep=(KEEP,))
+        move = NoiseMove(strength=1.0, keep=(KEEP,), displacement=random(*SHAPE[1:]))
         first, again, alone = (
             anchored(model, model.x0, noise, move, cache=c, prompt="target")(model.x, model.sigma, Predictions(model))
             for c in (cache, cache, ReferenceCache())
@@ -378,7 +449,6 @@ class TestMovedNoise:
         moves = (
             NoiseMove(strength=1.5, displacement=first),
             WordsMove(strength=3.0, towards="target"),
-            WordsMove(strength=3.0),
             NoiseMove(strength=-0.5, displacement=second),
         )
         moved = moved_noise(noise, moves, model.b)
@@ -390,7 +460,7 @@ class TestMovedNoise:
         noise = random(2, *SHAPE[1:], seed=3)
         move = NoiseMove(strength=0.0, displacement=random(*SHAPE[1:]))
         assert torch.equal(moved_noise(noise, (move,), 2.5), noise)
-        assert moved_noise(noise, (WordsMove(strength=1.0),), 2.5) is noise
+        assert moved_noise(noise, (WordsMove(strength=1.0, towards="target"),), 2.5) is noise
         assert moved_noise(noise, (), 2.5) is noise
 
     def test_displacements_of_another_type_of_number(self):
@@ -406,7 +476,7 @@ class TestMovedNoise:
 
 class TestUnionOfMasks:
     def move(self, mask):
-        return WordsMove(strength=1.0, mask=mask)
+        return WordsMove(strength=1.0, mask=mask, towards="target")
 
     def test_is_the_largest_value_of_each_cell(self):
         a, b = torch.tensor([0.0, 0.2, 1.0]), torch.tensor([0.5, 0.1, 0.0])

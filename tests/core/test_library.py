@@ -1,4 +1,4 @@
-"""The folder core/ as a plain library: but for two modules, it needs torch and the standard library alone."""
+"""The folder core/ as a plain library: but for three modules, it needs torch and the standard library alone."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKED = ("comfy", "numpy", "safetensors", "PIL", "diffusers", "transformers", "scipy")
-NEED_MORE = {"direction_files": "safetensors", "contact_sheet": "PIL"}
+NEED_MORE = {"direction_files": "safetensors", "contact_sheet": "PIL", "charts": "PIL"}
 # torch itself takes numpy where there is one, and does without where there is none
 BLOCK = f"""
 import importlib, sys, warnings
@@ -24,7 +24,7 @@ warnings.simplefilter("ignore")  # torch says that there is no numpy
 """
 USE = """
 import torch
-from core import Denoiser, invert, Search, METHODS, AnchoredPrediction, NoisePaths, PredictionMove
+from core import Denoiser, invert, Search, METHODS, AnchoredPrediction, NoisePaths, WordsMove
 
 torch.manual_seed(0)
 mix = {name: torch.randn(16, 16) / 8 for name in ("source", "target")}
@@ -37,7 +37,7 @@ x0 = denoiser(torch.randn(1, 1, 4, 4), 0.1)
 x = invert(denoiser, x0, [0.2, 0.4, 0.6])
 (move,) = METHODS["HSDS"].run(Search(denoiser, x, 0.6))
 paths = NoisePaths(denoiser.noise_of(x, x0, 0.6))
-moves = (PredictionMove(strength=1.0, towards="target"),)
+moves = (WordsMove(strength=1.0, towards="target"),)
 found = AnchoredPrediction(x0, paths, denoiser.noised, moves)(x, 0.6, denoiser.predictions)
 assert torch.isfinite(found).all() and move.step > 0
 """
@@ -56,7 +56,7 @@ def test_what_is_blocked_is_blocked(name):
     assert run(script).strip() == f"{name} is blocked"
 
 
-def test_every_module_of_core_but_two_is_imported_without_them():
+def test_every_module_of_core_but_three_is_imported_without_them():
     modules = sorted(path.stem for path in (ROOT / "core").glob("*.py"))
     assert len(modules) > 10
     plain = [f"core.{name}" for name in modules if name not in ("__init__", *NEED_MORE)]

@@ -23,6 +23,7 @@ CHANGED = {
     "damping": 0.3,
     "max_pairs": 2,
     "seed": 1,
+    "words_source": "free",
     "derivatives": "central differences",
 }
 

@@ -1,0 +1,204 @@
+"""What else words move: asks the model which of a list of things change along, so that they can be kept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.charts import bar_chart
+from ..core.denoiser import SOURCE, Denoiser
+from ..core.direction import KeepPair, Prompt
+from ..core.words import Level, cosines_along_words
+from .errors import InputError
+from .host import run
+from .pictures import image_of
+from .prompts import encode_text, parse_pairs, prompt_name, says, with_prompt
+from .sampling import schedule_from
+from .sockets import Inversion
+
+NOTHING = "nothing"
+# Pairs 'with | without' to be added to the source prompt. The lists for people and for scenes have been measured on no
+# real model. That for the demo model names some of what its portraits show, and some things that they never show.
+LISTS = {
+    NOTHING: "",
+    "people": """with glasses | with no glasses
+with a hat | with no hat
+with an open mouth | with a closed mouth
+with a beard | with no beard
+with long hair | with short hair
+with grey hair | with dark hair
+with makeup | with no makeup
+with old skin | with young skin
+with a wide face | with a narrow face
+with raised eyebrows | with lowered eyebrows
+looking at the camera | looking away
+in front of a bright background | in front of a dark background""",
+    "scenes and objects": """with people | with no people
+at night | by day
+in bright light | in dim light
+with a cloudy sky | with a clear sky
+in the snow | without snow
+in warm colours | in cold colours
+with a blurred background | with a sharp background
+seen from near | seen from far away
+with trees | with no trees
+as a painting | as a photo""",
+    "demo portraits": """open-mouthed | tight-lipped
+big-eyed | small-eyed
+angry | worried
+wide-faced | narrow-faced
+with glasses | without glasses
+with hat | without hat
+grey hair | brown hair
+with beard | without beard
+with red lips | with grey lips
+with scarf | without scarf
+looking left | looking right""",
+}
+# Chosen on tuning cases of the demo model (benchmarks/README.md).
+THRESHOLD = 0.15  # mean |cosine| from which a candidate is kept
+SAME = 0.6  # and from which it counts as the target itself
+MOST = 5  # that are kept by themselves
+STEPS, SHARES = 10, (0.1, 0.5, 0.9)  # the noise levels that are compared, as shares of a schedule of so many steps
+SMALL_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "as",
+        "at",
+        "by",
+        "for",
+        "from",
+        "in",
+        "is",
+        "no",
+        "of",
+        "on",
+        "or",
+        "the",
+        "to",
+        "with",
+        "without",
+    ]
+)
+MOST_CANDIDATES = 100
+TITLE = "What else the words move"
+AXIS = "likeness of the changes, from 0 to 1 (dashed: kept from here on)"
+KEPT = "kept"
+BELOW = "moves along too little to be kept"
+SAME_WORDS = "has words that differ between source and target, so it is what is to change"
+TOO_LIKE = "changes the picture nearly as the target does; if it must stay, write it into 'keep'"
+ENOUGH = "moves along, but {} others more; if it must stay, write it into 'keep'"
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What was found.
+
+    Attributes:
+        pairs: the candidates that are to be kept.
+        rows: for a report, one a candidate, what moves along most first: its words, likeness (for a batch one a
+            picture), whether it is kept, and why not.
+        cost: evaluations, seconds and so on.
+    """
+
+    pairs: tuple[KeepPair, ...]
+    rows: tuple[dict, ...]
+    cost: dict
+
+    def chart(self) -> Tensor:
+        """An IMAGE of it; where nothing was looked for, without a bar."""
+        rows = [(row["candidate"], row["likeness"]) for row in self.rows]
+        kept = [number for number, row in enumerate(self.rows) if row["kept"]]
+        return image_of(
+            bar_chart(rows, title=TITLE, axis=AXIS, limits=(0, 1), thresholds=(THRESHOLD,), highlighted=kept)
+        )
+
+
+def candidates_of(chosen: str, typed: str) -> list[tuple[str, str]]:
+    """The pairs of a list and those that were typed at 'candidates', each once."""
+    pairs = parse_pairs(LISTS[chosen], "candidates", "")
+    pairs += parse_pairs(typed, "candidates", "something that may move along")
+    pairs = list(dict.fromkeys(pairs))
+    if len(pairs) > MOST_CANDIDATES:
+        msg = f"'candidates' has {len(pairs)} pairs with those of the list. Write at most {MOST_CANDIDATES}."
+        raise InputError(msg)
+    return pairs
+
+
+def find_keeps(
+    model, inversion: Inversion, clip, texts: tuple[str, str], words: tuple[Prompt, Prompt], pairs: list, negative: dict
+) -> Keeps:
+    """Compare what the words change with what each candidate changes, at three noise levels of the picture.
+
+    Args:
+        model: without an anchor.
+        inversion: the encoded picture.
+        clip: its text encoder.
+        texts: source and target as typed.
+        words: the same, encoded.
+        pairs: candidates (with, without), which are added to the source text.
+        negative: the negative prompt by its name, where the MODEL needs one.
+
+    Raises:
+        EqualPredictionsError: the words change nothing.
+    """
+    source, target = texts
+    encoded = [
+        KeepPair(with_it, *(encode_text(clip, f"{source}, {phrase}") for phrase in (with_it, without)))
+        for with_it, without in pairs
+    ]
+    named = {prompt_name(prompt): prompt for pair in encoded for prompt in (pair.present, pair.absent)}
+    own = SOURCE if says(inversion.positive, words[0]) else prompt_name(words[0])
+    named |= {own: words[0], prompt_name(words[1]): words[1]}
+    conditionings = {name: with_prompt(inversion.positive, prompt) for name, prompt in named.items()}
+    sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", STEPS, inversion.sigma)[:-1].tolist()
+    chosen = dict.fromkeys(sigmas[min(round(share * STEPS), len(sigmas) - 1)] for share in SHARES)
+    names = [(prompt_name(pair.present), prompt_name(pair.absent)) for pair in encoded]
+
+    def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
+        levels = [Level(sigma, denoiser.noised(x0, inversion.paths.at(sigma)[0].to(x0), sigma)) for sigma in chosen]
+        return cosines_along_words(denoiser, levels, (prompt_name(words[1]), own), names, inversion.cache)
+
+    expected = 2 * len(chosen) * (1 + len(pairs)) * len(inversion.latent["samples"])
+    likeness, cost = run(
+        model,
+        {SOURCE: inversion.positive} | conditionings | negative,
+        inversion.latent,
+        inversion.sigma,
+        body,
+        expected=expected,
+    )
+    return _chosen(encoded, pairs, likeness, _changed_words(source, target), cost)
+
+
+def _chosen(encoded: list[KeepPair], pairs: list, likeness: Tensor, changed: set[str], cost: dict) -> Keeps:
+    most = likeness.amax(0)  # over the pictures of a batch
+    rows, kept = [], []
+    for number in torch.argsort(most, descending=True).tolist():
+        value, why = float(most[number]), ""
+        if changed & _changed_words(*pairs[number]):
+            why = SAME_WORDS
+        elif value >= SAME:
+            why = TOO_LIKE
+        elif value < THRESHOLD:
+            why = BELOW
+        elif len(kept) == MOST:
+            why = ENOUGH.format(MOST)
+        else:
+            kept.append(encoded[number])
+        row = {"candidate": " | ".join(pairs[number]), "likeness": round(value, 4), "kept": not why}
+        if len(likeness) > 1:
+            row["likeness_of_each_picture"] = [round(float(one), 4) for one in likeness[:, number]]
+        rows.append(row | {"why": why or KEPT})
+    return Keeps(tuple(kept), tuple(rows), cost)
+
+
+def _changed_words(one: str, other: str) -> set[str]:
+    """The words in which two texts differ, without the small ones."""
+    first, second = (set(re.findall(r"[\w-]+", text.lower())) for text in (one, other))
+    return (first ^ second) - SMALL_WORDS

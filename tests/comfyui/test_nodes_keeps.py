@@ -1,0 +1,162 @@
+"""What else words move: what is kept by itself, what never is, what it costs, and what is said of it."""
+
+import json
+
+import pytest
+import torch
+from families import CORE, Family, sd3
+from node_runs import HashingClip, find, invert, loaded, picture
+
+from latent_directions.core.direction import KeepPair, Prompt
+from latent_directions.nodes import keeps
+from latent_directions.nodes.errors import InputError
+from latent_directions.nodes.identify import FindDirections
+
+
+@pytest.fixture(scope="module")
+def small():
+    test_model = loaded(Family("sd3", sd3))
+    return test_model, invert(test_model, method="fresh noise")
+
+
+def looked(small, candidates="", **changes):
+    directions, report = find(*small_parts(small), "text", candidates=candidates, **changes)
+    return directions[0], json.loads(report)
+
+
+def small_parts(small):
+    return small[0], small[1].inversion
+
+
+class TestChoice:
+    """Which of the candidates are kept."""
+
+    def chosen(self, *likeness: float, source="a sad person", target="a smiling person", pairs=None):
+        pairs = pairs or [(f"word{n}", f"other{n}") for n in range(len(likeness))]
+        encoded = [KeepPair(pair[0], Prompt(torch.ones(1, 1, 1)), Prompt(torch.zeros(1, 1, 1))) for pair in pairs]
+        found = keeps._chosen(encoded, pairs, torch.tensor([likeness]), keeps._changed_words(source, target), {})
+        return {row["candidate"].split(" |")[0]: row for row in found.rows}, [pair.name for pair in found.pairs]
+
+    def test_by_likeness(self):
+        rows, kept = self.chosen(0.1, 0.3, 0.9, 0.5)
+        assert kept == ["word3", "word1"]  # what moves along most first
+        assert list(rows) == ["word2", "word3", "word1", "word0"]
+        assert rows["word0"]["why"] == keeps.BELOW
+        assert rows["word2"]["why"] == keeps.TOO_LIKE
+        assert rows["word3"]["why"] == keeps.KEPT
+
+    def test_at_most_some(self):
+        likeness = [0.2 + 0.02 * n for n in range(keeps.MOST + 2)]
+        rows, kept = self.chosen(*likeness)
+        assert kept == [f"word{n}" for n in reversed(range(2, keeps.MOST + 2))]
+        assert rows["word0"]["why"] == keeps.ENOUGH.format(keeps.MOST)
+
+    @pytest.mark.parametrize("pair", [("smiling", "neutral"), ("with a Smiling mouth", "x"), ("happy", "sad")])
+    def test_the_words_themselves_never(self, pair):
+        rows, kept = self.chosen(0.4, pairs=[pair])
+        assert not kept
+        assert rows[pair[0]]["why"] == keeps.SAME_WORDS
+
+    def test_small_words_are_no_words(self):
+        _, kept = self.chosen(0.4, target="a sad person with a hat", pairs=[("with a beard", "without a beard at all")])
+        assert kept == ["with a beard"]
+
+    def test_the_most_of_a_batch_counts(self):
+        pairs = [("one", "two")]
+        encoded = [KeepPair("one", Prompt(torch.ones(1, 1, 1)), Prompt(torch.zeros(1, 1, 1)))]
+        found = keeps._chosen(encoded, pairs, torch.tensor([[0.05], [0.3]]), set(), {})
+        assert len(found.pairs) == 1
+        assert found.rows[0]["likeness_of_each_picture"] == [0.05, 0.3]
+
+
+def test_what_is_found_is_kept_and_reported(small):
+    direction, report = looked(small, "with glasses | with cap\nwith fur | with fur and fur", keep="a hat | a cap")
+    rows = {row["candidate"]: row for row in report["what_else_moves"]}
+    assert set(rows) == {"with glasses | with cap", "with fur | with fur and fur"}
+    kept = [row["candidate"].split(" |")[0] for row in rows.values() if row["kept"]]
+    assert [pair.name for pair in direction.keep] == ["a hat", *kept]
+    assert all(0 <= row["likeness"] <= 1 for row in rows.values())
+
+
+def test_it_costs_six_evaluations_a_candidate_once_a_picture():
+    test_model = loaded(Family("sd3", sd3))
+    encoded = invert(test_model)
+    costs = []
+    for target, candidates in (("glad", "x | y"), ("glad", "x | y"), ("glad", "x | y\nz | y"), ("old", "x | y\nz | y")):
+        _, report = find(test_model, encoded.inversion, "text", target=f"a {target} person", candidates=candidates)
+        costs.append(json.loads(report)["model_evaluations"])
+    assert costs == [12, 6, 12, 6]
+
+
+@pytest.mark.parametrize("family", CORE, ids=str)
+def test_a_batch_has_a_likeness_for_each_picture(family):
+    test_model = loaded(family)
+    encoded = invert(test_model, picture(test_model, batch=2), method="fresh noise")
+    _, report = find(test_model, encoded.inversion, "text", candidates="with glasses | with cap")
+    (row,) = json.loads(report)["what_else_moves"]
+    assert len(row["likeness_of_each_picture"]) == 2
+    assert row["likeness"] == max(row["likeness_of_each_picture"])
+    alone = invert(test_model, {"samples": encoded.latent["samples"][:1]}, method="fresh noise")
+    _, report = find(test_model, alone.inversion, "text", candidates="with glasses | with cap")
+    assert json.loads(report)["what_else_moves"][0]["likeness"] == pytest.approx(
+        row["likeness_of_each_picture"][0], abs=2e-3
+    )
+
+
+@pytest.mark.parametrize("method", ["text", "HSDS", "T-LOCO"])
+def test_every_method_with_words_keeps_what_is_found(small, method):
+    directions, report = find(*small_parts(small), method, find_keeps="demo portraits", keep="")
+    kept = [row["candidate"].split(" |")[0] for row in json.loads(report)["what_else_moves"] if row["kept"]]
+    assert [pair.name for pair in directions[0].keep] == kept
+
+
+def test_without_words_nothing_is_looked_for(small):
+    _, report = find(*small_parts(small), "LOCO", find_keeps="people")
+    assert "what_else_moves" not in json.loads(report)
+
+
+@pytest.mark.parametrize("chosen", [name for name in keeps.LISTS if name != keeps.NOTHING])
+def test_the_lists_are_pairs_of_two_different_texts(chosen):
+    pairs = keeps.candidates_of(chosen, "")
+    assert len(pairs) >= 10
+    assert keeps.candidates_of(chosen, "new | old")[-1] == ("new", "old")
+    assert keeps.candidates_of(chosen, "{} | {}".format(*pairs[0])) == pairs  # each once
+
+
+def test_the_list_of_the_demo_is_no_oracle():
+    """It leaves out a third of what the world's portraits show, and names things that they never show."""
+    from latent_directions.demo.measures import named_in
+    from latent_directions.demo.world import ATTRIBUTES
+
+    named = [set(named_in(" ".join(pair))) for pair in keeps.candidates_of("demo portraits", "")]
+    assert len(set().union(*named)) <= 2 / 3 * len(ATTRIBUTES)
+    assert sum(not names for names in named) >= 3
+
+
+def test_the_picture_shows_every_candidate(small):
+    values = FindDirections.execute(
+        small[0].model, small[1].inversion, "text", "a sad person", "a glad person",
+        clip=HashingClip(small[0]), find_keeps="people",
+    ).args  # fmt: skip
+    off = FindDirections.execute(
+        small[0].model, small[1].inversion, "text", "a sad person", "a glad person", clip=HashingClip(small[0])
+    ).args
+    assert values[2].shape[-1] == 3
+    assert values[2].shape[1] > off[2].shape[1]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("line", ["one", "one | ", "| two", "a | b | c", "same | same"])
+    def test_a_line_that_is_no_pair(self, small, line):
+        with pytest.raises(InputError, match="Line 2 of 'candidates' is"):
+            looked(small, f"with a | with b\n{line}")
+
+    def test_too_many(self, small):
+        lines = "\n".join(f"word{n} | other{n}" for n in range(keeps.MOST_CANDIDATES + 1))
+        with pytest.raises(InputError, match="'candidates' has 101 pairs .*at most 100"):
+            looked(small, lines)
+
+    @pytest.mark.parametrize("keep", ["a smiling person | a sad person", "a sad person|a smiling person"])
+    def test_keep_is_the_change_itself(self, small, keep):
+        with pytest.raises(InputError, match="'keep' has the pair .* itself: nothing would be left to move"):
+            looked(small, keep=keep)
