@@ -276,7 +276,8 @@ def run(
     reset_peak(model.load_device)
     clone, remarks = derivative_clone(model)
     guider = _PromptGuider(clone)
-    guider.inner_set_conds(prompts)
+    # by this name ComfyUI knows the prompt whose ControlNet may hold for the negative too
+    guider.inner_set_conds(prompts | {"positive": prompts[SOURCE]})
     sampler = _CoreSampler(body, counter)
     started = time.perf_counter()
     guider.sample(torch.zeros_like(samples), samples, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
