@@ -130,7 +130,7 @@ class PromptBatch:
         self._answers: dict[int, Tensor] = {}  # of the positives that have not been asked for yet
         self._rest: tuple = ()  # the other prompts and the point of these answers, and the others' predictions
         self.options = model_options
-        if len(positives) > 1 and not _looks_at_batch(model_options) and not any(map(_has_options, positives)):
+        if len(positives) > 1 and not _looks_at_batch(model_options) and not any(map(_goes_alone, positives)):
             self.options = model_options | {"sampler_calc_cond_batch_function": self._answer}
 
     def _answer(self, args: dict) -> list[Tensor]:
@@ -174,10 +174,14 @@ def _looks_at_batch(model_options: dict) -> bool:
     )
 
 
-def _has_options(prompt: list[dict]) -> bool:
-    """Whether a prompt brings transformer options of its own, by a hook."""
+def _goes_alone(prompt: list[dict]) -> bool:
+    """Whether a prompt brings transformer options of its own by a hook, or what Flux takes in a batch of one alone."""
     options = comfy.hooks.EnumHookType.TransformerOptions
-    return any(entry["hooks"].get_type(options) for entry in prompt if entry.get("hooks") is not None)
+    return any(
+        entry.get("reference_latents_method") == "index_timestep_zero"
+        or (entry.get("hooks") is not None and entry["hooks"].get_type(options))
+        for entry in prompt
+    )
 
 
 def _identical(these: list, those: list) -> bool:
@@ -272,7 +276,8 @@ def run(
     reset_peak(model.load_device)
     clone, remarks = derivative_clone(model)
     guider = _PromptGuider(clone)
-    guider.inner_set_conds(prompts)
+    # by this name ComfyUI knows the prompt whose ControlNet may hold for the negative too
+    guider.inner_set_conds(prompts | {"positive": prompts[SOURCE]})
     sampler = _CoreSampler(body, counter)
     started = time.perf_counter()
     guider.sample(torch.zeros_like(samples), samples, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)

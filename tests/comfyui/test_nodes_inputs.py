@@ -164,7 +164,7 @@ def test_slider(test_model, encoded, name, value):
 def test_a_guidance_that_is_no_number_ends_in_a_sentence(test_model, encoded, cfg):
     """The sampler is another's node, whose inputs are not ours to check: its result is."""
     (direction,), _ = find(test_model, encoded.inversion, "text")
-    model, positive, noise = DirectionSlider.execute(encoded.inversion, [direction]).args
+    model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, [direction]).args
     with pytest.raises(InputError, match="Sampling ended in values that are not numbers"):
         sample(test_model, encoded, model=model, positive=positive, noise=noise, cfg=cfg)
 

@@ -542,3 +542,17 @@ def test_recorded_words_are_asked_for_once():
         counts.append(sum(calls))
     # target, source and negative at 4 levels, and from the second on the response and the way back
     assert counts == [4 * 3 + 3 * (2 + 2), 3 * 2, 3 * 2]
+
+
+def test_an_old_controlnet_node_reaches_the_negative_in_invert_image_too():
+    """It says so on the positive prompt alone; the noise is what a run of KSampler the other way would find."""
+    with torch.inference_mode():
+        test_model = with_controlnet(loaded(Family("sdxl", sdxl)))
+    plain = loaded(Family("sdxl", sdxl)).negative
+    old = [[text, {**extra, "control_apply_to_uncond": True}] for text, extra in test_model.positive]
+    options = {"steps": 3, "guidance": 4.0}
+    expected = invert(test_model, negative=test_model.negative, **options)
+    without = invert(test_model, negative=plain, **options)
+    found = invert(replace(test_model, positive=old), negative=plain, **options)
+    assert torch.equal(found.noise.noise, expected.noise.noise)
+    assert deviation(without.noise.noise, expected.noise.noise) > VISIBLE
