@@ -52,9 +52,7 @@ class WordsChange:
         if not torch.stack([q.flatten(1).any(1) for q in self._changes]).any(0).all():
             raise EqualPredictionsError(EQUAL_PREDICTIONS)
 
-    def likeness(
-        self, candidates: Sequence[tuple[str, str]], cache: ReferenceCache, among: int | None = None
-    ) -> Tensor:
+    def likeness(self, candidates: Sequence[tuple[str, str]], cache: ReferenceCache) -> Tensor:
         """Mean over the levels of |cos(q, p)|, (B, candidates), float64 on the CPU.
 
         It takes 2 evaluations a level for each candidate that the cache does not know.
@@ -62,13 +60,12 @@ class WordsChange:
         Args:
             candidates: names of the prompts (with it, without it) of each candidate. Equal names are equal prompts.
             cache: differences of candidates at the same points.
-            among: how many of the levels to compare at, the first ones; None for all.
 
         Raises:
             NotFiniteError: a prediction holds values that are not numbers.
         """
         found = []
-        for level, q in list(zip(self._levels, self._changes, strict=True))[:among]:
+        for level, q in zip(self._levels, self._changes, strict=True):
             changes = cache.get(
                 "what else words move",
                 [(level.sigma, pair) for pair in candidates],

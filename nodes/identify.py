@@ -215,8 +215,8 @@ class FindDirections(io.ComfyNode):
                     default=FOUND,
                     optional=True,
                     tooltip=(
-                        "Where methods that move words act. 'found': where the words change the picture, for which the"
-                        " model is asked twelve times; shown at the output 'where'. With 'mask', only inside it."
+                        "Where methods that move words act. 'found': where the words change the picture most, for which"
+                        " the model is asked twice; shown at the output 'where'. With 'mask', only inside it."
                     ),
                 ),
             ],

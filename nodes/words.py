@@ -11,7 +11,6 @@ from torch import Tensor
 from ..core.charts import bar_chart
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import KeepPair, Prompt
-from ..core.inversion import seeded_noise
 from ..core.words import Level, WordsChange
 from .errors import InputError
 from .host import run
@@ -87,7 +86,6 @@ SMALL_WORDS = frozenset(
     ]
 )
 MOST_CANDIDATES = 100
-SECOND_NOISE = 1  # seed of the noise with which `where` is found beside the picture's own
 TITLE = "What else the words move"
 AXIS = "likeness of the changes, from 0 to 1 (dashed: kept from here on)"
 KEPT = "kept"
@@ -147,7 +145,9 @@ def look(
     *,
     where: bool,
 ) -> Found:
-    """Compare what the words change with what each candidate changes, at three noise levels of the picture.
+    """Compare what the words change with what each candidate changes, at three noise levels, and find where.
+
+    Without candidates one level is enough.
 
     Args:
         model: without an anchor.
@@ -157,7 +157,7 @@ def look(
         words: the same, encoded.
         pairs: candidates (with, without), which are added to the source text.
         negative: the negative prompt by its name, where the MODEL needs one.
-        where: whether to find where the words act, with a second noise at every level.
+        where: whether to find where the words act.
 
     Raises:
         EqualPredictionsError: the words change nothing.
@@ -171,18 +171,18 @@ def look(
     named |= {own: words[0], prompt_name(words[1]): words[1]}
     conditionings = {name: with_prompt(inversion.positive, prompt) for name, prompt in named.items()}
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", STEPS, inversion.sigma)[:-1].tolist()
-    chosen = list(dict.fromkeys(sigmas[min(round(share * STEPS), len(sigmas) - 1)] for share in SHARES))
+    shares = SHARES if pairs else SHARES[1:2]
+    chosen = list(dict.fromkeys(sigmas[min(round(share * STEPS), len(sigmas) - 1)] for share in shares))
     names = [(prompt_name(pair.present), prompt_name(pair.absent)) for pair in encoded]
 
     def body(denoiser: Denoiser, x0: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        noises = [(sigma, inversion.paths.at(sigma)[0].to(x0)) for sigma in chosen]
-        noises += [(sigma, seeded_noise(x0, SECOND_NOISE)) for sigma in chosen if where]
-        levels = [Level(sigma, denoiser.noised(x0, noise, sigma)) for sigma, noise in noises]
+        noises = [inversion.paths.at(sigma)[0].to(x0) for sigma in chosen]
+        levels = [Level(s, denoiser.noised(x0, noise, s)) for s, noise in zip(chosen, noises, strict=True)]
         change = WordsChange(denoiser, levels, (prompt_name(words[1]), own))
-        likeness = change.likeness(names, inversion.cache, len(chosen)) if names else None
+        likeness = change.likeness(names, inversion.cache) if names else None
         return likeness, change.mask() if where else None
 
-    expected = 2 * len(chosen) * (1 + where + len(pairs)) * len(inversion.latent["samples"])
+    expected = 2 * len(chosen) * (1 + len(pairs)) * len(inversion.latent["samples"])
     (likeness, mask), cost = run(
         model,
         {SOURCE: inversion.positive} | conditionings | negative,

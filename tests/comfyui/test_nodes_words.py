@@ -176,7 +176,7 @@ class TestWhere:
                 test_model.model, encoded.inversion, "text", "a sad person", "a glad person",
                 clip=HashingClip(test_model), where="found",
             ).args  # fmt: skip
-        assert json.loads(report)["model_evaluations"] == 12
+        assert json.loads(report)["model_evaluations"] == 2
         height, width = encoded.latent["samples"].shape[-2:]
         assert direction.mask.shape == (1, height, width)
         assert float(direction.mask.min()) == 0
