@@ -100,11 +100,11 @@ METHODS: dict[str, Method] = {
     "words live + keep": Method(own.words_live, {"level": 0.5, "steps": 10, "keep": True}, keep=True),
     # published
     "prompt swap": _tuned(peers.prompt_swap, "prompt swap", 2),
-    "embedding": _tuned(peers.embedding_interpolation, "embedding", 1),
+    "embedding": _tuned(peers.embedding_interpolation, "embedding", 2),
     "SDEdit": _tuned(peers.sdedit, "SDEdit", 2, signed=False),
     "FlowEdit": FLOWEDIT,
     "FlowEdit + keep": Method(peers.flowedit, {**FLOWEDIT.setting, "keep": True}, keep=True),
-    "RF inversion": _tuned(peers.rf_inversion, "RF inversion", 1, signed=False),
+    "RF inversion": _tuned(peers.rf_inversion, "RF inversion", 0, signed=False),
     "LEDITS++": _tuned(peers.semantic_guidance, "LEDITS++", 2, mask="implicit"),
     "DDS": _tuned(peers.dds, "DDS", 1),
 }
