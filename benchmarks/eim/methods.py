@@ -108,11 +108,11 @@ METHODS: dict[str, Method] = {
     "T-LOCO": Method(own.slider, {**INVERTED, "method": "T-LOCO"}),
     # published
     "prompt swap": _tuned(peers.prompt_swap, "prompt swap", 2),
-    "embedding": _tuned(peers.embedding_interpolation, "embedding", 1),
+    "embedding": _tuned(peers.embedding_interpolation, "embedding", 2),
     "SDEdit": _tuned(peers.sdedit, "SDEdit", 2, signed=False),
     "FlowEdit": FLOWEDIT,
     "FlowEdit + keep": Method(peers.flowedit, {**FLOWEDIT.setting, "keep": True}, keep=True),
-    "RF inversion": _tuned(peers.rf_inversion, "RF inversion", 1, signed=False),
+    "RF inversion": _tuned(peers.rf_inversion, "RF inversion", 0, signed=False),
     "LEDITS++": _tuned(peers.semantic_guidance, "LEDITS++", 2, mask="implicit"),
     "DDS": _tuned(peers.dds, "DDS", 1),
 }

@@ -37,7 +37,7 @@ def measured(bench: Bench, entry: Entry, name: str, method: Method, strengths: n
         edit, prepared = counting(lambda: method.edit(bench, entry.case))
         first, of_first = counting(lambda: edit(moved[:1]))
         unmoved, _ = counting(lambda: edit(np.zeros(1)))
-        others, of_others = counting(lambda: edit(moved[1:]))
+        others, of_others = counting(lambda: edit(moved[1:]) if len(moved) > 1 else [])
         seconds = time.process_time() - started
         _, again = counting(lambda: edit(moved[:1]))
     zero = int((strengths < 0).sum())
