@@ -110,6 +110,17 @@ def _conditioning(_declared, value) -> str:
     return ""
 
 
+def _sigmas(_declared, value) -> str:
+    if not isinstance(value, torch.Tensor) or value.ndim != 1 or len(value) < 2:
+        return "holds no noise levels. Connect the sigmas of Invert Image or of a scheduler."
+    if not torch.isfinite(value).all() or (value.diff() > 0).any() or not value[0] > 0 or value[-1] != 0:
+        return (
+            "must be noise levels that decrease to 0 and start above it. Connect the sigmas of Invert Image or of a"
+            " scheduler, the whole of them."
+        )
+    return ""
+
+
 def _directions(_declared, value) -> str:
     if isinstance(value, list) and value and all(isinstance(direction, Direction) for direction in value):
         return ""
@@ -124,6 +135,7 @@ _CHECKS: dict[type, Callable] = {
     io.Mask.Input: _mask,
     io.Image.Input: _image,
     io.Conditioning.Input: _conditioning,
+    io.Sigmas.Input: _sigmas,
     DirectionsSocket.Input: _directions,
 }
 _CLASSES: dict[type, tuple[type, str]] = {

@@ -15,10 +15,9 @@ from ..core.direction import Direction
 from .errors import InputError, with_advice
 from .host import samples_of
 from .inputs import check_inputs
-from .manipulate import choose, outputs, with_slider
+from .manipulate import choose, sampled, schedule_of, with_slider
 from .pictures import image_of, picture_of
-from .progress import RunStatistics, SearchProgress, result_line, show_line
-from .sampling import sample_euler, schedule_from
+from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 EXACT = 1e-5  # largest difference to the encoded latent that is its rounding, relative to the largest value
@@ -65,31 +64,20 @@ class PreviewDirections(io.ComfyNode):
         strength = float(strength)
         strengths = _strengths(strength, columns)
         show = SearchProgress(len(directions) * len(strengths), "pictures")
-        statistics = inversion.statistics
-        evaluations, seconds, peaks, remarks = statistics.evaluations, statistics.seconds, [], []
-        rows = []
+        cost, rows = RunsCost(inversion.statistics), []
         for index in range(len(directions)):
             direction = choose(inversion, directions, index)
             row = []
             for value in strengths:
                 picture = picture_of(vae.decode(_sample(inversion, direction, value, steps)))
                 row.append((f"{value:+.2g}", picture))
-                peaks.append(statistics.last_peak_megabytes)
-                remarks += statistics.last_remarks
+                cost.note()
                 show(index * len(strengths) + len(row), ("JPEG", picture, 256))
             rows.append((direction.name, row))
         sheet = contact_sheet(rows)
         image = image_of(sheet)
-        report = {
-            "stage": "preview",
-            "pictures": len(peaks),
-            "model_evaluations": statistics.evaluations - evaluations,
-            "seconds": round(statistics.seconds - seconds, 3),
-            "peak_megabytes": None if None in peaks else max(peaks),
-        }
-        if remarks:
-            report["remarks"] = list(dict.fromkeys(remarks))
-        show_line(result_line(len(peaks), "picture", report["seconds"]))
+        report = {"stage": "preview", "pictures": sum(len(row) for _, row in rows), **cost.report()}
+        show_line(result_line(report["pictures"], "picture", report["seconds"]))
         return io.NodeOutput(image, json.dumps(report, indent=1), ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -178,9 +166,8 @@ def _strengths(most: float, columns: int) -> list[float]:
 
 def _sample(inversion: Inversion, direction: Direction, strength: float, steps: int) -> Tensor:
     """The edited latent, by euler under guidance 1."""
-    model, positive, noise = outputs(with_slider(replace(inversion, sliders=()), direction, strength))
-    sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", steps, inversion.sigma)
-    return sample_euler(model, noise.noise, sigmas, positive, inversion.latent, inversion.negative)
+    moved = with_slider(replace(inversion, sliders=()), direction, strength)
+    return sampled(moved, schedule_of(inversion, steps))
 
 
 NODES = [PreviewDirections, EditReport]

@@ -12,6 +12,7 @@ from .anchored import AnchoredModel
 from .errors import InputError, with_advice
 from .inputs import check_inputs
 from .masks import soft_mask_on_latent
+from .sampling import sample_euler, schedule_from
 from .sockets import AppliedSlider, DirectionsSocket, EncodedNoise, Inversion, InversionSocket
 
 LIVE, RECORDED = "live", "recorded"
@@ -208,6 +209,17 @@ def outputs(inversion: Inversion) -> tuple:
     """(MODEL, CONDITIONING, NOISE) for a sampler, with all sliders of the inversion."""
     anchor = AnchoredModel(inversion)
     return anchor.model(), inversion.positive, EncodedNoise(anchor.start_noise)
+
+
+def schedule_of(inversion: Inversion, steps: int) -> Tensor:
+    """`steps` noise levels from that of the inversion down to 0, evenly along the model's schedule."""
+    return schedule_from(inversion.source_model.get_model_object("model_sampling"), "simple", steps, inversion.sigma)
+
+
+def sampled(inversion: Inversion, sigmas: Tensor) -> Tensor:
+    """What ComfyUI's euler ends at under guidance 1, with all sliders of the inversion; ComfyUI's latent space."""
+    model, positive, noise = outputs(inversion)
+    return sample_euler(model, noise.noise, sigmas, positive, inversion.latent, inversion.negative)
 
 
 NODES = [DirectionSlider, ApplySliders]

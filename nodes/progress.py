@@ -85,6 +85,31 @@ class RunStatistics:
         self.last_peak_megabytes, self.last_return_error, self.last_remarks = peak_megabytes, return_error, remarks
 
 
+class RunsCost:
+    """What several sampling runs on one inversion cost together, from when this is made."""
+
+    def __init__(self, statistics: RunStatistics):
+        self._statistics = statistics
+        self._before = statistics.evaluations, statistics.seconds
+        self._peaks: list[float | None] = []
+        self._remarks: list[str] = []
+
+    def note(self) -> None:
+        """Keep what is known of the latest run alone; to be called after each."""
+        self._peaks.append(self._statistics.last_peak_megabytes)
+        self._remarks += self._statistics.last_remarks
+
+    def report(self) -> dict:
+        """The entries of a report."""
+        statistics, (evaluations, seconds) = self._statistics, self._before
+        cost = {
+            "model_evaluations": statistics.evaluations - evaluations,
+            "seconds": round(statistics.seconds - seconds, 3),
+            "peak_megabytes": None if None in self._peaks else max(self._peaks),
+        }
+        return cost | ({"remarks": list(dict.fromkeys(self._remarks))} if self._remarks else {})
+
+
 def reset_peak(device: torch.device) -> None:
     """Start to measure peak memory, where the device can."""
     if device.type == "cuda":

@@ -45,11 +45,21 @@ def sample_euler(
 ) -> Tensor:
     """ComfyUI's own euler sampling at guidance 1, from a given noise; the samples in ComfyUI's latent space.
 
-    At guidance 1 only patches of the MODEL look at the negative prompt.
+    A noise mask of the latent holds, as it does with ComfyUI's sampler nodes. At guidance 1 only patches of the MODEL
+    look at the negative prompt.
     """
     euler = comfy.samplers.sampler_object("euler")
     return comfy.sample.sample_custom(
-        model, noise, 1.0, euler, sigmas, positive, negative or [], latent["samples"], disable_pbar=True
+        model,
+        noise,
+        1.0,
+        euler,
+        sigmas,
+        positive,
+        negative or [],
+        latent["samples"],
+        noise_mask=latent.get("noise_mask"),
+        disable_pbar=True,
     )
 
 

@@ -125,6 +125,15 @@ ODD = {
         "none": ("DisableNoise", {}),
         "another": "@slider 2",
     },
+    "SIGMAS": {
+        "of Invert Image": "@invert 2",
+        "of a scheduler": (
+            "BasicScheduler",
+            {"model": "@demo", "scheduler": "beta", "steps": 4, "denoise": 1.0},
+        ),
+        "the upper part": ("SplitSigmas", {"sigmas": "@invert 2", "step": 1}),
+        "upside down": ("FlipSigmas", {"sigmas": "@invert 2"}),
+    },
     "LATENT_INVERSION": {
         "of a batch": ("invert", {"latent": "batch of two"}),
         "of another size": ("invert", {"latent": "odd size"}),
@@ -137,6 +146,7 @@ ODD = {
         "of LOCO": ("find", {"method": "LOCO", "count": 2, "hold_outside": 0}),
         "of HSDS": ("find", {"method": "HSDS"}),
         "of a file": (f"{PREFIX}LoadDirection", {"file": f"{STORED}.safetensors"}),
+        "prepared": "@prepare",
     },
 }
 NODES = {
@@ -145,6 +155,9 @@ NODES = {
     "find": "FindDirections",
     "slider": "DirectionSlider",
     "apply": "ApplySliders",
+    "prepare": "PrepareQuickSlider",
+    "quick": "QuickSlider",
+    "strip": "SliderStrip",
     "preview": "PreviewDirections",
     "report": "EditReport",
     "save": "SaveDirection",
@@ -163,6 +176,8 @@ def base() -> dict:
     find |= {"image_share": 0.35, "text_share": 0.35, "derivatives": "automatic"}
     slider = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0, "strength": 1.0, "weight": 1.0}
     slider |= {"words": "live"}
+    slid = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0}
+    strip = {"start": -1.0, "end": 1.0, "keyframes": 3, "frames": 5, "steps": 2}
     sampling = {"noise": ["apply", 2], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["invert", 2]}
     nodes = {
         "demo": (f"{PREFIX}LoadDemoModel", {}),
@@ -182,6 +197,14 @@ def base() -> dict:
         "picture": ("PreviewImage", {"images": ["decoded", 0]}),
         "latent": ("SaveLatent", {"samples": ["sampled", 0], "filename_prefix": "soak"}),
         "report": (f"{PREFIX}EditReport", {"inversion": ["invert", 4], "latent": ["sampled", 0]}),
+        "prepare": (f"{PREFIX}PrepareQuickSlider", slid | {"steps": 2}),
+        "prepare text": ("PreviewAny", {"source": ["prepare", 1]}),
+        "quick": (f"{PREFIX}QuickSlider", slid | {"directions": ["prepare", 0], "strength": 1.0}),
+        "quick decoded": ("VAEDecode", {"samples": ["quick", 0], "vae": ["demo", 2]}),
+        "quick picture": ("PreviewImage", {"images": ["quick decoded", 0]}),
+        "strip": (f"{PREFIX}SliderStrip", slid | strip),
+        "strip decoded": ("VAEDecode", {"samples": ["strip", 0], "vae": ["demo", 2]}),
+        "strip picture": ("PreviewImage", {"images": ["strip decoded", 0]}),
         "report text": ("PreviewAny", {"source": ["report", 1]}),
         "preview": (f"{PREFIX}PreviewDirections", PREVIEW | {"strength": 1.0, "columns": 3, "steps": 1}),
         "save": (f"{PREFIX}SaveDirection", {"directions": ["find", 0], "index": 0, "name": f"{MARK}"}),
@@ -190,7 +213,14 @@ def base() -> dict:
 
 
 OUTPUTS = ("picture", "latent", "report text")
-OUTPUTS_OF = {"preview": ("preview",), "save": ("save",), "report": ("report text",)}
+OUTPUTS_OF = {
+    "preview": ("preview",),
+    "save": ("save",),
+    "report": ("report text",),
+    "prepare": ("prepare text", "quick picture"),
+    "quick": ("quick picture",),
+    "strip": ("strip picture",),
+}
 
 
 def needed(prompt: dict, outputs: Iterable[str]) -> dict:

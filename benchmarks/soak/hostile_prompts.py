@@ -32,7 +32,7 @@ SEED = 20260101
 SIMPLEST = 10
 LONG = 2_000_000  # characters of the longest text
 # Inputs whose value decides how long a run takes, and what still counts as short.
-COSTLY = {"steps": 30, "count": 8, "seeds": 4, "columns": 7, "hold_outside": 16}
+COSTLY = {"steps": 30, "count": 8, "seeds": 4, "columns": 7, "hold_outside": 16, "keyframes": 5, "frames": 40}
 NUMBERS = ("INT", "FLOAT")
 
 

@@ -1,0 +1,326 @@
+"""Quick looks: a slider as one move of the clean latent, which needs no model, and a strip between a few true runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import latent_preview
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..core.direction import Direction, Distilled
+from ..core.distilled import SPAN, bends, between, distil, evenly_spaced
+from .errors import InputError, with_advice
+from .host import samples_of
+from .inputs import check_inputs
+from .manipulate import choose, sampled, schedule_of, with_slider
+from .progress import RunsCost, SearchProgress, result_line, show_line
+from .prompts import digest
+from .sockets import DirectionsSocket, Inversion, InversionSocket
+
+# From here on ghosts were seen, of the demo model's portraits (`python -m benchmarks.quick`): of a preview at strength
+# 1, and between keyframes.
+LARGE_ERROR = 0.4
+LARGE_BEND = 0.3
+STEPS = io.Int.Input(
+    "steps", default=20, min=1, max=200, tooltip="Sampling steps of each true run. As many as your sampler takes."
+)
+SIGMAS = io.Sigmas.Input(
+    "sigmas",
+    optional=True,
+    advanced=True,
+    tooltip="In place of 'steps': the sigmas that your sampler is given, for exactly its runs.",
+)
+INDEX = io.Int.Input("index", default=0, min=0, max=1000, tooltip="Which of the directions, the first is 0.")
+
+
+class PrepareQuickSlider(io.ComfyNode):
+    """Measures by true runs what a slider does to the clean latent."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node."""
+        return io.Schema(
+            node_id="LatentDirections_PrepareQuickSlider",
+            display_name="Prepare Quick Slider",
+            category="latent directions",
+            description=(
+                "Samples a slider at strengths -1 and 1 once, so that Quick Slider can show every other strength"
+                " without the model. Works for directions of all methods."
+            ),
+            search_aliases=["distil direction", "instant preview", "real-time slider"],
+            inputs=[
+                InversionSocket.Input(
+                    "inversion", tooltip="The encoded picture. Sliders that it has passed are not applied."
+                ),
+                DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
+                INDEX,
+                STEPS,
+                SIGMAS,
+            ],
+            outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    @with_advice()
+    def execute(cls, inversion, directions, index=0, steps=20, sigmas=None) -> io.NodeOutput:
+        """Sample to both sides, and hand on the directions with what was measured."""
+        check_inputs(cls, locals())
+        direction = choose(inversion, directions, index)
+        still = replace(inversion, sliders=())
+        cost, sigmas = RunsCost(inversion.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
+        run = _runs(still, direction, sigmas, cost, len({-SPAN, SPAN, 1.0}))
+        latent = inversion.latent["samples"]
+        move, error = distil(run, latent)
+        if not move.any():
+            msg = (
+                f"The direction '{direction.name}' moves nothing in this picture, so there is nothing to prepare."
+                " Choose another 'index', or find the direction again for this picture."
+            )
+            raise InputError(msg)
+        # without the axis of time, which pictures of video models have
+        move = move.float().reshape(*latent.shape[:2], *latent.shape[-2:])
+        made = Distilled(move[0] if len(move) == 1 else move, digest(latent), error)
+        report = {
+            "stage": "prepare quick slider",
+            "summary": _summary(direction.name, error),
+            "direction": direction.name,
+            "index": int(index),
+            "error_at_strength_1": round(error, 4),
+            "strengths": [-SPAN, SPAN],
+            "steps": len(sigmas) - 1,
+            **cost.report(),
+        }
+        show_line(report["summary"])
+        prepared = [replace(one, distilled=made) if k == index else one for k, one in enumerate(directions)]
+        return io.NodeOutput(prepared, json.dumps(report, indent=1), ui=ui.PreviewText(report["summary"]))
+
+
+class QuickSlider(io.ComfyNode):
+    """A preview of a slider without the model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node."""
+        return io.Schema(
+            node_id="LatentDirections_QuickSlider",
+            display_name="Quick Slider",
+            category="latent directions",
+            description=(
+                "Shows at once about what a Direction Slider would do: it adds the move that Prepare Quick Slider has"
+                " measured to the picture's latent, without the model. A preview; sample the picture that you keep."
+            ),
+            search_aliases=["instant preview", "real-time slider", "preview slider"],
+            inputs=[
+                InversionSocket.Input(
+                    "inversion", tooltip="The encoded picture. Sliders that it has passed are not applied."
+                ),
+                DirectionsSocket.Input("directions", tooltip="From Prepare Quick Slider."),
+                INDEX,
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-3.0,
+                    max=3.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="How far to move. 0 is the picture itself, negative goes the other way.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="The latent of another Quick Slider on this picture: both moves then add up.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    @with_advice()
+    def execute(cls, inversion, directions, index=0, strength=1.0, latent=None) -> io.NodeOutput:
+        """Add the move; at strength 0 the latent is handed on as it is."""
+        check_inputs(cls, locals())
+        direction = choose(inversion, directions, index)
+        own = inversion.latent["samples"]
+        move = _move_of(direction, own)
+        moved = own if latent is None else _fitting(latent, own)
+        if strength:
+            moved = moved + float(strength) * move.to(moved)
+        return io.NodeOutput({**inversion.latent, "samples": moved})
+
+
+class SliderStrip(io.ComfyNode):
+    """A slider from one strength to another, as a batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs of the node."""
+        return io.Schema(
+            node_id="LatentDirections_SliderStrip",
+            display_name="Slider Strip",
+            category="latent directions",
+            description=(
+                "Moves a slider from one strength to another in many pictures: a few are sampled, the latents between"
+                " them are mixed from their neighbours. For strips and short films."
+            ),
+            search_aliases=["slider animation", "interpolate strengths", "strength sweep", "morph"],
+            inputs=[
+                InversionSocket.Input(
+                    "inversion",
+                    tooltip="The encoded picture. Sliders that it has passed stay applied, and this one is added.",
+                ),
+                DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
+                INDEX,
+                _strength("start", "from", -1.0, "Strength of the first picture."),
+                _strength("end", "to", 1.0, "Strength of the last picture."),
+                io.Int.Input(
+                    "keyframes",
+                    default=5,
+                    min=2,
+                    max=65,
+                    tooltip=(
+                        "How many pictures are sampled, first and last included. Things that appear or move far need"
+                        " more."
+                    ),
+                ),
+                io.Int.Input(
+                    "frames", default=9, min=2, max=500, tooltip="How many pictures in all. No fewer than keyframes."
+                ),
+                STEPS,
+                SIGMAS,
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    @with_advice()
+    def execute(
+        cls, inversion, directions, index=0, start=-1.0, end=1.0, keyframes=5, frames=9, steps=20, sigmas=None
+    ) -> io.NodeOutput:
+        """Sample the keyframes, mix the latents between them, and say where that may show ghosts."""
+        check_inputs(cls, locals())
+        direction = choose(inversion, directions, index)
+        if start == end:
+            msg = f"'from' and 'to' are both {start:g}, so nothing would move. Choose two different strengths."
+            raise InputError(msg)
+        if keyframes > frames:
+            msg = (
+                f"'keyframes' is {keyframes}, more than the {frames} 'frames' of the strip. Raise 'frames', or lower"
+                " 'keyframes'."
+            )
+            raise InputError(msg)
+        cost, sigmas = RunsCost(inversion.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
+        run = _runs(inversion, direction, sigmas, cost, keyframes)
+        strengths = evenly_spaced(float(start), float(end), keyframes)
+        ends = [run(strength) for strength in strengths]
+        latents = torch.stack(between(ends, frames), dim=1).flatten(0, 1)  # of a batch picture by picture
+        bent = dict(zip(strengths[1:-1], bends(ends), strict=True))
+        report = {
+            "stage": "strip",
+            "summary": _strip_summary(keyframes, frames, bent),
+            "direction": direction.name,
+            "strengths": evenly_spaced(float(start), float(end), frames),
+            "keyframes": strengths,
+            "bends": [round(bend, 4) for bend in bent.values()],
+            "steps": len(sigmas) - 1,
+            **cost.report(),
+        }
+        show_line(result_line(keyframes, "run", report["seconds"]))
+        # the numbers of a batch's pictures would be those of another batch
+        strip = {name: value for name, value in inversion.latent.items() if name != "batch_index"}
+        return io.NodeOutput(
+            {**strip, "samples": latents}, json.dumps(report, indent=1), ui=ui.PreviewText(report["summary"])
+        )
+
+
+def _strength(name: str, shown: str, default: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, display_name=shown, default=default, min=-3.0, max=3.0, step=0.05, tooltip=tooltip)
+
+
+def _runs(
+    inversion: Inversion, direction: Direction, sigmas: Tensor, cost: RunsCost, expected: int
+) -> Callable[[float], Tensor]:
+    """True runs of one slider more: strength -> sampled latent. Each moves the bar on and shows its latent."""
+    model = inversion.source_model
+    show, done = SearchProgress(expected, "runs"), 0
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def run(strength: float) -> Tensor:
+        nonlocal done
+        latent = sampled(with_slider(inversion, direction, strength), sigmas)
+        cost.note()
+        done += 1
+        preview = None
+        if previewer is not None:
+            preview = previewer.decode_latent_to_preview_image("JPEG", model.model.process_latent_in(latent))
+        show(done, preview)
+        return latent
+
+    return run
+
+
+def _move_of(direction: Direction, samples: Tensor) -> Tensor:
+    """What Prepare Quick Slider has measured, in the shape of the latent; InputError where it has not, for this one."""
+    made = direction.distilled
+    if made is None:
+        msg = (
+            f"The direction '{direction.name}' has not been prepared for a quick look. Put Prepare Quick Slider before"
+            " this node, with the same 'index'."
+        )
+        raise InputError(msg)
+    if made.picture != digest(samples) or made.move.numel() != samples.numel():
+        msg = (
+            f"The direction '{direction.name}' was prepared for another picture, where the same move would do something"
+            " else. Prepare it again for this one: connect this 'inversion' to Prepare Quick Slider."
+        )
+        raise InputError(msg)
+    return made.move.reshape(samples.shape)
+
+
+def _fitting(latent: dict, own: Tensor) -> Tensor:
+    """The samples of another Quick Slider's LATENT; InputError where they cannot be of this picture."""
+    samples = samples_of(latent)
+    if samples.shape != own.shape:
+        msg = (
+            f"'latent' has shape {tuple(samples.shape)}, the encoded picture's is {tuple(own.shape)}. Connect the"
+            " latent of another Quick Slider on the same picture, or nothing."
+        )
+        raise InputError(msg)
+    if not torch.isfinite(samples).all():
+        msg = (
+            "'latent' holds values that are not numbers (NaN or infinity). Connect the latent of another Quick Slider"
+            " on the same picture, or nothing."
+        )
+        raise InputError(msg)
+    return samples
+
+
+def _summary(name: str, error: float) -> str:
+    """How near the preview is, in words."""
+    measured = f"At strength 1 the preview of '{name}' is off by {error:.0%} of what the slider changes."
+    if error >= LARGE_ERROR:
+        return (
+            f"{measured} That is much: it will show ghosts or stop short, as with things that appear or move far. Use"
+            " it to see where the slider leads, and look at the true run of Direction Slider, or at Slider Strip."
+        )
+    return f"{measured} It is a preview: sample the picture that you keep with Direction Slider."
+
+
+def _strip_summary(keyframes: int, frames: int, bent: dict[float, float]) -> str:
+    """What was sampled and where the pictures between may show ghosts, in words."""
+    made = f"{keyframes} of {frames} pictures were sampled, the others mixed from their neighbours."
+    if frames == keyframes:
+        return f"All {frames} pictures were sampled."
+    places = [f"{strength:g}" for strength, bend in bent.items() if bend >= LARGE_BEND]
+    if not places:
+        return made
+    return (
+        f"{made} Near strength {', '.join(places)} the slider does not move evenly, as where things appear: pictures"
+        " there may show ghosts, two pictures over each other. Raise 'keyframes' to sample more of them."
+    )
+
+
+NODES = [PrepareQuickSlider, QuickSlider, SliderStrip]
