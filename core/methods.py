@@ -11,7 +11,7 @@ from .search import Method
 TEXT = Method(
     name="text",
     summary="moves the words alone, by what the model predicts for source and target at every sampling step; needs no"
-    " search",
+    " derivatives",
     run=None,
     evaluations=lambda settings, masked: 0,
     reads=(),

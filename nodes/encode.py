@@ -44,8 +44,8 @@ class InvertImage(io.ComfyNode):
             display_name="Invert Image",
             category="latent directions",
             description=(
-                "Turns a picture into the noisy latent it could have been made from. Sampling on from it gives exactly"
-                " the same picture back, and a Direction Slider can move it."
+                "Chooses a noise for a picture and keeps sampling tied to it, so that sampling gives exactly the same"
+                " picture back, and a Direction Slider can move it."
             ),
             search_aliases=[
                 "encode image",
@@ -83,7 +83,10 @@ class InvertImage(io.ComfyNode):
                     default=20,
                     min=1,
                     max=1000,
-                    tooltip="Sampling steps from that level back to the picture, and as many for getting there.",
+                    tooltip=(
+                        "Sampling steps from that level back to the picture; methods that follow the model up take as many"
+                        " there."
+                    ),
                 ),
                 io.Combo.Input(
                     "scheduler",

@@ -104,7 +104,9 @@ class FindDirections(io.ComfyNode):
                     )
                     for name in ("source", "target")
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Where the change should happen. Empty: everywhere."),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Where the change should happen. Not connected: as 'where' says."
+                ),
                 io.Int.Input(
                     "count",
                     default=3,
@@ -141,7 +143,10 @@ class FindDirections(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     advanced=True,
-                    tooltip="Guidance for comparing source and target. Above 1 it needs 'negative'.",
+                    tooltip=(
+                        f"{names_of_methods_that_read('guidance')}: guidance for comparing source and target. Above 1 it"
+                        " needs 'negative'."
+                    ),
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -194,8 +199,9 @@ class FindDirections(io.ComfyNode):
                     default="people",
                     optional=True,
                     tooltip=(
-                        "Looks which of a list of things the words move along, and keeps those that move much. It asks"
-                        " the model six times for each thing, once a picture. 'nothing': keeps only what 'keep' says."
+                        "Checks a list of things for what the words would change too, and holds those still that change"
+                        " much. It asks the model six times for each thing, once a picture. 'nothing': only what 'keep'"
+                        " says is held."
                     ),
                 ),
                 io.String.Input(

@@ -71,9 +71,9 @@ class DirectionSlider(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "'live' asks the model at every step what the words change, which is best. 'recorded' asks once"
-                        " for a picture and all strengths: runs take less time, but things that appear or move far"
-                        " may stop short."
+                        "What the words change is asked from the model. 'live': at every step of every run, which is"
+                        " best. 'recorded': once for a picture and all strengths. Runs then take less time, but things"
+                        " that appear or move far may stop short."
                     ),
                 ),
                 io.Mask.Input(
@@ -116,7 +116,7 @@ class ApplySliders(io.ComfyNode):
             display_name="Apply Sliders",
             category="latent directions",
             description=(
-                "Gives what the sampler needs for all sliders that the inversion has passed. With it at the end, any"
+                "Gives what the sampler needs for all Direction Sliders before it. With it at the end, any"
                 " Direction Slider can be bypassed; without a slider the sampler gives the encoded picture back."
             ),
             search_aliases=["combine sliders", "several directions"],
@@ -191,13 +191,14 @@ def with_slider(
         if own.shape[-2:] != shape[-2:]:
             msg = (
                 f"The direction '{direction.name}' has a mask of {own.shape[-1]} x {own.shape[-2]} cells, but this"
-                f" picture's latent is {shape[-1]} x {shape[-2]}. Find the direction again on this picture."
+                f" picture's latent is {shape[-1]} x {shape[-2]}. Find the direction again on this picture, or with"
+                " 'where' on 'everywhere' and without a mask."
             )
             raise InputError(msg)
         if len(own) not in (1, shape[0]):
             msg = (
-                f"The direction '{direction.name}' has masks for {len(own)} pictures, but there are {shape[0]} here."
-                " Find the direction again on these pictures."
+                f"The direction '{direction.name}' has masks for {len(own)} pictures, but the number of pictures here is"
+                f" {shape[0]}. Find the direction again on these pictures."
             )
             raise InputError(msg)
         cells = own if cells is None else own * cells

@@ -25,7 +25,7 @@ from .anchored import without_anchor
 from .caches import drop_step_caches
 from .demo_model import CATEGORY as DEMO_CATEGORY
 from .demo_model import readable_weights
-from .encode import DEFAULT, evaluations_of
+from .encode import evaluations_of
 from .errors import InputError, with_advice
 from .host import counted, finite, first_noise, run
 from .inputs import check_inputs
@@ -47,6 +47,7 @@ NO_PROJECTION = (
     "'clip' has no text encoder of the CLIP kind with a projection into the space of pictures{}. Connect a CLIP such as"
     " that of SDXL or SD3, or Load CLIP with a file of a complete CLIP text model."
 )
+INVERSION = "backward euler"  # of the plain return, which follows the model up
 
 
 class MeasureWords(io.ComfyNode):
@@ -327,7 +328,7 @@ class _PlainRoute:
         scale_at(self.model, self.sigma)  # refuses what has no noise or no picture left there
         self.sigmas = schedule_from(self.model_sampling, "simple", steps, self.sigma)
         self.began, taken = time.perf_counter(), len(self.sigmas) - 1
-        expected = 2 * evaluations_of(DEFAULT, taken) + 3 * taken
+        expected = 2 * evaluations_of(INVERSION, taken) + 3 * taken
         self.counter = EvaluationCounter(on_change=SearchProgress(expected))
 
     def encoded(self, image: Tensor) -> dict:
@@ -353,7 +354,7 @@ class _PlainRoute:
         ascending = [float(sigma) for sigma in self.sigmas.flip(0) if sigma > 0]
 
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
-            return denoiser.noise_of(finite(invert(denoiser, x0, ascending, method=DEFAULT)), x0, self.sigma)
+            return denoiser.noise_of(finite(invert(denoiser, x0, ascending, method=INVERSION)), x0, self.sigma)
 
         prompts = {SOURCE: prompt, **self.negative}
         try:

@@ -37,7 +37,7 @@ class AppliedSlider:
         direction: what it moves.
         strength: how far.
         weight: how much of the model's change it lets through; the weights of a chain multiply.
-        recorded: whether its words are taken on the reference path.
+        recorded: whether what its words change is predicted once, along the unedited path, and reused for every strength.
         mask: where it acts, broadcastable to the latent; None for everywhere.
     """
 
@@ -62,7 +62,7 @@ class Inversion:
         scale: (a, b) of the noise process there.
         cache: predictions on the reference paths, shared by all sliders.
         statistics: what sampling runs on this picture have cost.
-        sliders: those it has passed, in their order; encoding and searches are about the unmoved picture.
+        sliders: the Direction Sliders so far, in their order; searches and previews are about the unmoved picture.
     """
 
     source_model: ModelPatcher

@@ -21,7 +21,7 @@ from .sockets import Inversion
 
 NOTHING = "nothing"
 # Pairs 'with | without' to be added to the source prompt. The lists for people and for scenes have been measured on no
-# real model. That for the demo model names some of what its portraits show, and some things that they never show.
+# real model yet. That for the demo model names some of what its portraits show, and some things that they never show.
 LISTS = {
     NOTHING: "",
     "people": """with glasses | with no glasses
@@ -58,7 +58,7 @@ with red lips | with grey lips
 with scarf | without scarf
 looking left | looking right""",
 }
-# Chosen on tuning cases of the demo model (benchmarks/README.md).
+# Chosen on tuning cases of the demo model.
 THRESHOLD = 0.15  # mean |cosine| from which a candidate is kept
 SAME = 0.6  # and from which it counts as the target itself
 MOST = 5  # that are kept by themselves
@@ -87,12 +87,12 @@ SMALL_WORDS = frozenset(
 )
 MOST_CANDIDATES = 100
 TITLE = "What else the words move"
-AXIS = "likeness of the changes, from 0 to 1 (dashed: kept from here on)"
+AXIS = "likeness of the changes, from 0 to 1 (orange: kept)"
 KEPT = "kept"
 BELOW = "moves along too little to be kept"
 SAME_WORDS = "has words that differ between source and target, so it is what is to change"
 TOO_LIKE = "changes the picture nearly as the target does; if it must stay, write it into 'keep'"
-ENOUGH = "moves along, but {} others more; if it must stay, write it into 'keep'"
+ENOUGH = "moves along, but {} others move more; if it must stay, write it into 'keep'"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,10 @@ def candidates_of(chosen: str, typed: str) -> list[tuple[str, str]]:
     pairs += parse_pairs(typed, "candidates", "something that may move along")
     pairs = list(dict.fromkeys(pairs))
     if len(pairs) > MOST_CANDIDATES:
-        msg = f"'candidates' has {len(pairs)} pairs with those of the list. Write at most {MOST_CANDIDATES}."
+        msg = (
+            f"'candidates' and the list of 'find_keeps' have {len(pairs)} pairs together, but at most"
+            f" {MOST_CANDIDATES} are compared. Write fewer lines in 'candidates'."
+        )
         raise InputError(msg)
     return pairs
 

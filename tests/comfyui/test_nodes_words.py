@@ -155,7 +155,7 @@ class TestBadInput:
 
     def test_too_many(self, small):
         lines = "\n".join(f"word{n} | other{n}" for n in range(words.MOST_CANDIDATES + 1))
-        with pytest.raises(InputError, match="'candidates' has 101 pairs .*at most 100"):
+        with pytest.raises(InputError, match="have 101 pairs together, but at most 100 are compared"):
             looked(small, lines)
 
     @pytest.mark.parametrize("keep", ["a smiling person | a sad person", "a sad person|a smiling person"])
@@ -219,5 +219,5 @@ class TestWhere:
         encoded = invert(test_model, picture(test_model, batch=3), method="fresh noise")
         (direction,), _ = find(test_model, encoded.inversion, "text")
         two = replace(direction, mask=torch.ones(2, *encoded.latent["samples"].shape[-2:]))
-        with pytest.raises(InputError, match="has masks for 2 pictures, but there are 3 here"):
+        with pytest.raises(InputError, match="has masks for 2 pictures, but the number of pictures here is 3"):
             DirectionSlider.execute(encoded.inversion, [two], 0, 1.0)

@@ -97,11 +97,10 @@ def ksampler(prompt: dict, model: list | None = None, **inputs) -> dict:
 
 def behind_two_sliders(prompt: dict) -> dict:
     """A sampler that is given the MODEL of Apply Sliders, behind two sliders in a chain."""
-    first = workflow.find(prompt, strips.SLIDER)
+    first, apply = (workflow.find(prompt, kind) for kind in (strips.SLIDER, "LatentDirections_ApplySliders"))
     second = {**prompt[first], "inputs": prompt[first]["inputs"] | {"inversion": [first, 3]}}
-    apply = workflow.find(prompt, "LatentDirections_ApplySliders")
-    made = changed({**prompt, "second": second}, "LatentDirections_ApplySliders", inversion=["second", 3])
-    return changed(ksampler(made, [apply, 0]), strips.INVERT, level=0.5)
+    made = changed(ksampler(prompt, [apply, 0]), "LatentDirections_ApplySliders", inversion=["second", 3])
+    return {**made, "second": second}
 
 
 def words_on_batch(prompt: dict) -> dict:
@@ -150,7 +149,7 @@ def test_what_is_wired_wrongly_is_refused_before_a_model_runs(comfy, prompt, cas
 def test_behind_an_inversion_from_the_cache_the_search_is_not_started(comfy, prompt):
     comfy.run(changed(prompt, strips.FIND, method="text"))
     with pytest.raises(PromptError, match=f"{strips.FIND}: 'sampler_name' of"):
-        comfy.run(named(prompt))
+        comfy.run(named(changed(prompt, strips.FIND, method="HSDS")))
 
 
 def of_another_model(prompt: dict) -> dict:
@@ -268,7 +267,7 @@ def test_a_problem_beside_lone_surrogates_is_answered(comfy, prompt):
 
 def test_a_method_that_does_not_exist_is_still_refused(comfy, prompt):
     """The node checks its words itself, so ComfyUI no longer looks whether the method is one of the list."""
-    with pytest.raises(PromptError, match="'method' is 'magic', which is no method. Choose one of: HSDS"):
+    with pytest.raises(PromptError, match="'method' is 'magic', which is no method. Choose one of: text"):
         comfy.run(changed(prompt, strips.FIND, method="magic"))
 
 
