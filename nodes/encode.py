@@ -84,8 +84,8 @@ class InvertImage(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip=(
-                        "Sampling steps from that level back to the picture; methods that follow the model up take as many"
-                        " there."
+                        "Sampling steps from that level back to the picture; methods that follow the model up take as"
+                        " many there."
                     ),
                 ),
                 io.Combo.Input(

@@ -42,7 +42,9 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.EqualPredictionsError: (
         "Write 'source' and 'target' so that they differ more, or raise 'level' of Invert Image."
     ),
-    errors.EverythingKeptError: "Name in 'keep' only what is to stay as it is beside the wanted change, or set 'find_keeps' to 'nothing'.",
+    errors.EverythingKeptError: (
+        "Name in 'keep' only what is to stay as it is beside the wanted change, or set 'find_keeps' to 'nothing'."
+    ),
     errors.EverythingRuledOutError: "Lower 'hold_outside', or paint a larger 'mask'.",
     errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
     errors.NoChangeError: "Write 'target' so that it differs more from 'positive', or raise 'level'.",

@@ -49,6 +49,10 @@ from .words import LISTS, NOTHING, Found, candidates_of, look
 
 DEFAULT = next(iter(METHODS))
 NOT_LINKED = object()
+NO_TEXT = (
+    "Nothing was looked for that the words move along: 'find_keeps' and 'candidates' need 'source' as a text, not as"
+    " 'source_conditioning'."
+)
 EVERYWHERE, FOUND = "everywhere", "found"
 
 
@@ -144,8 +148,8 @@ class FindDirections(io.ComfyNode):
                     step=0.1,
                     advanced=True,
                     tooltip=(
-                        f"{names_of_methods_that_read('guidance')}: guidance for comparing source and target. Above 1 it"
-                        " needs 'negative'."
+                        f"{names_of_methods_that_read('guidance')}: guidance for comparing source and target. Above 1"
+                        " it needs 'negative'."
                     ),
                 ),
                 io.Conditioning.Input(
@@ -286,12 +290,13 @@ class FindDirections(io.ComfyNode):
             typed = {"source": source, "target": target}
             words = _encode_words(clip, record, inversion.positive, typed, given, keep, free)
             pairs = candidates_of(find_keeps, candidates) if source_conditioning is None else []
-            if pairs or where == FOUND:
+            if source_conditioning is not None and candidates_of(find_keeps, candidates):
+                words = replace(words, remarks=(*words.remarks, NO_TEXT))
+            find_where = where == FOUND and record.moves_words
+            if pairs or find_where:
                 encoded = words.before, words.target
                 texts, negatives = (source.strip(), target.strip()), negative_prompt(model, 1.0, negative)
-                seen = look(
-                    without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=where == FOUND
-                )
+                seen = look(without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=find_where)
                 words = replace(words, keep=words.keep + seen.pairs)
         cells, soft = (None, None) if mask is None else (mask_on_latent(mask, shape), soft_mask_on_latent(mask, shape))
         acts = None if soft is None else soft.view(1, *shape[-2:])

@@ -197,8 +197,8 @@ def with_slider(
             raise InputError(msg)
         if len(own) not in (1, shape[0]):
             msg = (
-                f"The direction '{direction.name}' has masks for {len(own)} pictures, but the number of pictures here is"
-                f" {shape[0]}. Find the direction again on these pictures."
+                f"The direction '{direction.name}' has masks for {len(own)} pictures, but the number of pictures here"
+                f" is {shape[0]}. Find the direction again on these pictures."
             )
             raise InputError(msg)
         cells = own if cells is None else own * cells

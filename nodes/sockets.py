@@ -37,7 +37,8 @@ class AppliedSlider:
         direction: what it moves.
         strength: how far.
         weight: how much of the model's change it lets through; the weights of a chain multiply.
-        recorded: whether what its words change is predicted once, along the unedited path, and reused for every strength.
+        recorded: whether what its words change is predicted once, along the unedited path, and reused for all
+            strengths.
         mask: where it acts, broadcastable to the latent; None for everywhere.
     """
 
