@@ -20,6 +20,9 @@ from .denoiser import Denoiser
 from .errors import EqualPredictionsError, NotFiniteError
 from .search import EQUAL_PREDICTIONS
 
+# Cells on the shorter side of the grid on which it is found where words act; one cell of a larger latent is too small.
+COARSE = 16
+
 
 @dataclass(frozen=True)
 class Level:
@@ -79,18 +82,21 @@ class WordsChange:
     def mask(self) -> Tensor:
         """Where the words act, (B, H, W) with values 0 to 1, on the CPU.
 
-        The mean of |q| over levels and channels, smoothed over 3 x 3 cells, and stretched for each picture so that its
-        least value is 0 and half of its range is 1; 1 everywhere where it is the same everywhere.
+        The mean of |q| over levels and channels, on a grid of at most COARSE cells on the shorter side, smoothed over
+        3 x 3 cells of it, and stretched for each picture so that its least value is 0 and half of its range is 1; 1
+        everywhere where it is the same everywhere.
         """
-        height, width = self._changes[0].shape[-2:]
-        mean = torch.stack([q.abs().float().flatten(1, -3).mean(1) for q in self._changes]).mean(0)  # B H W
-        padded = torch.nn.functional.pad(mean[:, None], (1, 1, 1, 1), mode="replicate")
+        size = self._changes[0].shape[-2:]
+        mean = torch.stack([q.abs().float().flatten(1, -3).mean(1) for q in self._changes]).mean(0)[:, None]  # B 1 H W
+        if min(size) > COARSE:
+            grid = [round(cells * COARSE / min(size)) for cells in size]
+            mean = torch.nn.functional.interpolate(mean, grid, mode="area")
+        padded = torch.nn.functional.pad(mean, (1, 1, 1, 1), mode="replicate")
         kernel = torch.tensor([1.0, 2.0, 1.0]).to(padded)
         smooth = torch.nn.functional.conv2d(padded, (kernel[:, None] * kernel / 16)[None, None])
-        smooth = smooth.reshape(len(mean), height * width)
-        low, high = smooth.amin(1, keepdim=True), smooth.amax(1, keepdim=True)
-        stretched = torch.where(high > low, 2 * (smooth - low) / (high - low).clamp_min(1e-30), 1.0)
-        return stretched.clamp(0, 1).view_as(mean).cpu()
+        low, high = smooth.amin((1, 2, 3), keepdim=True), smooth.amax((1, 2, 3), keepdim=True)
+        stretched = torch.where(high > low, 2 * (smooth - low) / (high - low).clamp_min(1e-30), 1.0).clamp(0, 1)
+        return torch.nn.functional.interpolate(stretched, size, mode="bilinear")[:, 0].cpu()
 
     def _difference(self, level: Level, pair: tuple[str, str]) -> Tensor:
         towards, away = self._denoiser.predictions(level.x, level.sigma, pair)

@@ -75,6 +75,20 @@ def test_the_mask_is_the_smoothed_change_of_each_picture(model):
         assert torch.allclose(found[picture].double(), (2 * stretched).clamp(max=1), atol=1e-5)
 
 
+def test_on_a_large_latent_a_single_cell_does_not_outweigh_a_place():
+    model = analytic("flow")
+    change = WordsChange(model.denoiser, levels_of(model), WORDS)
+    q = torch.zeros(2, 4, 96, 128)
+    q[:, :, 30:60, 40:80] = 1.0
+    q[1, :, 5, 5] = 20.0
+    change._changes = [q]
+    mask = change.mask()
+    assert mask.shape == (2, 96, 128)
+    assert mask.min() == 0
+    assert mask[:, 38:52, 50:70].min() == 1
+    assert mask[:, 80:, 100:].max() == 0
+
+
 def test_a_change_that_is_the_same_everywhere_acts_everywhere():
     model = analytic("flow")
     change = WordsChange(model.denoiser, levels_of(model), WORDS)
