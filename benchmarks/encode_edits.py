@@ -76,7 +76,7 @@ def print_tables(found: list[dict]) -> None:
     """The two tables, each line by direction."""
     print("\nEdits at a third of the target's range, by the noise they start from:\n")
     print_table(summary([r for r in found if r["weight"] == 1], "method", INVERTED))
-    print("\nThe same by the weight of the model's change, from the default's noise:\n")
+    print("\nThe same by the weight of the model's change, from the noise of backward euler:\n")
     print_table(summary([r for r in found if r["method"] == INVERTED], "weight", 1.0))
 
 
@@ -99,7 +99,9 @@ def summary(found: list[dict], by: str, default) -> list[dict]:
                     "reached a third": float(np.mean([r["reached"] for r in mine.values()])),
                     "cases compared": len(cases),
                     "leakage": float(leaks.mean()) if cases else None,
-                    "more than the default": f"{(leaks - usual).mean():+.4f} ± {error:.4f}" if cases else None,
+                    "more than backward euler, weight 1": f"{(leaks - usual).mean():+.4f} ± {error:.4f}"
+                    if cases
+                    else None,
                     "evaluations to encode": some["evaluations"],
                     "of a run": some["evaluations_of_a_run"],
                 }
