@@ -34,7 +34,7 @@ def test_starts_are_compared_where_all_of_them_reached_the_change():
         assert lines["HSDS", start]["cases compared"] == 2
         assert lines["HSDS", start]["leakage"] == pytest.approx(leakage)
     # differences 0.1 and 0.2: mean 0.15, standard error 0.05
-    assert lines["text", FRESH]["more than the default"] == "+0.1500 ± 0.0500"
+    assert lines["text", FRESH]["more than backward euler, weight 1"] == "+0.1500 ± 0.0500"
 
 
 def test_a_weight_that_reaches_nothing_hides_no_other_weight():
@@ -47,7 +47,7 @@ def test_a_weight_that_reaches_nothing_hides_no_other_weight():
     assert lines["text", 0.5]["leakage"] is None
     assert lines["text", 1.5]["cases compared"] == 2
     assert math.isclose(lines["text", 1.5]["leakage"], 0.3)
-    assert lines["text", 1.5]["more than the default"] == "+0.1000 ± 0.0500"
+    assert lines["text", 1.5]["more than backward euler, weight 1"] == "+0.1000 ± 0.0500"
 
 
 def test_what_encoding_costs():
