@@ -5,9 +5,10 @@ With the reference path x_ref(sigma) = a x0 + b n the sampler sees
 The first bracket, the response, is what moves of the noise and of the sampler's own prompt bring about, and what has
 been moved already changes further on. The sum is what words add: y is the sampled point x where they are live, and
 x_ref where they are recorded. P_j projects off the changes of prediction between the two prompts of each keep pair of
-move j, M_j is its mask. P is the projection of all moves of the noise together, M the largest mask of all moves. w is
-the weight. Where x is x_ref and the sampler asks with the source prompt, the response is zero by definition and nothing
-is evaluated for it: D' = x0 there, and a sampler that is exact for a constant prediction ends at x0.
+move j, M_j is its mask. P is the projection of all moves of the noise together, M the cell-wise maximum of all masks,
+or 1 where the sampler asks with another prompt than the source, which acts everywhere. w is the weight. Where x is
+x_ref and the sampler asks with the source prompt, the response is zero by definition and nothing is evaluated for it:
+D' = x0 there, and a sampler that is exact for a constant prediction ends at x0.
 
 Our construction; compare direct inversion (arXiv 2310.01506). The brackets may be averaged over several noises n. With
 noise drawn anew at every level Euler's method on D' is FlowEdit (arXiv 2412.08629), and edit-friendly DDPM inversion
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE
-from .errors import ShapeError, UnknownNameError, size_in_words
+from .errors import NotFiniteError, ShapeError, UnknownNameError, size_in_words
 from .inversion import seeded_noise
 from .linalg import orthonormal_span, project_off
 
@@ -119,7 +120,7 @@ class ReferenceCache:
     Attributes:
         max_bytes: size of all entries beyond which none is stored.
         bytes: their size now.
-        full: whether an entry was not stored.
+        full: whether an entry was not stored, since other settings last gave way.
     """
 
     max_bytes: int = 512 * 2**20
@@ -151,7 +152,7 @@ class ReferenceCache:
         return [stored[key] if key in stored else computed[key] for key in keys]
 
     def _drop_all_but(self, settings: Hashable) -> None:
-        self._entries = {settings: self._entries[settings]}
+        self._entries, self.full = {settings: self._entries[settings]}, False
         self.bytes = sum(value.nbytes for value in self._entries[settings].values())
 
 
@@ -254,7 +255,13 @@ class _Point:
         def span(_missing: list) -> list[Tensor]:
             names = list(dict.fromkeys(name for pair in pairs for name in pair))
             found = dict(zip(names, self._mean(names, self._points), strict=True))
-            return [orthonormal_span([found[present] - found[absent] for present, absent in pairs])]
+            changes = [found[present] - found[absent] for present, absent in pairs]
+            if not all(torch.isfinite(change).all() for change in changes):
+                msg = (
+                    "The model's predictions for what is to be kept hold values that are not numbers (NaN or infinity)."
+                )
+                raise NotFiniteError(msg)
+            return [orthonormal_span(changes)]
 
         (basis,) = self._cached([pairs], span)
         return project_off(change, basis)

@@ -25,6 +25,7 @@ from .errors import (
     DirectionNotSavedError,
     DirectionNotWrittenError,
     DirectionTooLargeError,
+    SeveralMasksError,
     printable,
 )
 from .tensor_file import DAMAGED, FLOATS, LARGEST, LARGEST_HEADER, WHOLE_NUMBERS, TensorFile, check_size, parsed
@@ -55,12 +56,18 @@ def save(direction: Direction, path: Path, thumbnail: bytes | None = None) -> No
 
     Raises:
         DirectionTooLargeError: it would be larger than `load` reads.
+        SeveralMasksError: it has a mask for each of several pictures.
         DirectionNotSavedError: `load` would refuse the file for another reason.
         DirectionNotWrittenError: the folder cannot be written.
     """
     if direction.latent is not None and not direction.step * float(direction.latent.norm()) <= LARGEST_STEP:
         msg = f"The direction moves the latent by {direction.step:.4g}, further than any picture reaches."
         raise DirectionTooLargeError(msg)
+    if direction.mask is not None and direction.mask.ndim == 3 and len(direction.mask) > 1:
+        msg = (
+            f"The direction acts in a place of its own in each of {len(direction.mask)} pictures, but a file holds one."
+        )
+        raise SeveralMasksError(msg)
     if thumbnail is not None and len(thumbnail) > LARGEST_THUMBNAIL:
         msg = f"The thumbnail is larger than a direction file takes ({LARGEST_THUMBNAIL // 2**10} kB)."
         raise DirectionTooLargeError(msg)

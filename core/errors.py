@@ -112,6 +112,10 @@ class DirectionNotSavedError(LatentDirectionsError):
     """A direction holds what no direction file may hold."""
 
 
+class SeveralMasksError(LatentDirectionsError):
+    """A direction has a mask for each of several pictures, where one is wanted."""
+
+
 class DirectionNotWrittenError(LatentDirectionsError):
     """A direction file could not be written."""
 

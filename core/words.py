@@ -9,7 +9,7 @@ where the words act; compare the masks of LEDITS++ (arXiv 2311.16711), which are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,7 @@ class WordsChange:
         if not torch.stack([q.flatten(1).any(1) for q in self._changes]).any(0).all():
             raise EqualPredictionsError(EQUAL_PREDICTIONS)
 
-    def likeness(self, candidates: Sequence[tuple[str, str]], cache: ReferenceCache) -> Tensor:
+    def likeness(self, candidates: Sequence[tuple[str, str]], cache: ReferenceCache, settings: Hashable = ()) -> Tensor:
         """Mean over the levels of |cos(q, p)|, (B, candidates), float64 on the CPU.
 
         It takes 2 evaluations a level for each candidate that the cache does not know.
@@ -63,6 +63,7 @@ class WordsChange:
         Args:
             candidates: names of the prompts (with it, without it) of each candidate. Equal names are equal prompts.
             cache: differences of candidates at the same points.
+            settings: what these depend on besides point and prompts, such as the model.
 
         Raises:
             NotFiniteError: a prediction holds values that are not numbers.
@@ -70,7 +71,7 @@ class WordsChange:
         found = []
         for level, q in zip(self._levels, self._changes, strict=True):
             changes = cache.get(
-                "what else words move",
+                ("what else words move", settings),
                 [(level.sigma, pair) for pair in candidates],
                 lambda missing, level=level: [self._difference(level, pair) for _, pair in missing],
             )

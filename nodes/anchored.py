@@ -110,12 +110,14 @@ class AnchoredModel:
             for direction in directions
             if direction.model is not None and direction.model.differs_from(fingerprint_of(self.inversion.source_model))
         ]
-        self._weight = math.prod(slider.weight for slider in sliders)
-        self._prompts = [prompt for direction in directions for prompt in direction.prompts()]
+        # a slider at 0 is as if it were bypassed
+        self._weight = math.prod(slider.weight for slider in sliders if slider.strength)
+        self._prompts = [prompt for slider in sliders if slider.strength for prompt in slider.direction.prompts()]
         self._moves = [
             move
-            for slider, direction in zip(sliders, directions, strict=True)
-            for move in direction.at(sigma, scale).moves(
+            for slider in sliders
+            if slider.strength
+            for move in slider.direction.at(sigma, scale).moves(
                 slider.strength, self._name_of, recorded=slider.recorded, mask=slider.mask
             )
         ]

@@ -52,6 +52,7 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
         "Look at the free space and the write permission of models/latent_directions, or choose another 'name'."
     ),
     errors.DirectionNotSavedError: "Find the direction again, if need be with the model in a higher precision.",
+    errors.SeveralMasksError: "Find it on one picture, or with 'where' on 'everywhere'.",
     errors.DirectionTooLargeError: (
         "Find the direction again; fewer lines in 'keep' and shorter prompts make the file smaller."
     ),

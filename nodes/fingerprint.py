@@ -65,6 +65,11 @@ def settings_of(guider: comfy.samplers.CFGGuider, sigmas: Tensor, denoise_mask: 
     return (*_leaves(prompts), *_leaves(settings), tuple(sigmas.tolist()), mask)
 
 
+def settings_of_search(model: ModelPatcher, prompts: dict[str, list]) -> tuple:
+    """All that a prediction outside a sampling run depends on besides the picture: the model, and other prompts."""
+    return (*_leaves(model), *_leaves(prompts))
+
+
 def _leaves(value) -> Iterator:
     if isinstance(value, ModelPatcher):
         yield _Identity(value.model)

@@ -144,11 +144,16 @@ class PromptBatch:
             options = options | {"model_function_wrapper": functools.partial(_labelled, count)}
             found = comfy.samplers.calc_cond_batch(model, [positive, *others, *further], x, sigma, options)
             self._answers = dict(zip(map(id, further), found[count:], strict=True))
-            self._rest = others, x, sigma, found[1:count]
+            self._rest = model, others, x, sigma, found[1:count]
             return [found[0], *(of_other.clone() for of_other in found[1:count])]
         if id(positive) in self._answers:
-            asked, asked_x, asked_sigma, of_others = self._rest
-            if _identical(others, asked) and torch.equal(x, asked_x) and torch.equal(sigma, asked_sigma):
+            asked_model, asked, asked_x, asked_sigma, of_others = self._rest
+            if (
+                model is asked_model
+                and _identical(others, asked)
+                and torch.equal(x, asked_x)
+                and torch.equal(sigma, asked_sigma)
+            ):
                 # what is handed out may be written into, and is not kept
                 answer = [self._answers.pop(id(positive)), *(of_other.clone() for of_other in of_others)]
                 self._rest = self._rest if self._answers else ()

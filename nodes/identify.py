@@ -29,7 +29,7 @@ from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
-from .masks import mask_in_pixels, mask_on_latent, soft_mask_on_latent
+from .masks import mask_in_pixels, mask_on_latent, refuse_nothing, soft_mask_on_latent
 from .model_fingerprint import fingerprint_of
 from .progress import result_line, show_line
 from .prompts import (
@@ -49,6 +49,10 @@ from .words import LISTS, NOTHING, Found, candidates_of, look
 
 DEFAULT = next(iter(METHODS))
 NOT_LINKED = object()
+PLACES_APART = (
+    "The words hardly change the picture inside 'mask', so with 'where' on 'found' they would act nowhere. Paint"
+    " another area, or set 'where' to 'everywhere'."
+)
 NO_TEXT = (
     "Nothing was looked for that the words move along: 'find_keeps' and 'candidates' need 'source' as a text, not as"
     " 'source_conditioning'."
@@ -295,13 +299,15 @@ class FindDirections(io.ComfyNode):
             find_where = where == FOUND and record.moves_words
             if pairs or find_where:
                 encoded = words.before, words.target
-                texts, negatives = (source.strip(), target.strip()), negative_prompt(model, 1.0, negative)
+                texts = source.strip(), target.strip() if target_conditioning is None else ""
+                negatives = negative_prompt(model, 1.0, negative)
                 seen = look(without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=find_where)
                 words = replace(words, keep=words.keep + seen.pairs)
         cells, soft = (None, None) if mask is None else (mask_on_latent(mask, shape), soft_mask_on_latent(mask, shape))
-        acts = None if soft is None else soft.view(1, *shape[-2:])
+        acts = None if soft is None else soft.view(-1, *shape[-2:])
         if seen.mask is not None:
             acts = seen.mask if acts is None else seen.mask * acts
+            refuse_nothing(acts, PLACES_APART)
         settings = Settings(
             count=count,
             null_rank=hold_outside,

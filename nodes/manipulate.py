@@ -11,11 +11,15 @@ from ..core.direction import Direction
 from .anchored import AnchoredModel
 from .errors import InputError, with_advice
 from .inputs import check_inputs
-from .masks import soft_mask_on_latent
+from .masks import refuse_nothing, soft_mask_on_latent
 from .sampling import sample_euler, schedule_from
 from .sockets import AppliedSlider, DirectionsSocket, EncodedNoise, Inversion, InversionSocket
 
 LIVE, RECORDED = "live", "recorded"
+PLACES_APART = (
+    "'mask' and the place where the direction '{}' acts do not overlap, so the slider would move nothing. Paint another"
+    " area, or find the direction with 'where' on 'everywhere' and without a mask."
+)
 
 
 class DirectionSlider(io.ComfyNode):
@@ -145,6 +149,12 @@ def choose(inversion: Inversion, directions: list[Direction], index: int) -> Dir
         msg = f"'index' is {index}, but there are {len(directions)} directions ({names}). Choose one of them."
         raise InputError(msg)
     direction = directions[index]
+    if direction.latent is None and direction.words is None:
+        msg = (
+            f"The direction '{direction.name}' holds neither a move of the latent nor words, so a slider cannot run it."
+            " Use Quick Slider, or find the direction again."
+        )
+        raise InputError(msg)
     sampling = inversion.source_model.get_model_object("model_sampling")
     lowest, highest = float(sampling.sigma_min), float(sampling.sigma_max)
     if direction.family != inversion.family:
@@ -201,6 +211,8 @@ def with_slider(
                 f" is {shape[0]}. Find the direction again on these pictures."
             )
             raise InputError(msg)
+        if cells is not None:
+            refuse_nothing(own * cells, PLACES_APART.format(direction.name))
         cells = own if cells is None else own * cells
     slider = AppliedSlider(direction, strength, weight, recorded, cells)
     return replace(inversion, sliders=(*inversion.sliders, slider))

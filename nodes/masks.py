@@ -10,13 +10,14 @@ from .errors import InputError
 
 # A cell counts as masked when at least this share of it is: small features must not vanish.
 COVERED = 0.25
+FAINT = 0.02  # a product of masks below this value everywhere lets next to nothing through
 
 
 def mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
     """The cells that a MASK (B, H, W) or (H, W) selects on a latent of a shape (B, C, h, w) or (B, C, 1, h, w).
 
     Returns:
-        (1, 1, h, w) or (1, 1, 1, h, w), values 0 and 1.
+        (1, 1, h, w) or (1, 1, 1, h, w), values 0 and 1; for a batch of masks as many.
 
     Raises:
         InputError: the mask has another shape than the picture, or selects no cell.
@@ -29,6 +30,12 @@ def mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
         )
         raise InputError(msg)
     return cells
+
+
+def refuse_nothing(cells: Tensor, message: str) -> None:
+    """Raise an InputError where a product of masks lets next to nothing through."""
+    if cells.max() < FAINT:
+        raise InputError(message)
 
 
 def mask_in_pixels(model: ModelPatcher, cells: Tensor | None, shape: torch.Size) -> Tensor:
@@ -44,9 +51,16 @@ def soft_mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
     """How far a MASK covers each cell of a latent, shaped as `mask_on_latent` says, values 0 to 1.
 
     Raises:
-        InputError: the mask has another shape than the picture, or is 0 everywhere.
+        InputError: the mask has another shape than the picture, there are masks for another number of pictures, or all
+            are 0 everywhere.
     """
-    mask = mask.reshape(-1, *mask.shape[-2:])[:1].float()
+    mask = mask.reshape(-1, *mask.shape[-2:]).cpu().float()
+    if len(mask) not in (1, shape[0]):
+        msg = (
+            f"'mask' is a batch of {len(mask)} masks, but the number of pictures is {shape[0]}. Connect one mask, or"
+            " one for each picture."
+        )
+        raise InputError(msg)
     height, width = shape[-2:]
     # VAEs crop to whole cells, so a picture may be up to one cell larger than its latent
     cell = (mask.shape[1] / height, mask.shape[2] / width)
@@ -56,7 +70,7 @@ def soft_mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
             f"({width} x {height} cells). Draw the mask on the same picture that was inverted."
         )
         raise InputError(msg)
-    cells = torch.nn.functional.interpolate(mask[None], (height, width), mode="area").clamp(0, 1)  # 1 1 h w
+    cells = torch.nn.functional.interpolate(mask[:, None], (height, width), mode="area").clamp(0, 1)  # B 1 h w
     if not cells.any():
         msg = "'mask' selects nothing: it is black everywhere. Paint the area where the change should happen."
         raise InputError(msg)

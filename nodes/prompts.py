@@ -98,12 +98,41 @@ def with_prompt(conditioning: list, prompt: Prompt) -> list:
     if prompt.is_change:
         return _changed(conditioning, prompt)
     entries = []
-    for _, extra in conditioning:
-        entry = {name: value for name, value in extra.items() if name not in LEFT_OUT} | prompt.extra
+    for tokens, extra in conditioning:
+        _check_width(prompt, tokens, extra)
+        entry = {name: value for name, value in extra.items() if name not in LEFT_OUT}
+        # what a file holds could be meant for anything; only what text encoders give takes the place of its like
+        entry |= {name: part for name, part in prompt.extra.items() if name in LEFT_OUT or _is_like(part, extra, name)}
         if prompt.pooled is not None:
             entry[POOLED] = prompt.pooled
         entries.append([prompt.tokens, entry])
     return entries
+
+
+def _is_like(part: Tensor, extra: dict, name: str) -> bool:
+    """Whether an entry has such a tensor as a part of its text."""
+    own = extra.get(name)
+    return name not in NOT_TEXT and isinstance(own, Tensor) and own.ndim == part.ndim
+
+
+def _check_width(prompt: Prompt, tokens: Tensor, extra: dict) -> None:
+    """Refuse a prompt of another text encoder than an entry's."""
+    own, pooled = extra.get(POOLED), prompt.pooled
+    same = prompt.tokens.shape[2:] == tokens.shape[2:]
+    if not same or (pooled is not None and own is not None and pooled.shape[1:] != own.shape[1:]):
+        widths = [" x ".join(map(str, part.shape[2:])) for part in (prompt.tokens, tokens)]
+        msg = (
+            "The words come from another text encoder than the prompt of Invert Image: a token has"
+            f" {widths[0]} numbers, there {widths[1]}. Connect the 'clip' that belongs to the model, or find the direction"
+            " again with it."
+        )
+        if same:
+            msg = (
+                "The words come from another text encoder than the prompt of Invert Image: their pooled vector has"
+                f" {pooled.shape[-1]} numbers, there {own.shape[-1]}. Connect the 'clip' that belongs to the model, or"
+                " find the direction again with it."
+            )
+        raise InputError(msg)
 
 
 def _changed(conditioning: list, change: Prompt) -> list:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import KeepPair, Prompt
 from ..core.words import Level, WordsChange
 from .errors import InputError
+from .fingerprint import settings_of_search
 from .host import run
 from .pictures import image_of
 from .prompts import encode_text, parse_pairs, prompt_name, says, with_prompt
@@ -156,7 +158,7 @@ def look(
         model: without an anchor.
         inversion: the encoded picture.
         clip: its text encoder; None will do without candidates.
-        texts: source and target as typed.
+        texts: source and target as typed; the target empty where it is given as a conditioning.
         words: the same, encoded.
         pairs: candidates (with, without), which are added to the source text.
         negative: the negative prompt by its name, where the MODEL needs one.
@@ -165,10 +167,11 @@ def look(
     Raises:
         EqualPredictionsError: the words change nothing.
     """
-    encoded = [
-        KeepPair(with_it, *(encode_text(clip, f"{texts[0]}, {phrase}") for phrase in (with_it, without)))
-        for with_it, without in pairs
-    ]
+    encoded = []
+    for with_it, without in pairs:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        both = (encode_text(clip, f"{texts[0]}, {phrase}") for phrase in (with_it, without))
+        encoded.append(KeepPair(with_it, *both))
     named = {prompt_name(prompt): prompt for pair in encoded for prompt in (pair.present, pair.absent)}
     own = SOURCE if says(inversion.positive, words[0]) else prompt_name(words[0])
     named |= {own: words[0], prompt_name(words[1]): words[1]}
@@ -182,7 +185,7 @@ def look(
         noises = [inversion.paths.at(sigma)[0].to(x0) for sigma in chosen]
         levels = [Level(s, denoiser.noised(x0, noise, s)) for s, noise in zip(chosen, noises, strict=True)]
         change = WordsChange(denoiser, levels, (prompt_name(words[1]), own))
-        likeness = change.likeness(names, inversion.cache) if names else None
+        likeness = change.likeness(names, inversion.cache, settings_of_search(model, negative)) if names else None
         return likeness, change.mask() if where else None
 
     expected = 2 * len(chosen) * (1 + len(pairs)) * len(inversion.latent["samples"])
@@ -194,7 +197,11 @@ def look(
         body,
         expected=expected,
     )
-    rows, kept = ((), ()) if likeness is None else _chosen(encoded, pairs, likeness, _changed_words(*texts))
+    rows, kept = (
+        ((), ())
+        if likeness is None
+        else _chosen(encoded, pairs, likeness, _changed_words(*texts) if texts[1] else set())
+    )
     return Found(kept, rows, mask, cost)
 
 
