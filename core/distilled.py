@@ -45,7 +45,7 @@ def evenly_spaced(first: float, last: float, count: int) -> list[float]:
 def between(keyframes: Sequence[Tensor], count: int) -> list[Tensor]:
     """`count` latents at even distances along the line from each keyframe to the next; keyframes stay as they are.
 
-    Piecewise linear: a cubic through the keyframes came no nearer to true runs where the difference could be seen.
+    Piecewise linear: a cubic came no nearer to true runs where the difference could be seen (benchmarks/README.md).
     """
     found = []
     for number in range(count):

@@ -174,8 +174,8 @@ class SliderStrip(io.ComfyNode):
                 ),
                 DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
                 INDEX,
-                _strength("start", "from", -1.0, "Strength of the first picture."),
-                _strength("end", "to", 1.0, "Strength of the last picture."),
+                _strength("start", -1.0, "Strength of the first picture."),
+                _strength("end", 1.0, "Strength of the last picture."),
                 io.Int.Input(
                     "keyframes",
                     default=5,
@@ -204,7 +204,7 @@ class SliderStrip(io.ComfyNode):
         check_inputs(cls, locals())
         direction = choose(inversion, directions, index)
         if start == end:
-            msg = f"'from' and 'to' are both {start:g}, so nothing would move. Choose two different strengths."
+            msg = f"'start' and 'end' are both {start:g}, so nothing would move. Choose two different strengths."
             raise InputError(msg)
         if keyframes > frames:
             msg = (
@@ -236,8 +236,8 @@ class SliderStrip(io.ComfyNode):
         )
 
 
-def _strength(name: str, shown: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, display_name=shown, default=default, min=-3.0, max=3.0, step=0.05, tooltip=tooltip)
+def _strength(name: str, default: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=-3.0, max=3.0, step=0.05, tooltip=tooltip)
 
 
 def _runs(

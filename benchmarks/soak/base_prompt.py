@@ -160,6 +160,9 @@ NODES = {
     "strip": "SliderStrip",
     "preview": "PreviewDirections",
     "report": "EditReport",
+    "words": "MeasureWords",
+    "score": "MeasureDisentanglement",
+    "attributes": "MeasureDemo",
     "save": "SaveDirection",
     "load": "LoadDirection",
 }
@@ -178,6 +181,10 @@ def base() -> dict:
     slider |= {"words": "live"}
     slid = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0}
     strip = {"start": -1.0, "end": 1.0, "keyframes": 3, "frames": 5, "steps": 2}
+    measured = {"image": ["portrait", 0], "edited": ["decoded", 0]}
+    words = {"clip_vision": ["no vision", 0], "clip": ["demo", 1], "pairs": "a hat | no hat", "crop": "center"}
+    score = {"model": ["demo", 0], "vae": ["demo", 2], "image": ["portrait", 0], "positive": ["positive", 0]}
+    score |= {"target": ["negative", 0]}
     sampling = {"noise": ["apply", 2], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["invert", 2]}
     nodes = {
         "demo": (f"{PREFIX}LoadDemoModel", {}),
@@ -205,6 +212,11 @@ def base() -> dict:
         "strip": (f"{PREFIX}SliderStrip", slid | strip),
         "strip decoded": ("VAEDecode", {"samples": ["strip", 0], "vae": ["demo", 2]}),
         "strip picture": ("PreviewImage", {"images": ["strip decoded", 0]}),
+        # the server has no CLIP vision model: a CLIP in its place is refused, after the inputs before it
+        "no vision": ("ComfySwitchNode", {"switch": True, "on_true": ["demo", 1], "on_false": ["demo", 1]}),
+        "words": (f"{PREFIX}MeasureWords", measured | words),
+        "score": (f"{PREFIX}MeasureDisentanglement", score | {"level": 0.5, "steps": 2}),
+        "attributes": (f"{PREFIX}MeasureDemo", measured),
         "report text": ("PreviewAny", {"source": ["report", 1]}),
         "preview": (f"{PREFIX}PreviewDirections", PREVIEW | {"strength": 1.0, "columns": 3, "steps": 1}),
         "save": (f"{PREFIX}SaveDirection", {"directions": ["find", 0], "index": 0, "name": f"{MARK}"}),
@@ -220,6 +232,9 @@ OUTPUTS_OF = {
     "prepare": ("prepare text", "quick picture"),
     "quick": ("quick picture",),
     "strip": ("strip picture",),
+    "words": ("words",),
+    "score": ("score",),
+    "attributes": ("attributes",),
 }
 
 

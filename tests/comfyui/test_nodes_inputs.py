@@ -47,6 +47,7 @@ WRONG = {
     io.ClipVision.Input: [3, "clip vision", [], {}],
     io.Vae.Input: [3, "vae", [], {}],
     io.Noise.Input: [3, "noise", [], {}],
+    io.Sigmas.Input: [3, [1.0, 0.0], *map(torch.tensor, ([1.0], [[1.0, 0.0]], [0.0, 0.0], [1.0, math.nan, 0.0]))],
 }
 
 

@@ -377,7 +377,7 @@ class TestStrip:
 
     def test_what_is_refused(self, case):
         _, encoded, directions, _, _ = case
-        with pytest.raises(InputError, match="'from' and 'to' are both 0.5"):
+        with pytest.raises(InputError, match="'start' and 'end' are both 0.5"):
             strip(encoded.inversion, directions, start=0.5, end=0.5)
         with pytest.raises(InputError, match="'keyframes' is 6, more than the 5 'frames'"):
             strip(encoded.inversion, directions, keyframes=6)
