@@ -123,8 +123,8 @@ def _check_width(prompt: Prompt, tokens: Tensor, extra: dict) -> None:
         widths = [" x ".join(map(str, part.shape[2:])) for part in (prompt.tokens, tokens)]
         msg = (
             "The words come from another text encoder than the prompt of Invert Image: a token has"
-            f" {widths[0]} numbers, there {widths[1]}. Connect the 'clip' that belongs to the model, or find the direction"
-            " again with it."
+            f" {widths[0]} numbers, there {widths[1]}. Connect the 'clip' that belongs to the model, or find the"
+            " direction again with it."
         )
         if same:
             msg = (
