@@ -8,6 +8,8 @@ import torch
 from families import CORE, Family, sd3
 from node_runs import find, invert, loaded, picture, sample
 
+from latent_directions.core.anchor import ReferenceCache
+from latent_directions.core.direction import Prompt
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.manipulate import ApplySliders, DirectionSlider
 
@@ -140,8 +142,9 @@ class TestChain:
         _, encoded, (a, b, _) = case
         if not own_source:
             a, b = (replace(found, words=replace(found.words, source=None)) for found in (a, b))
+        inversion = replace(encoded.inversion, cache=ReferenceCache())
         costs = [
-            self.end(case, self.chain(encoded.inversion, (a, strength), (b, -strength), words=words))[1]
+            self.end(case, self.chain(inversion, (a, strength), (b, -strength), words=words))[1]
             for strength in (1.0, 0.5, -1.5)
         ]
         assert costs[1] == costs[2] == (self.STEPS - 1) * a_step
@@ -207,3 +210,74 @@ def test_searches_refuse_a_batch_before_any_work():
     encoded = invert(test_model, picture(test_model, batch=2))
     with pytest.raises(InputError, match="what method 'HSDS' finds belongs to one"):
         find(test_model, encoded.inversion, "HSDS")
+
+
+class TestWhatIsRefused:
+    """Directions and masks that would do nothing, or something else, without a word."""
+
+    @pytest.fixture(scope="class")
+    def found(self):
+        test_model = loaded(Family("sd3", sd3))
+        encoded = invert(test_model, method="fresh noise")
+        (direction,), _ = find(test_model, encoded.inversion, "text")
+        return test_model, encoded, direction
+
+    def test_words_of_another_text_encoder(self, found):
+        _, encoded, direction = found
+        tokens = direction.words.target.tokens
+        wide = replace(direction, words=replace(direction.words, target=Prompt(tokens.repeat(1, 1, 2))))
+        with pytest.raises(InputError, match="another text encoder than the prompt of Invert Image: a token has"):
+            DirectionSlider.execute(encoded.inversion, [wide], 0, 1.0)
+        pooled = replace(direction.words.target, pooled=torch.zeros(1, 3))
+        narrow = replace(direction, words=replace(direction.words, target=pooled))
+        with pytest.raises(InputError, match="their pooled vector has 3 numbers"):
+            DirectionSlider.execute(encoded.inversion, [narrow], 0, 1.0)
+
+    def test_a_direction_of_nothing(self, found):
+        _, encoded, direction = found
+        with pytest.raises(InputError, match="holds neither a move of the latent nor words"):
+            DirectionSlider.execute(encoded.inversion, [replace(direction, words=None)], 0, 1.0)
+
+    def test_masks_that_do_not_overlap(self, found):
+        _, encoded, direction = found
+        left = torch.zeros(1, *encoded.latent["samples"].shape[-2:])
+        left[..., : left.shape[-1] // 2] = 1
+        with pytest.raises(InputError, match="do not overlap, so the slider would move nothing"):
+            DirectionSlider.execute(encoded.inversion, [replace(direction, mask=left)], 0, 1.0, mask=1 - left)
+
+    @pytest.mark.parametrize("name", ["control", "model_conds", "area", "start_percent", "mask", "reference_latents"])
+    def test_a_tensor_of_a_file_that_is_no_part_of_a_text(self, found, name):
+        """It is left out: in a conditioning such names mean other things."""
+        test_model, encoded, direction = found
+        ends = []
+        for extra in ({}, {name: torch.full((1, 1), 0.5)}):
+            target = replace(direction.words.target, extra=extra)
+            made = replace(direction, words=replace(direction.words, target=target))
+            model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, [made], 0, 1.0).args
+            ends.append(sample(test_model, encoded, model=model, positive=positive, noise=noise))
+        assert torch.allclose(*ends, atol=1e-5 * float(ends[0].abs().max()))
+
+
+def test_each_mask_of_a_batch_holds_for_its_picture():
+    test_model = loaded(Family("sd3", sd3))
+    encoded = invert(test_model, picture(test_model, batch=2), method="fresh noise")
+    (direction,), _ = find(test_model, encoded.inversion, "text")
+    masks = torch.zeros(2, *encoded.latent["samples"].shape[-2:])
+    half = masks.shape[-1] // 2
+    masks[0, :, :half], masks[1, :, half:] = 1, 1
+    model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0, mask=masks).args
+    change = sample(test_model, encoded, model=model, positive=positive, noise=noise) - encoded.latent["samples"]
+    for one, mask in zip(change.abs().amax(1), masks, strict=True):
+        assert one[mask == 0].max() < 1e-4 < 1e-3 < one[mask == 1].max()
+    with pytest.raises(InputError, match="'mask' is a batch of 3 masks, but the number of pictures is 2"):
+        DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0, mask=torch.ones(3, *masks.shape[1:]))
+
+
+def test_a_slider_at_zero_fades_no_other():
+    test_model = loaded(Family("sd3", sd3))
+    encoded = invert(test_model, method="fresh noise")
+    (direction,), _ = find(test_model, encoded.inversion, "text")
+    one = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
+    both = DirectionSlider.execute(one[3], [direction], 0, 0.0, 0.0).args
+    ends = [sample(test_model, encoded, model=m, positive=p, noise=n) for m, p, n, _ in (one, both)]
+    assert torch.equal(*ends)

@@ -221,3 +221,52 @@ class TestWhere:
         two = replace(direction, mask=torch.ones(2, *encoded.latent["samples"].shape[-2:]))
         with pytest.raises(InputError, match="has masks for 2 pictures, but the number of pictures here is 3"):
             DirectionSlider.execute(encoded.inversion, [two], 0, 1.0)
+
+
+class TestCandidatesAndTheModel:
+    def test_another_model_is_asked_anew(self):
+        """The cache belongs to the picture; what a LoRA on the MODEL changes must not be answered from it."""
+        test_model = loaded(Family("sd3", sd3))
+        encoded = invert(test_model, method="fresh noise")
+        name, weight = next(
+            (n, w) for n, w in test_model.model.model.named_parameters() if w.ndim == 2 and "diffusion" in n
+        )
+        patched = test_model.model.clone()
+        change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        patched.add_patches({name: (change,)}, 0.5)
+        rows = []
+        for model in (test_model.model, patched, test_model.model):
+            _, report = find(test_model, encoded.inversion, "text", model=model, candidates="x | y")
+            rows.append(json.loads(report))
+        assert [row["model_evaluations"] for row in rows] == [12, 12, 6]
+        likeness = [row["what_else_moves"][0]["likeness"] for row in rows]
+        assert likeness[0] == likeness[2] != likeness[1]
+
+    def test_a_target_given_as_a_conditioning_has_no_words_to_compare(self, small):
+        test_model, encoded = small
+        target = HashingClip(test_model).encode_from_tokens_scheduled(["glad", "person"])
+        _, report = find(
+            test_model, encoded.inversion, "text", source="a person with glasses", target="",
+            target_conditioning=target, candidates="with glasses | with cap",
+        )  # fmt: skip
+        (row,) = json.loads(report)["what_else_moves"]
+        assert row["why"] != words.SAME_WORDS
+
+    def test_a_source_given_as_a_conditioning_is_said_to_be_no_text(self, small):
+        test_model, encoded = small
+        source = HashingClip(test_model).encode_from_tokens_scheduled(["sad", "person"])
+        _, report = find(
+            test_model, encoded.inversion, "text", source_conditioning=source, candidates="with glasses | with cap"
+        )
+        report = json.loads(report)
+        assert "what_else_moves" not in report
+        assert any("need 'source' as a text" in remark for remark in report["remarks"])
+
+
+def test_a_method_that_moves_no_words_is_not_asked_where(small):
+    test_model, encoded = small
+    costs = [
+        json.loads(find(test_model, encoded.inversion, "T-LOCO", where=where)[1])["model_evaluations"]
+        for where in ("found", "everywhere")
+    ]
+    assert costs[0] == costs[1]

@@ -14,7 +14,7 @@ from latent_directions.core.anchor import (
     snap_to_reference,
     union_of_masks,
 )
-from latent_directions.core.errors import ShapeError
+from latent_directions.core.errors import NotFiniteError, ShapeError
 from latent_directions.core.inversion import seeded_noise
 
 KEEP = ("keep 0 present", "keep 0 absent")
@@ -320,6 +320,13 @@ class TestCache:
         assert self.asked(cache, "ab", "cfg 4") == ""
         assert self.asked(cache, "a", "cfg 1") == "a"
 
+    def test_it_is_not_full_for_ever(self):
+        cache = ReferenceCache(max_bytes=2 * 1024)
+        self.asked(cache, "abc", "cfg 1")
+        assert cache.full
+        self.asked(cache, "ab", "cfg 4")
+        assert not cache.full
+
     def test_what_is_larger_than_the_cache(self):
         cache = ReferenceCache(max_bytes=1024)
         assert self.asked(cache, "a", kilobytes=2) == self.asked(cache, "a", kilobytes=2) == "a"
@@ -365,6 +372,19 @@ class TestCache:
         )
         assert torch.equal(first, again)
         assert torch.equal(first, alone)
+
+
+def test_predictions_to_keep_that_are_not_numbers():
+    model = analytic("flow")
+
+    def broken(x, _sigma, names):
+        return [torch.full_like(x, float("nan")) for _ in names]
+
+    anchor = anchored(
+        model, model.x0, seeded_noise(model.x0, 3), WordsMove(strength=1.0, towards="target", keep=(KEEP,))
+    )
+    with pytest.raises(NotFiniteError, match="for what is to be kept hold values that are not numbers"):
+        anchor(anchor.reference(0.6), 0.6, broken)
 
 
 class TestNoisePaths:
