@@ -27,7 +27,7 @@ MOVED = {
     "smile": ("neutral", "smiling"),
     "brows": ("calm", "angry"),
     "hair": ("medium-haired", "long-haired"),
-    "hat": ("without hat", "with hat"),
+    "glasses": ("without glasses", "with glasses"),
 }
 SIZE, WIDTH = 64, 256  # pixels of the demo model's pictures, and in strips
 PLAIN_PROMPT = "a portrait of a person"

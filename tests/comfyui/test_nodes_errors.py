@@ -42,8 +42,8 @@ def test_every_error_of_core_gets_one_sentence_of_advice(kind):
 
 
 def test_the_most_specific_advice_counts():
-    assert advice_on(errors.PromptLengthError("")) == ADVICE[errors.PromptLengthError]
-    assert advice_on(errors.ShapeError("")) == ADVICE[errors.ShapeError]
+    assert advice_on(errors.LatentNotFiniteError("")) == ADVICE[errors.LatentNotFiniteError]
+    assert advice_on(errors.NotFiniteError("")) == ADVICE[errors.NotFiniteError]
     assert advice_on(errors.NotFiniteDerivativeError("")) == ADVICE[errors.NotFiniteDerivativeError]
 
 

@@ -80,7 +80,7 @@ class TestWhatIsSaved:
 class TestThumbnail:
     @pytest.mark.parametrize(
         ("shape", "size"),
-        [((1, 512, 1024, 3), (256, 128)), ((2, 64, 32, 4), (32, 64)), ((3000, 1, 3), (1, 256))],
+        [((1, 512, 1024, 3), (256, 128)), ((2, 64, 32, 4), (32, 64)), ((1, 3000, 1, 3), (1, 256))],
     )
     def test_is_small_and_only_the_picture(self, root, test_model, encoded, shape, size):
         found, _ = find(test_model, encoded.inversion, "text")
