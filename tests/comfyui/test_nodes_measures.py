@@ -323,7 +323,8 @@ class TestDisentanglement:
 
         def noise_of(picture, prompt):
             latent = {"samples": vae.encode(picture)}
-            _, noise, sigmas, *_ = InvertImage.execute(model, prompt, latent, level=0.6, steps=6).args
+            options = {"level": 0.6, "steps": 6, "method": "backward euler"}
+            _, noise, sigmas, *_ = InvertImage.execute(model, prompt, latent, **options).args
             return first_noise(noise.noise, model.get_model_object("model_sampling"), sigmas[0]), sigmas, latent
 
         def sampled(start, prompt):

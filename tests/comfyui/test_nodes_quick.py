@@ -130,7 +130,8 @@ class TestPrepare:
 
     def test_a_direction_that_moves_nothing(self, case):
         _, encoded, directions, _, _ = case
-        still = replace(directions[0], words=None)
+        same = directions[0].words.source
+        still = replace(directions[0], words=Words(same, same))
         with pytest.raises(InputError, match="moves nothing in this picture"):
             prepare(encoded, [still])
 
