@@ -13,6 +13,7 @@ from families import CORE, Family, sd1, sd3
 from node_runs import find, invert, loaded, picture, state_of
 
 from latent_directions.core import direction_files
+from latent_directions.core.direction import Words
 from latent_directions.core.linalg import relative_error
 from latent_directions.core.methods import METHODS
 from latent_directions.nodes import quick
