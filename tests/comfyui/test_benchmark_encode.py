@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from benchmarks.encode_edits import CONTROLLED, DEFAULT, FRESH, encoding_cost, summary
+from benchmarks.encode_edits import CONTROLLED, FRESH, INVERTED, encoding_cost, summary
 
 
-def edit(case: str, direction: str, reached: bool, leakage: float, method: str = DEFAULT, weight: float = 1.0) -> dict:
+def edit(case: str, direction: str, reached: bool, leakage: float, method: str = INVERTED, weight: float = 1.0) -> dict:
     return {
         "case": case,
         "direction": direction,
@@ -28,9 +28,9 @@ def test_starts_are_compared_where_all_of_them_reached_the_change():
     cases = [("a", True, 0.1, 0.2), ("b", True, 0.2, 0.4), ("c", False, 9.0, 0.3)]
     rows = [edit(*c[:1], d, c[1], c[2]) for c in cases for d in ("text", "HSDS")]
     rows += [edit(c[0], d, True, c[3], FRESH) for c in cases for d in ("text", "HSDS")]
-    lines = lines_of(rows, "method", DEFAULT)
-    assert lines["text", DEFAULT]["reached a third"] == pytest.approx(2 / 3)
-    for start, leakage in ((DEFAULT, 0.15), (FRESH, 0.3)):
+    lines = lines_of(rows, "method", INVERTED)
+    assert lines["text", INVERTED]["reached a third"] == pytest.approx(2 / 3)
+    for start, leakage in ((INVERTED, 0.15), (FRESH, 0.3)):
         assert lines["HSDS", start]["cases compared"] == 2
         assert lines["HSDS", start]["leakage"] == pytest.approx(leakage)
     # differences 0.1 and 0.2: mean 0.15, standard error 0.05
@@ -52,5 +52,5 @@ def test_a_weight_that_reaches_nothing_hides_no_other_weight():
 
 def test_what_encoding_costs():
     """Ten steps; that the nodes spend as much is tested in test_core_inversion."""
-    costs = [encoding_cost(method) for method in (DEFAULT, "heun", "backward euler, refined", CONTROLLED, FRESH)]
+    costs = [encoding_cost(method) for method in (INVERTED, "heun", "backward euler, refined", CONTROLLED, FRESH)]
     assert costs == [11, 20, 29, 11, 0]
