@@ -281,3 +281,21 @@ def test_a_slider_at_zero_fades_no_other():
     both = DirectionSlider.execute(one[3], [direction], 0, 0.0, 0.0).args
     ends = [sample(test_model, encoded, model=m, positive=p, noise=n) for m, p, n, _ in (one, both)]
     assert torch.equal(*ends)
+
+
+def test_a_full_cache_changes_nothing_but_the_cost_and_is_reported():
+    test_model = loaded(Family("sd3", sd3))
+    ends, costs = [], []
+    for size in (None, 3000):
+        encoded = invert(test_model, method="fresh noise")
+        if size is not None:
+            encoded.inversion.cache.max_bytes = size
+        (direction,), _ = find(test_model, encoded.inversion, "text", keep="a hat | a cap")
+        for _ in range(2):
+            model, positive, noise, _ = DirectionSlider.execute(encoded.inversion, [direction], 0, 1.0).args
+            ends.append(sample(test_model, encoded, model=model, positive=positive, noise=noise))
+            costs.append(encoded.inversion.statistics.last_evaluations)
+        said = [r for r in encoded.inversion.statistics.last_remarks if "cache of predictions" in r]
+        assert len(said) == (size is not None)
+    assert all(torch.equal(ends[0], end) for end in ends[1:])
+    assert costs[1] < costs[3] <= costs[2] == costs[0]
