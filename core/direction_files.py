@@ -35,6 +35,7 @@ FIRST_FORMAT = "latent-directions/1"
 MOST_PARTS = 16
 MOST_WEIGHTS = 64  # parameters of a model that a fingerprint samples, and values of each
 LARGEST_STEP = 1e6  # norm of a move; that of a picture's noise at sigma 1 is around a thousand
+LARGEST_TOKEN_ID = 2**20  # vocabularies of text encoders have a few hundred thousand words
 LARGEST_SHARE = 1e3
 LARGEST_ERROR = 1e6
 LARGEST_THUMBNAIL = 128 * 2**10  # bytes
@@ -343,6 +344,11 @@ def _prompt(tensors: TensorFile, key: str, *, is_change: bool = False) -> Prompt
         for name in sorted(tensors.names)
         if name.startswith(prefix)
     }
+    for name, part in extra.items():
+        # token ids beyond a model's vocabulary stop a CUDA device for the rest of the process
+        if not part.is_floating_point() and not ((part >= 0) & (part < LARGEST_TOKEN_ID)).all():
+            msg = f"tensor {key}.extra.{name} holds numbers outside 0 to {LARGEST_TOKEN_ID}"
+            raise ValueError(msg)
     return Prompt(tokens, pooled, extra, is_change)
 
 

@@ -189,7 +189,7 @@ def _prompt_in_words(name: str) -> str:
     """What an artist calls a prompt of a search."""
     if name.startswith("keep "):
         _, number, which = name.split()
-        return f"the {'first' if which == 'present' else 'second'} prompt of line {int(number) + 1} of 'keep'"
+        return f"the {'first' if which == 'present' else 'second'} prompt of kept pair {int(number) + 1}"
     return f"the prompt '{'source' if name == WORDS_SOURCE else name}'"
 
 

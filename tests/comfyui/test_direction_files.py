@@ -435,6 +435,13 @@ class TestFilesThatAreNone:
             path.write_bytes(data)
             self.refused(path, "not a readable safetensors file")
 
+    @pytest.mark.parametrize("number", [-1, files.LARGEST_TOKEN_ID, 2**62])
+    def test_token_ids_that_no_vocabulary_has(self, path, number):
+        """On a CUDA device they would end the process's use of it."""
+        ids = torch.tensor([[1, number]])
+        written(path, {"words.target.extra.ids": ids})
+        self.refused(path, r"words.target.extra.ids holds numbers outside 0 to 1048576")
+
     def test_safetensors_of_another_kind(self, path):
         safetensors.torch.save_file({"lora.weight": torch.zeros(3)}, path)
         self.refused(path, "not a direction")

@@ -146,7 +146,7 @@ class TestWordsDifference:
             value = model.denoiser(x, sigma, prompt, guidance)
             return value * float("nan") if prompt == wrong else value
 
-        said = "the prompt 'target' holds" if wrong == "target" else "the second prompt of line 1 of 'keep' holds"
+        said = "the prompt 'target' holds" if wrong == "target" else "the second prompt of kept pair 1 holds"
         for method in METHODS.values():
             if method.run is None or not method.compares_words or (wrong != "target" and "keep" not in method.reads):
                 continue
