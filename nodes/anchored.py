@@ -110,13 +110,12 @@ class AnchoredModel:
             for direction in directions
             if direction.model is not None and direction.model.differs_from(fingerprint_of(self.inversion.source_model))
         ]
-        # a slider at 0 is as if it were bypassed
-        self._weight = math.prod(slider.weight for slider in sliders if slider.strength)
-        self._prompts = [prompt for slider in sliders if slider.strength for prompt in slider.direction.prompts()]
+        moving = [slider for slider in sliders if slider.strength]  # one at 0 is as if it were bypassed
+        self._weight = math.prod(slider.weight for slider in moving)
+        self._prompts = [prompt for slider in moving for prompt in slider.direction.prompts()]
         self._moves = [
             move
-            for slider in sliders
-            if slider.strength
+            for slider in moving
             for move in slider.direction.at(sigma, scale).moves(
                 slider.strength, self._name_of, recorded=slider.recorded, mask=slider.mask
             )

@@ -293,9 +293,9 @@ class FindDirections(io.ComfyNode):
             given = {"source": source_conditioning, "target": target_conditioning}
             typed = {"source": source, "target": target}
             words = _encode_words(clip, record, inversion.positive, typed, given, keep, free)
-            pairs = candidates_of(find_keeps, candidates) if source_conditioning is None else []
-            if source_conditioning is not None and candidates_of(find_keeps, candidates):
-                words = replace(words, remarks=(*words.remarks, NO_TEXT))
+            pairs = candidates_of(find_keeps, candidates)
+            if pairs and source_conditioning is not None:
+                words, pairs = replace(words, remarks=(*words.remarks, NO_TEXT)), []
             find_where = where == FOUND and record.moves_words
             if pairs or find_where:
                 encoded = words.before, words.target

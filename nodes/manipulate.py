@@ -211,9 +211,11 @@ def with_slider(
                 f" is {shape[0]}. Find the direction again on these pictures."
             )
             raise InputError(msg)
-        if cells is not None:
-            refuse_nothing(own * cells, PLACES_APART.format(direction.name))
-        cells = own if cells is None else own * cells
+        if cells is None:
+            cells = own
+        else:
+            cells = own * cells
+            refuse_nothing(cells, PLACES_APART.format(direction.name))
     slider = AppliedSlider(direction, strength, weight, recorded, cells)
     return replace(inversion, sliders=(*inversion.sliders, slider))
 

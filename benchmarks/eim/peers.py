@@ -90,6 +90,20 @@ def sdedit(bench: Bench, case: Case, *, top: float, steps: int, guidance: float 
     return edit
 
 
+def _both_ways(x0: Tensor, strengths: Sequence[float], edited: Callable[[np.ndarray, str, str], Tensor]) -> Tensor:
+    """Latents (strengths, C, H, W) of edits whose negative strengths exchange the prompts; at 0 it is x0 (1, C, H, W).
+
+    `edited` takes the sizes of the strengths of one sign, and the prompts to go towards and away from.
+    """
+    s = np.asarray(strengths, dtype=float)
+    z = x0.repeat(len(s), 1, 1, 1)
+    for sign, towards, away in ((1, TARGET, SOURCE), (-1, SOURCE, TARGET)):
+        of_sign = np.sign(s) == sign
+        if of_sign.any():
+            z[of_sign] = edited(np.abs(s[of_sign]), towards, away)
+    return z
+
+
 def flowedit(
     bench: Bench,
     case: Case,
@@ -125,13 +139,7 @@ def flowedit(
 
     def edit(strengths: Sequence[float]) -> list[np.ndarray]:
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
-            s = np.asarray(strengths, dtype=float)
-            z = x0.repeat(len(s), 1, 1, 1)
-            for sign, towards, away in ((1, TARGET, SOURCE), (-1, SOURCE, TARGET)):
-                of_sign = np.sign(s) == sign
-                if of_sign.any():
-                    z[of_sign] = walk(denoiser, x0, base + slope * np.abs(s[of_sign]), towards, away)
-            return z
+            return _both_ways(x0, strengths, lambda sizes, *prompts: walk(denoiser, x0, base + slope * sizes, *prompts))
 
         def walk(denoiser: Denoiser, x0: Tensor, guidance: np.ndarray, towards: str, away: str) -> Tensor:
             z, guidance = x0.repeat(len(guidance), 1, 1, 1), per_sample(guidance, x0)
@@ -273,13 +281,7 @@ def dds(
 
     def edit(strengths: Sequence[float]) -> list[np.ndarray]:
         def body(denoiser: Denoiser, x0: Tensor) -> Tensor:
-            s = np.asarray(strengths, dtype=float)
-            z = x0.repeat(len(s), 1, 1, 1)
-            for sign, towards, away in ((1, TARGET, SOURCE), (-1, SOURCE, TARGET)):
-                of_sign = np.sign(s) == sign
-                if of_sign.any():
-                    z[of_sign] = descended(denoiser, x0, rate * np.abs(s[of_sign]), towards, away)
-            return z
+            return _both_ways(x0, strengths, lambda sizes, *prompts: descended(denoiser, x0, rate * sizes, *prompts))
 
         def descended(denoiser: Denoiser, x0: Tensor, rates: np.ndarray, towards: str, away: str) -> Tensor:
             z, rates = x0.repeat(len(rates), 1, 1, 1), per_sample(rates, x0)
