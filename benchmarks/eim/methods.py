@@ -6,7 +6,7 @@ A new method is a function (bench, case, **setting) -> edit, and a row here.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from benchmarks.eim import own, peers
+from benchmarks.eim import hessian, own, peers
 from benchmarks.eim.peers import Edit
 from benchmarks.portraits import Bench, Case
 
@@ -22,6 +22,7 @@ class Method:
         signed: whether negative strengths have a meaning; without one Spearman is over the non-negative strengths.
         keep: whether it reads the case's keep prompts. It runs only on cases that have some.
         mask: where the edit acts: "" for everywhere, "implicit" for a mask of the method's own.
+        published: whether it is a method of others.
     """
 
     prepare: Callable[..., Edit]
@@ -30,14 +31,16 @@ class Method:
     signed: bool = True
     keep: bool = False
     mask: str = ""
+    published: bool = False
 
     def edit(self, bench: Bench, case: Case) -> Edit:
         """Prepare a case under the chosen setting."""
         return self.prepare(bench, case, **self.setting)
 
     def quick(self) -> "Method":
-        """The same in a few steps, where it has steps."""
-        return replace(self, setting={**self.setting, **({"steps": 3} if "steps" in self.setting else {})})
+        """The same in a few steps and from one noise, where it has steps and noises to average over."""
+        fewer = {name: value for name, value in {"steps": 3, "draws": 1}.items() if name in self.setting}
+        return replace(self, setting={**self.setting, **fewer})
 
 
 def _grid(common: dict, *varied: dict) -> tuple[dict, ...]:
@@ -86,26 +89,47 @@ GRIDS: dict[str, tuple[dict, ...]] = {
 
 def _tuned(prepare: Callable[..., Edit], name: str, chosen: int, **options) -> Method:
     """A peer under setting number `chosen` of its grid."""
-    return Method(prepare, GRIDS[name][chosen], GRIDS[name], **options)
+    return Method(prepare, GRIDS[name][chosen], GRIDS[name], published=True, **options)
 
 
 FRESH = {"noise": "fresh noise", "level": 0.7}
 INVERTED = {"noise": "backward euler", "level": 0.5}
 FOUND_KEEP, FOUND_MASK = {"find_keeps": "demo portraits"}, {"where": "found"}
+BY_DEFAULT = {**FRESH, **FOUND_KEEP, **FOUND_MASK}
+RECORDED = {"recorded": True}
 FLOWEDIT = _tuned(peers.flowedit, "FlowEdit", 1)
 METHODS: dict[str, Method] = {
     # ours
     "words": Method(own.slider, FRESH),
-    "words recorded": Method(own.slider, {**FRESH, "recorded": True}),
     "words inverted": Method(own.slider, {**FRESH, "noise": "backward euler"}),
     "words + keep": Method(own.slider, {**FRESH, "keep": True}, keep=True),
     "words + found keep": Method(own.slider, {**FRESH, **FOUND_KEEP}),
     "words in found mask": Method(own.slider, {**FRESH, **FOUND_MASK}, mask="found"),
     "words + keep in found mask": Method(own.slider, {**FRESH, **FOUND_MASK, "keep": True}, keep=True, mask="found"),
-    "words + found keep in found mask": Method(own.slider, {**FRESH, **FOUND_KEEP, **FOUND_MASK}, mask="found"),
+    "words + found keep in found mask": Method(own.slider, BY_DEFAULT, mask="found"),
+    "words recorded": Method(own.slider, {**FRESH, **RECORDED}),
+    "words recorded + keep": Method(own.slider, {**FRESH, **RECORDED, "keep": True}, keep=True),
+    "words recorded + found keep in found mask": Method(own.slider, {**BY_DEFAULT, **RECORDED}, mask="found"),
+    "words distilled": Method(own.quick_slider, FRESH),
+    "words distilled + found keep in found mask": Method(own.quick_slider, BY_DEFAULT, mask="found"),
     "HSDS": Method(own.slider, {**INVERTED, "method": "HSDS"}),
     "HSDS fresh": Method(own.slider, {**FRESH, "method": "HSDS"}),
+    "HSDS averaged": Method(hessian.averaged, {"level": 0.7, "levels": (0.5, 0.6, 0.7), "draws": 2}),
+    "HSDS + found keep in found mask": Method(own.slider, {**BY_DEFAULT, "method": "HSDS"}, mask="found"),
+    "words whole + HSDS's latent, as by default": Method(
+        own.slider, {**BY_DEFAULT, "method": "HSDS", "text_share": 1.0}, mask="found"
+    ),
+    "HSDS, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS"}),
+    "low-pass, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS low-pass"}),
+    "no Hessian, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "DDS"}),
+    "words + keep, damped": Method(
+        hessian.words_kept_by_the_hessian, {"level": 0.7, "steps": 10, "hessian": False}, keep=True
+    ),
+    "words + keep by the Hessian": Method(
+        hessian.words_kept_by_the_hessian, {"level": 0.7, "steps": 10, "hessian": True}, keep=True
+    ),
     "T-LOCO": Method(own.slider, {**INVERTED, "method": "T-LOCO"}),
+    "random": Method(own.random_direction, INVERTED),
     # published
     "prompt swap": _tuned(peers.prompt_swap, "prompt swap", 2),
     "embedding": _tuned(peers.embedding_interpolation, "embedding", 2),
@@ -118,6 +142,8 @@ METHODS: dict[str, Method] = {
 }
 # What all others are compared with: what the nodes do by themselves, with the list for the demo's portraits.
 DEFAULT = "words + found keep in found mask"
+# Measured on the held-out cases with it: what it is made of, and the derivative's part.
+PARTS = ("words", "words in found mask", "words + found keep", "HSDS")
 PAIR_METHODS = (
     DEFAULT,
     "FlowEdit + keep",
@@ -127,6 +153,9 @@ PAIR_METHODS = (
     "words + found keep",
     "words in found mask",
     "words + keep in found mask",
+    "words recorded + keep",
+    "words + keep, damped",
+    "words + keep by the Hessian",
     "HSDS",
     "embedding",
     "LEDITS++",

@@ -1,7 +1,15 @@
 """Our own methods, in the same form as the peers: (bench, case, **setting) -> edit, and edit(strengths) -> pictures."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from benchmarks.eim.peers import Edit
+from benchmarks.first import random_like
 from benchmarks.portraits import Bench, Case
+from latent_directions.nodes.quick import PrepareQuickSlider, QuickSlider
+
+LATENT_ALONE = {"image_share": 1.0, "text_share": 0.0}
 
 
 def slider(
@@ -30,3 +38,32 @@ def slider(
     inversion, sigmas = bench.encode(case, level, noise)
     direction, _ = bench.find(case, inversion, method, keep=case.keep if keep else "", **options)
     return lambda strengths: bench.edit(inversion, sigmas, direction, strengths, recorded=recorded)
+
+
+def quick_slider(bench: Bench, case: Case, *, level: float, noise: str, **options) -> Edit:
+    """Prepare Quick Slider, then Quick Slider at every strength.
+
+    Args:
+        bench: the demo model.
+        case: what to move.
+        level: of Invert Image.
+        noise: its method.
+        options: further inputs of Find Directions.
+    """
+    inversion, sigmas = bench.encode(case, level, noise)
+    direction, _ = bench.find(case, inversion, "text", **options)
+    prepared = PrepareQuickSlider.execute(inversion, [direction], sigmas=sigmas).result[0]
+
+    def edit(strengths: Sequence[float]) -> list[np.ndarray]:
+        latents = [QuickSlider.execute(inversion, prepared, 0, float(s)).result[0]["samples"] for s in strengths]
+        return [(bench.vae.decode(one)[0].clamp(0, 1) * 255).round().byte().numpy() for one in latents]
+
+    return edit
+
+
+def random_direction(bench: Bench, case: Case, *, level: float, noise: str) -> Edit:
+    """A random move of the latent, as long as that of HSDS, as the control of all methods that move the latent."""
+    inversion, sigmas = bench.encode(case, level, noise)
+    direction, _ = bench.find(case, inversion, "HSDS", **LATENT_ALONE)
+    seed = sum(case.name.encode())
+    return lambda strengths: bench.edit(inversion, sigmas, random_like(direction, seed), strengths)

@@ -1,10 +1,12 @@
 """Words as sliders: our methods and the published ones on the demo model, each tuned by the same rule.
 
-24 tuning cases for all methods, 100 held-out cases for the default and its six strongest rivals by the tuning cases,
-and the pairs of attributes that go together in the world, with and without keep prompts. Leakage is the mean over all
+24 tuning cases for all methods, 100 held-out cases for the default, what it is made of, and the six published methods
+that are strongest on the tuning cases, and the pairs of attributes that go together in the world, with and without keep
+prompts. Leakage is the mean over all
 other attributes where the target has changed by a third of its 5-95 % range; pictures are compared with the original,
 so a poor reconstruction leaks too. Against the default, leakage is compared case by case at the same change (a third,
-or as far as both get), with 95 % bootstrap intervals over the cases.
+or as far as both get), with 95 % bootstrap intervals over the cases; and once more at a setting of the method itself,
+the first that changes a third, because leakage between two settings far apart is a guess.
 
     python -m benchmarks.eim [--quick] [--json FILE] [--tune [METHOD ...]]
 
@@ -20,15 +22,25 @@ import torch
 
 from benchmarks.command import parser
 from benchmarks.eim.cases import FORWARD, HELD_OUT, PAIR, SIGNED, TUNING, cases_of
-from benchmarks.eim.methods import DEFAULT, METHODS, PAIR_METHODS, Method
+from benchmarks.eim.methods import DEFAULT, METHODS, PAIR_METHODS, PARTS, Method
 from benchmarks.eim.rows import RowFile
-from benchmarks.eim.statistics import difference_of_means, matched, paired_interval, ratio_of_means, score
+from benchmarks.eim.statistics import (
+    at_its_setting,
+    difference_of_means,
+    matched,
+    paired_interval,
+    ratio_of_means,
+    score,
+)
 from benchmarks.first import by_method, wanted_change
 from benchmarks.portraits import Bench
 from benchmarks.tables import print_table
+from latent_directions.demo.world import ATTRIBUTES
 
 RIVALS, FIRST_ROUND, FINALISTS = 6, 11, 2
 QUICK = np.array([-1.0, 0, 2])
+ALL_METHODS = tuple(name for name, method in METHODS.items() if not method.keep)
+QUICK_METHODS = (DEFAULT, *(name for name, method in METHODS.items() if method.published))
 
 
 def table_rows(bench: Bench, kept: RowFile, table: str, names: Iterable[str], quick: bool = False) -> list[dict]:
@@ -42,14 +54,14 @@ def table_rows(bench: Bench, kept: RowFile, table: str, names: Iterable[str], qu
     ]
 
 
-def strongest(rows: Sequence[dict], count: int, without: str = DEFAULT) -> list[str]:
-    """The methods with the lowest score, other than `without`."""
-    scores = {name: score(mine) for name, mine in by_method(rows).items() if name != without}
+def strongest(rows: Sequence[dict], count: int) -> list[str]:
+    """The published methods with the lowest score."""
+    scores = {name: score(mine) for name, mine in by_method(rows).items() if METHODS[name].published}
     return sorted(scores, key=scores.get)[:count]
 
 
 def summary(rows: Sequence[dict], default: str = DEFAULT) -> list[dict]:
-    """One line a method; the last three columns compare with the default, case by case."""
+    """One line a method; the last four columns compare with the default, case by case."""
     found = by_method(rows)
     return [line(name, mine, found.get(default, [])) for name, mine in found.items()]
 
@@ -57,10 +69,12 @@ def summary(rows: Sequence[dict], default: str = DEFAULT) -> list[dict]:
 def line(name: str, mine: Sequence[dict], others: Sequence[dict]) -> dict:
     """One line of a table: a method's rows, and its comparison with the default's rows on the same cases."""
     reached = [r for r in mine if r["reached"]]
+    continuous = [r for r in mine if ATTRIBUTES[r["attribute"]].kind == "continuous"]
     return {
         "method": name,
         "cases": len(mine),
         "spearman >= 0.9": float(np.mean([r["spearman"] >= 0.9 for r in mine])),
+        "of continuous": float(np.mean([r["spearman"] >= 0.9 for r in continuous])) if continuous else "-",
         "strengths": "signed" if min(mine[0]["strengths"]) < 0 else "from 0",
         "median change / range": float(np.median([r["share_of_range"] for r in mine])),
         "reached a third": float(np.mean([r["reached"] for r in mine])),
@@ -97,21 +111,23 @@ def compared(mine: Sequence[dict], others: Sequence[dict]) -> dict:
     """Reached cases and leakage at matched change against another method's rows, with paired intervals."""
     of_case = {r["case"]: r for r in others}
     both = [(r, of_case[r["case"]]) for r in mine if r["case"] in of_case]
+    reached = [(float(one["reached"]), float(other["reached"])) for one, other in both]
     leaks = [pair for one, other in both if (pair := matched(one, other)) is not None]
-    if not leaks:
-        return {"reached, less default's": "-", "leakage / default's": "-", "cases matched": 0}
-    reached = np.array([[one["reached"], other["reached"]] for one, other in both], dtype=float)
+    at_settings = [pair for one, other in both if (pair := at_its_setting(one, other)) is not None]
     return {
         "reached, less default's": with_interval(reached, difference_of_means),
-        "leakage / default's": with_interval(np.array(leaks), ratio_of_means),
-        "cases matched": len(leaks),
+        "leakage / default's": with_interval(leaks, ratio_of_means),
+        "the same at a setting of its own": with_interval(at_settings, ratio_of_means),
+        "cases matched": f"{len(leaks)}, {len(at_settings)}",
     }
 
 
-def with_interval(pairs: np.ndarray, statistic) -> str:
-    """A statistic of pairs and its interval."""
-    low, high = paired_interval(pairs, statistic)
-    return f"{float(statistic(pairs)):.3f} [{low:.3f}, {high:.3f}]"
+def with_interval(pairs: Sequence[tuple[float, float]], statistic) -> str:
+    """A statistic of pairs and its interval, "-" where there are none."""
+    if not pairs:
+        return "-"
+    low, high = paired_interval(np.array(pairs), statistic)
+    return f"{float(statistic(np.array(pairs))):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def summary_of_pairs(rows: Sequence[dict]) -> list[dict]:
@@ -171,12 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             names = options.tune or [name for name, method in METHODS.items() if method.grid]
             print_table(tune(bench, kept, names))
             return
-        plain = [name for name, method in METHODS.items() if not method.keep]
-        tuning = table_rows(bench, kept, TUNING, plain, quick)
+        tuning = table_rows(bench, kept, TUNING, QUICK_METHODS if quick else ALL_METHODS, quick)
         print("Tuning cases, all methods:\n")
         print_table(summary(tuning))
-        best = [DEFAULT, *strongest(tuning, 1 if quick else RIVALS)]
-        print(f"\nHeld-out cases, the default ({DEFAULT}) and its strongest rivals:\n", flush=True)
+        best = [DEFAULT, *(() if quick else PARTS), *strongest(tuning, 1 if quick else RIVALS)]
+        print("\nHeld-out cases, the default, what it is made of, and its strongest rivals:\n", flush=True)
         print_table(summary(table_rows(bench, kept, HELD_OUT, best, quick)))
         print("\nPairs that go together in the world:\n", flush=True)
         of_pairs = PAIR_METHODS[:2] if quick else PAIR_METHODS
@@ -184,7 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser():
-    made = parser(__doc__, "one case a table, three strengths, few steps and one rival; --tune has no quick form")
+    made = parser(
+        __doc__, "one case a table, three strengths, few steps, of ours the default alone; --tune has no quick form"
+    )
     made.add_argument(
         "--tune", nargs="*", metavar="METHOD", choices=[*METHODS, []], help="measure the grids of these methods, or all"
     )

@@ -51,12 +51,29 @@ def matched(one: dict, other: dict) -> tuple[float, float] | None:
     wanted = min(wanted_change(one["attribute"]), one["change"], other["change"])
     if wanted <= 0:
         return None
+    return leakage_at(one, wanted), leakage_at(other, wanted)
 
-    def there(row: dict) -> float:
-        forward = np.array(row["strengths"]) >= 0
-        return at_change(np.array(row["changes"])[forward], np.array(row["leakages"])[forward], wanted)
 
-    return there(one), there(other)
+def at_its_setting(one: dict, other: dict) -> tuple[float, float] | None:
+    """Leakages at the same change, which is that of `one` at its first strength past a third of the range.
+
+    So nothing is interpolated for `one`, whose strengths may lie far apart in change. None where `one` does not get
+    there, or `other` not as far.
+    """
+    if not one["reached"]:
+        return None
+    forward = np.array(one["strengths"]) >= 0
+    changes, leaks = np.array(one["changes"])[forward], np.array(one["leakages"])[forward]
+    first = int(np.argmax(changes >= wanted_change(one["attribute"])))
+    if changes[first] > other["change"]:
+        return None
+    return float(leaks[first]), leakage_at(other, changes[first])
+
+
+def leakage_at(row: dict, wanted: float) -> float:
+    """Leakage of a row where its target has changed by `wanted`, between strengths from 0 on."""
+    forward = np.array(row["strengths"]) >= 0
+    return at_change(np.array(row["changes"])[forward], np.array(row["leakages"])[forward], wanted)
 
 
 def paired_interval(
