@@ -102,6 +102,7 @@ METHODS: dict[str, Method] = {
     # ours
     "words": Method(own.slider, FRESH),
     "words inverted": Method(own.slider, {**FRESH, "noise": "backward euler"}),
+    "words seeded": Method(own.slider, {**FRESH, "noise": "seeded noise"}),
     "words + keep": Method(own.slider, {**FRESH, "keep": True}, keep=True),
     "words + found keep": Method(own.slider, {**FRESH, **FOUND_KEEP}),
     "words in found mask": Method(own.slider, {**FRESH, **FOUND_MASK}, mask="found"),
@@ -116,9 +117,7 @@ METHODS: dict[str, Method] = {
     "HSDS fresh": Method(own.slider, {**FRESH, "method": "HSDS"}),
     "HSDS averaged": Method(hessian.averaged, {"level": 0.7, "levels": (0.5, 0.6, 0.7), "draws": 2}),
     "HSDS + found keep in found mask": Method(own.slider, {**BY_DEFAULT, "method": "HSDS"}, mask="found"),
-    "words whole + HSDS's latent, as by default": Method(
-        own.slider, {**BY_DEFAULT, "method": "HSDS", "text_share": 1.0}, mask="found"
-    ),
+    "default + latent by HSDS": Method(own.slider, {**BY_DEFAULT, "method": "HSDS", "text_share": 1.0}, mask="found"),
     "HSDS, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS"}),
     "low-pass, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS low-pass"}),
     "no Hessian, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "DDS"}),
@@ -142,8 +141,16 @@ METHODS: dict[str, Method] = {
 }
 # What all others are compared with: what the nodes do by themselves, with the list for the demo's portraits.
 DEFAULT = "words + found keep in found mask"
-# Measured on the held-out cases with it: what it is made of, and the derivative's part.
-PARTS = ("words", "words in found mask", "words + found keep", "HSDS")
+# Measured on the held-out cases with it: its parts, other starts, and what the latent's move by derivatives adds.
+PARTS = (
+    "words",
+    "words in found mask",
+    "words + found keep",
+    "words inverted",
+    "words seeded",
+    "HSDS",
+    "default + latent by HSDS",
+)
 PAIR_METHODS = (
     DEFAULT,
     "FlowEdit + keep",

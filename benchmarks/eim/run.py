@@ -8,7 +8,7 @@ so a poor reconstruction leaks too. Against the default, leakage is compared cas
 or as far as both get), with 95 % bootstrap intervals over the cases; and once more at a setting of the method itself,
 the first that changes a third, because leakage between two settings far apart is a guess.
 
-    python -m benchmarks.eim [--quick] [--json FILE] [--tune [METHOD ...]]
+    python -m benchmarks.eim [--quick] [--json FILE] [--tune [METHOD ...]] [--sheet PICTURE]
 
 Rows are appended to FILE as they are measured (one JSON object a line); a second start with the same file goes on from
 there.
@@ -16,6 +16,7 @@ there.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from benchmarks.command import parser
 from benchmarks.eim.cases import FORWARD, HELD_OUT, PAIR, SIGNED, TUNING, cases_of
 from benchmarks.eim.methods import DEFAULT, METHODS, PAIR_METHODS, PARTS, Method
 from benchmarks.eim.rows import RowFile
+from benchmarks.eim.sheet import sheet
 from benchmarks.eim.statistics import (
     at_its_setting,
     difference_of_means,
@@ -196,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\nPairs that go together in the world:\n", flush=True)
         of_pairs = PAIR_METHODS[:2] if quick else PAIR_METHODS
         print_table(summary_of_pairs(table_rows(bench, kept, PAIR, of_pairs, quick)))
+        if options.sheet:
+            of_sheet = [DEFAULT, *(name for name in best if METHODS[name].published)]
+            sheet(bench, kept, {name: "ours" if name == DEFAULT else name for name in of_sheet}).save(options.sheet)
 
 
 def _parser():
@@ -205,4 +210,5 @@ def _parser():
     made.add_argument(
         "--tune", nargs="*", metavar="METHOD", choices=[*METHODS, []], help="measure the grids of these methods, or all"
     )
+    made.add_argument("--sheet", type=Path, metavar="PICTURE", help="also write pictures of the held-out cases")
     return made

@@ -13,6 +13,7 @@ from benchmarks.eim.editor import EMPTY, TARGET, Editor, guided
 from benchmarks.eim.methods import DEFAULT, METHODS, PAIR_METHODS, Method
 from benchmarks.eim.rows import RowFile
 from benchmarks.eim.run import compared, largest_step, main, strongest, tune
+from benchmarks.eim.sheet import sheet, strength_at
 from benchmarks.eim.statistics import (
     UNREACHED,
     difference_of_means,
@@ -283,6 +284,16 @@ def test_a_row_counts_evaluations_and_a_second_start_measures_nothing_twice(benc
     again.get(bench, entry, "FlowEdit", flowedit, FORWARD)
     assert len(calls) == 2
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 4
+
+
+@torch.inference_mode()
+def test_the_sheet_shows_methods_at_about_the_same_change(bench):
+    assert strength_at(row("x", 1.0, 0.3), 0.25) == pytest.approx(0.5)
+    assert strength_at(row("x", 0.2, 0.1), 0.5) == 2.0  # as far as it gets
+    made = sheet(bench, RowFile(), {"prompt swap": "swap"}, ["smile"])
+    picture, moved = (np.asarray(made.crop((128 * k, 14, 128 * (k + 1), 142))) for k in (0, 1))
+    assert made.size == (256, 142)
+    assert difference(picture, moved) > 20
 
 
 FIELDS = {"case", "attribute", "method", "keep", "mask", "spearman", "change", "share_of_range", "reached"}
