@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,8 @@ LATER_LEFT_OUT = (
     " words of the direction and of 'keep' only the first is taken."
 )
 EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
+
+_names: weakref.WeakKeyDictionary[Prompt, str] = weakref.WeakKeyDictionary()
 
 
 def encode_text(clip, text: str, remarks: list[str] | None = None) -> Prompt:
@@ -170,7 +173,7 @@ def says(conditioning: list, prompt: Prompt) -> bool:
 def same_conditioning(value, other) -> bool:
     """Whether two conditionings, or what is in them, are equal; what is no tensor or plain value by identity."""
     if isinstance(value, Tensor) and isinstance(other, Tensor):
-        return value is other or (value.shape == other.shape and bool((value == other.to(value)).all()))
+        return value is other or (value.shape == other.shape and torch.equal(value, other.to(value)))
     if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(value) == len(other) and all(map(same_conditioning, value, other))
     if isinstance(value, dict) and isinstance(other, dict):
@@ -255,9 +258,12 @@ def wrong_words(method: object, source: object, target: object) -> tuple[str, st
 
 
 def prompt_name(prompt: Prompt) -> str:
-    """A name that equal prompts share, by which the anchored prediction asks for them."""
-    kind = "change" if prompt.is_change else "prompt"
-    return " ".join([kind, *(f"{name} {digest(part)}" for name, part in sorted(prompt.parts().items()))])
+    """A name that equal prompts share, by which the anchored prediction asks for them; computed once a prompt."""
+    if prompt not in _names:
+        kind = "change" if prompt.is_change else "prompt"
+        parts = sorted(prompt.parts().items())
+        _names[prompt] = " ".join([kind, *(f"{name} {digest(part)}" for name, part in parts)])
+    return _names[prompt]
 
 
 def digest(tensor: Tensor) -> str:
