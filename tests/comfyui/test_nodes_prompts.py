@@ -129,7 +129,7 @@ class TestWholeEntries:
         assert prompt_name(prompt(part)) != prompt_name(prompt())
 
     def test_a_prompt_is_named_once(self, monkeypatch):
-        """Every run of a slider asks for the names; large prompts take a while to hash. Another prompt is hashed anew."""
+        """Every run of a slider asks for the names, and large prompts take a while to hash."""
         hashed = []
         monkeypatch.setattr(prompts, "digest", lambda tensor: hashed.append(tensor) or digest(tensor))
         prompt = Prompt(torch.ones(1, 7, 24), torch.ones(1, 32))
