@@ -29,7 +29,7 @@ from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
-from .masks import mask_in_pixels, mask_on_latent, refuse_nothing, soft_mask_on_latent
+from .masks import covered_cells, mask_in_pixels, refuse_nothing, soft_mask_on_latent
 from .model_fingerprint import fingerprint_of
 from .progress import result_line, show_line
 from .prompts import (
@@ -303,7 +303,8 @@ class FindDirections(io.ComfyNode):
                 negatives = negative_prompt(model, 1.0, negative)
                 seen = look(without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=find_where)
                 words = replace(words, keep=words.keep + seen.pairs)
-        cells, soft = (None, None) if mask is None else (mask_on_latent(mask, shape), soft_mask_on_latent(mask, shape))
+        soft = None if mask is None else soft_mask_on_latent(mask, shape)
+        cells = None if soft is None else covered_cells(soft)
         acts = None if soft is None else soft.view(-1, *shape[-2:])
         if seen.mask is not None:
             acts = seen.mask if acts is None else seen.mask * acts
