@@ -157,8 +157,8 @@ def _changed(conditioning: list, change: Prompt) -> list:
     return entries
 
 
-def says(conditioning: list, prompt: Prompt) -> bool:
-    """Whether a conditioning is this prompt already."""
+def holds_prompt(conditioning: list, prompt: Prompt) -> bool:
+    """Whether a conditioning holds this prompt already, so that putting it in would change nothing."""
     return same_conditioning(conditioning, with_prompt(conditioning, prompt))
 
 
@@ -241,11 +241,11 @@ def wrong_words(method: object, source: object, target: object) -> tuple[str, st
         if isinstance(value, str) and not value.strip():
             return name, f"'{name}' is empty, but {purpose}. Write a short prompt there."
     if isinstance(source, str) and isinstance(target, str) and source.strip() == target.strip():
-        says = (
+        msg = (
             "'source' and 'target' are the same, so there is no change to move along. Write in 'target' what strength 1"
             " should show."
         )
-        return "target", says
+        return "target", msg
     return None
 
 
