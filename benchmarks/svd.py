@@ -35,7 +35,7 @@ from latent_directions.core.self_check import self_check
 from latent_directions.core.svd import SingularTriplets, partial_svd
 from latent_directions.demo.world import caption, draw, masks, sample_portrait
 from latent_directions.nodes.host import run
-from latent_directions.nodes.masks import mask_on_latent
+from latent_directions.nodes.masks import covered_cells, soft_mask_on_latent
 
 SEED, TOLERANCE, MOST_ITERATIONS = 80001, 1e-3, 50
 LIMITS = {1: 12, 5: 20, 20: 60}  # pairs of products on trained models, by rank
@@ -59,7 +59,8 @@ def demo_problems(bench: Bench, model: object, name: str, sigmas: tuple[float, .
     """A model of the demo's latents at a portrait of the demo world, its mouth as the mask."""
     portrait = sample_portrait(np.random.default_rng(SEED))
     latent = {"samples": bench.vae.encode(torch.from_numpy(draw(portrait).copy())[None].float() / 255)}
-    mouth = mask_on_latent(torch.from_numpy(masks(portrait)["mouth"])[None], latent["samples"].shape)
+    mouth = torch.from_numpy(masks(portrait)["mouth"])[None]
+    mouth = covered_cells(soft_mask_on_latent(mouth, latent["samples"].shape))
     positive = bench.prompt(caption(portrait, attributes=[]))
     return [Problem(f"{name}, sigma {sigma}", True, model, positive, latent, sigma, mouth) for sigma in sigmas]
 

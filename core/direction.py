@@ -15,9 +15,11 @@ from .errors import printable
 LONGEST_NAME = 200  # characters of a direction's name, method and family
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """A conditioning as tensors.
+    """A conditioning as tensors, which nothing changes once it is made.
+
+    It is compared by identity, so that it can be the key of what was computed from its tensors.
 
     Attributes:
         tokens: (1, T, W), or more dimensions where a text encoder stacks layers.

@@ -25,7 +25,7 @@ COARSE = 16
 
 
 @dataclass(frozen=True)
-class Level:
+class PathPoint:
     """A point of the reference path: noise level sigma and the latent (B, C, H, W) there."""
 
     sigma: float
@@ -38,27 +38,27 @@ class WordsChange:
     Making it takes 2 evaluations a point and picture.
     """
 
-    def __init__(self, denoiser: Denoiser, levels: Sequence[Level], words: tuple[str, str]):
-        """Compare two prompts at every level.
+    def __init__(self, denoiser: Denoiser, points: Sequence[PathPoint], words: tuple[str, str]):
+        """Compare two prompts at every point.
 
         Args:
             denoiser: answers to both.
-            levels: one or more.
+            points: one or more.
             words: names of the target and of the source prompt.
 
         Raises:
             NotFiniteError: a prediction holds values that are not numbers.
             EqualPredictionsError: the words change nothing.
         """
-        self._denoiser, self._levels = denoiser, levels
-        self._changes = [self._difference(level, words) for level in levels]
+        self._denoiser, self._points = denoiser, points
+        self._changes = [self._difference(point, words) for point in points]
         if not torch.stack([q.flatten(1).any(1) for q in self._changes]).any(0).all():
             raise EqualPredictionsError(EQUAL_PREDICTIONS)
 
     def likeness(self, candidates: Sequence[tuple[str, str]], cache: ReferenceCache, settings: Hashable = ()) -> Tensor:
-        """Mean over the levels of |cos(q, p)|, (B, candidates), float64 on the CPU.
+        """Mean over the points of |cos(q, p)|, (B, candidates), float64 on the CPU.
 
-        It takes 2 evaluations a level for each candidate that the cache does not know.
+        It takes 2 evaluations a point for each candidate that the cache does not know.
 
         Args:
             candidates: names of the prompts (with it, without it) of each candidate. Equal names are equal prompts.
@@ -69,21 +69,21 @@ class WordsChange:
             NotFiniteError: a prediction holds values that are not numbers.
         """
         found = []
-        for level, q in zip(self._levels, self._changes, strict=True):
+        for point, q in zip(self._points, self._changes, strict=True):
             changes = cache.get(
                 ("what else words move", settings),
-                [(level.sigma, pair) for pair in candidates],
-                lambda missing, level=level: [self._difference(level, pair) for _, pair in missing],
+                [(point.sigma, pair) for pair in candidates],
+                lambda missing, point=point: [self._difference(point, pair) for _, pair in missing],
             )
             cosines = [torch.cosine_similarity(q.flatten(1), p.flatten(1), dim=1) for p in changes]
             found.append(torch.stack(cosines, dim=1).cpu().double().abs())
-            found[-1][~q.flatten(1).any(1)] = torch.nan  # a level where the words change nothing tells nothing
+            found[-1][~q.flatten(1).any(1)] = torch.nan  # a point where the words change nothing tells nothing
         return torch.stack(found).nanmean(0)
 
     def mask(self) -> Tensor:
         """Where the words act, (B, H, W) with values 0 to 1, on the CPU.
 
-        The mean of |q| over levels and channels, on a grid of at most COARSE cells on the shorter side, smoothed over
+        The mean of |q| over points and channels, on a grid of at most COARSE cells on the shorter side, smoothed over
         3 x 3 cells of it, and stretched for each picture so that its least value is 0 and half of its range is 1; 1
         everywhere where it is the same everywhere.
         """
@@ -99,8 +99,8 @@ class WordsChange:
         stretched = torch.where(high > low, 2 * (smooth - low) / (high - low).clamp_min(1e-30), 1.0).clamp(0, 1)
         return torch.nn.functional.interpolate(stretched, size, mode="bilinear")[:, 0].cpu()
 
-    def _difference(self, level: Level, pair: tuple[str, str]) -> Tensor:
-        towards, away = self._denoiser.predictions(level.x, level.sigma, pair)
+    def _difference(self, point: PathPoint, pair: tuple[str, str]) -> Tensor:
+        towards, away = self._denoiser.predictions(point.x, point.sigma, pair)
         change = towards - away
         if not torch.isfinite(change).all():
             msg = "The model's predictions hold values that are not numbers (NaN or infinity)."

@@ -3,7 +3,19 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import demo_model, encode, identify, inspect, library, manipulate, measures, quick, wiring
+from . import (
+    demo_model,
+    encode,
+    identify,
+    inspect,
+    library,
+    manipulate,
+    measure_demo,
+    measure_disentanglement,
+    measure_words,
+    quick,
+    wiring,
+)
 
 
 class LatentDirectionsExtension(ComfyExtension):
@@ -16,5 +28,6 @@ class LatentDirectionsExtension(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = (encode, identify, manipulate, quick, inspect, measures, library, demo_model)
+        measures = (measure_words, measure_disentanglement, measure_demo)
+        modules = (encode, identify, manipulate, quick, inspect, *measures, library, demo_model)
         return [node for module in modules for node in module.NODES]

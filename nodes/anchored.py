@@ -27,11 +27,11 @@ from ..core.denoiser import SOURCE, EvaluationCounter
 from ..core.direction import Prompt
 from .caches import drop_step_caches
 from .errors import InputError, UnsupportedSamplerError
-from .fingerprint import settings_of
 from .host import PromptBatch, counted, first_noise
 from .model_fingerprint import fingerprint_of
+from .prediction_keys import settings_of_run
 from .progress import peak_megabytes, reset_peak
-from .prompts import KEY, RunPrompts, prompt_name, says
+from .prompts import KEY, RunPrompts, holds_prompt, prompt_name
 from .sampling import scale_at
 from .sockets import Inversion
 
@@ -131,8 +131,8 @@ class AnchoredModel:
         return clone
 
     def _name_of(self, prompt: Prompt) -> str:
-        """The name of a prompt; that of the picture's own where it says the same, which is then asked for once."""
-        return SOURCE if says(self.inversion.positive, prompt) else prompt_name(prompt)
+        """The name of a prompt; that of the picture's own where the two are equal, which is then asked for once."""
+        return SOURCE if holds_prompt(self.inversion.positive, prompt) else prompt_name(prompt)
 
     def _outer_sample(
         self,
@@ -169,7 +169,7 @@ class AnchoredModel:
         prompts = self._run_prompts = RunPrompts(guider, self.inversion.positive, self._prompts)
         self._latent_shapes = options.get("latent_shapes")
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        self._settings = settings_of(guider, sigmas, denoise_mask)
+        self._settings = settings_of_run(guider, sigmas, denoise_mask)
         reset_peak(guider.model_patcher.load_device)
         counter, started = EvaluationCounter(), time.perf_counter()
         try:

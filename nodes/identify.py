@@ -29,23 +29,23 @@ from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
-from .masks import mask_in_pixels, mask_on_latent, refuse_nothing, soft_mask_on_latent
+from .masks import covered_cells, mask_in_pixels, refuse_nothing, soft_mask_on_latent
 from .model_fingerprint import fingerprint_of
 from .progress import result_line, show_line
 from .prompts import (
     encode_text,
+    holds_prompt,
     keep_pairs,
     negative_prompt,
     parse_keep,
     prompt_of,
     same_conditioning,
-    says,
     with_prompt,
     wrong_words,
 )
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 from .wiring import refuse_wiring
-from .words import LISTS, NOTHING, Found, candidates_of, look
+from .words import LISTS, NOTHING, WhatWordsMove, candidates_of, find_what_words_move
 
 DEFAULT = next(iter(METHODS))
 NOT_LINKED = object()
@@ -288,7 +288,7 @@ class FindDirections(io.ComfyNode):
         refuse_wiring(cls.hidden and cls.hidden.prompt)
         record, shape = METHODS[method], inversion.latent["samples"].shape
         _check_inversion(model, inversion, record)
-        words, seen = _Words(), Found()
+        words, seen = _Words(), WhatWordsMove()
         if record.compares_words:
             given = {"source": source_conditioning, "target": target_conditioning}
             typed = {"source": source, "target": target}
@@ -301,9 +301,12 @@ class FindDirections(io.ComfyNode):
                 encoded = words.before, words.target
                 texts = source.strip(), target.strip() if target_conditioning is None else ""
                 negatives = negative_prompt(model, 1.0, negative)
-                seen = look(without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=find_where)
+                seen = find_what_words_move(
+                    without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=find_where
+                )
                 words = replace(words, keep=words.keep + seen.pairs)
-        cells, soft = (None, None) if mask is None else (mask_on_latent(mask, shape), soft_mask_on_latent(mask, shape))
+        soft = None if mask is None else soft_mask_on_latent(mask, shape)
+        cells = None if soft is None else covered_cells(soft)
         acts = None if soft is None else soft.view(-1, *shape[-2:])
         if seen.mask is not None:
             acts = seen.mask if acts is None else seen.mask * acts
@@ -450,7 +453,7 @@ def _encode_words(
                 " from 'source' to 'target' itself: nothing would be left to move. Name only what is to stay."
             )
             raise InputError(msg)
-    own = None if says(positive, before) else before
+    own = None if holds_prompt(positive, before) else before
     pairs = keep_pairs(clip, keep, remarks)
     return _Words(before, after, own, pairs, encode_text(clip, free, remarks) if free else None, tuple(remarks))
 

@@ -1,4 +1,4 @@
-"""Checks the inputs of a node against its schema before it runs.
+"""The inputs that several nodes share, and the check of a node's inputs against its schema before it runs.
 
 ComfyUI checks the ranges of typed values only: a linked value can be anything. Latents are checked with the model, in
 nodes/host.py.
@@ -19,6 +19,16 @@ from .errors import InputError
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 LONGEST_TEXT = 20_000  # characters of a typed text
+DIRECTIONS = DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction.")
+INDEX = io.Int.Input("index", default=0, min=0, max=1000, tooltip="Which of the directions, the first is 0.")
+STRENGTHS = {"min": -3.0, "max": 3.0, "step": 0.05}  # of a slider
+STRENGTH = io.Float.Input(
+    "strength",
+    default=1.0,
+    **STRENGTHS,
+    display_mode=io.NumberDisplay.slider,
+    tooltip="How far to move. 0 is the picture itself, negative goes the other way.",
+)
 
 
 def check_inputs(node: type[io.ComfyNode], values: dict) -> None:

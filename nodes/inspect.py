@@ -14,11 +14,11 @@ from ..core.contact_sheet import contact_sheet
 from ..core.direction import Direction
 from .errors import InputError, with_advice
 from .host import samples_of
-from .inputs import check_inputs
+from .inputs import DIRECTIONS, check_inputs
 from .manipulate import choose, sampled, schedule_of, with_slider
 from .pictures import image_of, picture_of
 from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
-from .sockets import DirectionsSocket, Inversion, InversionSocket
+from .sockets import Inversion, InversionSocket
 
 EXACT = 1e-5  # largest difference to the encoded latent that is its rounding, relative to the largest value
 
@@ -37,7 +37,7 @@ class PreviewDirections(io.ComfyNode):
             search_aliases=["contact sheet", "direction gallery"],
             inputs=[
                 InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
-                DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
+                DIRECTIONS,
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 io.Float.Input(
                     "strength",

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core import direction_files
 from ..core.errors import DirectionFileError
 from .errors import InputError, with_advice
-from .inputs import check_inputs, in_short
+from .inputs import INDEX, check_inputs, in_short
 from .pictures import picture_of
 from .progress import show_line
 from .sockets import DirectionsSocket
@@ -54,9 +54,7 @@ class SaveDirection(io.ComfyNode):
             ),
             inputs=[
                 DirectionsSocket.Input("directions", tooltip="From Find Directions."),
-                io.Int.Input(
-                    "index", default=0, min=0, max=1000, tooltip="Which of the directions to save, the first is 0."
-                ),
+                INDEX,
                 io.String.Input(
                     "name",
                     default="direction",

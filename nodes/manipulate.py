@@ -10,10 +10,10 @@ from torch import Tensor
 from ..core.direction import Direction
 from .anchored import AnchoredModel
 from .errors import InputError, with_advice
-from .inputs import check_inputs
+from .inputs import DIRECTIONS, INDEX, STRENGTH, check_inputs
 from .masks import refuse_nothing, soft_mask_on_latent
 from .sampling import sample_euler, schedule_from
-from .sockets import AppliedSlider, DirectionsSocket, EncodedNoise, Inversion, InversionSocket
+from .sockets import AppliedSlider, EncodedNoise, Inversion, InversionSocket
 
 LIVE, RECORDED = "live", "recorded"
 PLACES_APART = (
@@ -42,23 +42,9 @@ class DirectionSlider(io.ComfyNode):
                 InversionSocket.Input(
                     "inversion", tooltip="The encoded picture, from Invert Image or another Direction Slider."
                 ),
-                DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
-                io.Int.Input(
-                    "index",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Which of the directions to move along, the first is 0.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-3.0,
-                    max=3.0,
-                    step=0.05,
-                    display_mode=io.NumberDisplay.slider,
-                    tooltip="How far to move. 0 is the picture itself, negative goes the other way.",
-                ),
+                DIRECTIONS,
+                INDEX,
+                STRENGTH,
                 io.Float.Input(
                     "weight",
                     default=1.0,

@@ -13,42 +13,11 @@ COVERED = 0.25
 FAINT = 0.02  # a product of masks below this value everywhere lets next to nothing through
 
 
-def mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
-    """The cells that a MASK (B, H, W) or (H, W) selects on a latent of a shape (B, C, h, w) or (B, C, 1, h, w).
+def soft_mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
+    """How far a MASK (B, H, W) or (H, W) covers each cell of a latent of a shape (B, C, h, w) or (B, C, 1, h, w).
 
     Returns:
-        (1, 1, h, w) or (1, 1, 1, h, w), values 0 and 1; for a batch of masks as many.
-
-    Raises:
-        InputError: the mask has another shape than the picture, or selects no cell.
-    """
-    cells = (soft_mask_on_latent(mask, shape) >= COVERED).float()
-    if not cells.any():
-        msg = (
-            f"'mask' selects nothing: after resizing to the latent's {shape[-1]} x {shape[-2]} cells no cell is covered"
-            f" to {COVERED:.0%}. Paint a larger area."
-        )
-        raise InputError(msg)
-    return cells
-
-
-def refuse_nothing(cells: Tensor, message: str) -> None:
-    """Raise an InputError where a product of masks lets next to nothing through."""
-    if cells.max() < FAINT:
-        raise InputError(message)
-
-
-def mask_in_pixels(model: ModelPatcher, cells: Tensor | None, shape: torch.Size) -> Tensor:
-    """A MASK (B, H, W) of the picture, from cells (B, h, w) of its latent of a `shape`; all 1 where there are none."""
-    pixels = model.get_model_object("latent_format").spacial_downscale_ratio
-    size = [pixels * cells for cells in shape[-2:]]
-    if cells is None:
-        return torch.ones(1, *size)
-    return torch.nn.functional.interpolate(cells[:, None], size, mode="bilinear")[:, 0]
-
-
-def soft_mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
-    """How far a MASK covers each cell of a latent, shaped as `mask_on_latent` says, values 0 to 1.
+        (1, 1, h, w) or (1, 1, 1, h, w), values 0 to 1; for a batch of masks as many.
 
     Raises:
         InputError: the mask has another shape than the picture, there are masks for another number of pictures, or all
@@ -75,3 +44,34 @@ def soft_mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
         msg = "'mask' selects nothing: it is black everywhere. Paint the area where the change should happen."
         raise InputError(msg)
     return cells if len(shape) == 4 else cells.unsqueeze(2)
+
+
+def covered_cells(soft: Tensor) -> Tensor:
+    """The cells that count as masked, values 0 and 1 in the shape of `soft`, which is what `soft_mask_on_latent` gives.
+
+    Raises:
+        InputError: there are none.
+    """
+    cells = (soft >= COVERED).float()
+    if not cells.any():
+        msg = (
+            f"'mask' selects nothing: after resizing to the latent's {soft.shape[-1]} x {soft.shape[-2]} cells no cell"
+            f" is covered to {COVERED:.0%}. Paint a larger area."
+        )
+        raise InputError(msg)
+    return cells
+
+
+def refuse_nothing(cells: Tensor, message: str) -> None:
+    """Raise an InputError where a product of masks lets next to nothing through."""
+    if cells.max() < FAINT:
+        raise InputError(message)
+
+
+def mask_in_pixels(model: ModelPatcher, cells: Tensor | None, shape: torch.Size) -> Tensor:
+    """A MASK (B, H, W) of the picture, from cells (B, h, w) of its latent of a `shape`; all 1 where there are none."""
+    pixels = model.get_model_object("latent_format").spacial_downscale_ratio
+    size = [pixels * cells for cells in shape[-2:]]
+    if cells is None:
+        return torch.ones(1, *size)
+    return torch.nn.functional.interpolate(cells[:, None], size, mode="bilinear")[:, 0]

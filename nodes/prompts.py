@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -33,7 +34,11 @@ LATER_LEFT_OUT = (
     "The text encoder gives several prompts for different parts of the schedule, as hooks on a CLIP make it do. Of the"
     " words of the direction and of 'keep' only the first is taken."
 )
+OWN_PROMPT = "Connect a prompt from the text encoder that belongs to the model."
+OWN_CLIP = "Connect the 'clip' that belongs to the model, or find the direction again with it."
 EDITED = "edited"  # the artist's own positive prompt in a sampling run, edited or not
+
+_names: weakref.WeakKeyDictionary[Prompt, str] = weakref.WeakKeyDictionary()
 
 
 def encode_text(clip, text: str, remarks: list[str] | None = None) -> Prompt:
@@ -67,7 +72,7 @@ def prompt_of(conditioning: list, name: str, like: list) -> Prompt:
         like: the picture's own prompt, by an encoder of the same kind.
 
     Raises:
-        InputError: there are several entries, or it comes from the text encoder of another model.
+        InputError: there are several entries, or they come from another text encoder than the picture's.
     """
     if len(conditioning) > 1:
         msg = (
@@ -76,14 +81,8 @@ def prompt_of(conditioning: list, name: str, like: list) -> Prompt:
             " they hold for the slider too."
         )
         raise InputError(msg)
-    prompt, (own, _) = _prompt_in(conditioning[0]), like[0]
-    if prompt.tokens.shape[2:] != own.shape[2:]:
-        msg = (
-            f"'{name}' has a text of {' x '.join(map(str, prompt.tokens.shape[2:]))} numbers for every token, but the"
-            f" picture's prompt has {' x '.join(map(str, own.shape[2:]))}. Connect a prompt from the text encoder that"
-            " belongs to the model."
-        )
-        raise InputError(msg)
+    prompt = _prompt_in(conditioning[0])
+    _check_encoder(prompt, like[0], f"'{name}' comes", OWN_PROMPT)
     return prompt
 
 
@@ -99,7 +98,7 @@ def with_prompt(conditioning: list, prompt: Prompt) -> list:
         return _changed(conditioning, prompt)
     entries = []
     for tokens, extra in conditioning:
-        _check_width(prompt, tokens, extra)
+        _check_encoder(prompt, [tokens, extra], "The words come", OWN_CLIP)
         entry = {name: value for name, value in extra.items() if name not in LEFT_OUT}
         # what a file holds could be meant for anything; only what text encoders give takes the place of its like
         entry |= {name: part for name, part in prompt.extra.items() if name in LEFT_OUT or _is_like(part, extra, name)}
@@ -115,24 +114,20 @@ def _is_like(part: Tensor, extra: dict, name: str) -> bool:
     return name not in NOT_TEXT and isinstance(own, Tensor) and own.ndim == part.ndim
 
 
-def _check_width(prompt: Prompt, tokens: Tensor, extra: dict) -> None:
-    """Refuse a prompt of another text encoder than an entry's."""
+def _check_encoder(prompt: Prompt, entry: list, which_comes: str, what_to_do: str) -> None:
+    """Refuse a prompt of another text encoder than an entry's: one whose tokens or pooled vector have another width."""
+    tokens, extra = entry
     own, pooled = extra.get(POOLED), prompt.pooled
-    same = prompt.tokens.shape[2:] == tokens.shape[2:]
-    if not same or (pooled is not None and own is not None and pooled.shape[1:] != own.shape[1:]):
-        widths = [" x ".join(map(str, part.shape[2:])) for part in (prompt.tokens, tokens)]
-        msg = (
-            "The words come from another text encoder than the prompt of Invert Image: a token has"
-            f" {widths[0]} numbers, there {widths[1]}. Connect the 'clip' that belongs to the model, or find the"
-            " direction again with it."
-        )
-        if same:
+    widths = {"a token": (prompt.tokens.shape[2:], tokens.shape[2:])}
+    if pooled is not None and own is not None:
+        widths["the pooled vector"] = pooled.shape[1:], own.shape[1:]
+    for what, (here, there) in widths.items():
+        if here != there:
             msg = (
-                "The words come from another text encoder than the prompt of Invert Image: their pooled vector has"
-                f" {pooled.shape[-1]} numbers, there {own.shape[-1]}. Connect the 'clip' that belongs to the model, or"
-                " find the direction again with it."
+                f"{which_comes} from another text encoder than the prompt of Invert Image: {what} has"
+                f" {' x '.join(map(str, here))} numbers, there {' x '.join(map(str, there))}. {what_to_do}"
             )
-        raise InputError(msg)
+            raise InputError(msg)
 
 
 def _changed(conditioning: list, change: Prompt) -> list:
@@ -162,15 +157,15 @@ def _changed(conditioning: list, change: Prompt) -> list:
     return entries
 
 
-def says(conditioning: list, prompt: Prompt) -> bool:
-    """Whether a conditioning is this prompt already."""
+def holds_prompt(conditioning: list, prompt: Prompt) -> bool:
+    """Whether a conditioning holds this prompt already, so that putting it in would change nothing."""
     return same_conditioning(conditioning, with_prompt(conditioning, prompt))
 
 
 def same_conditioning(value, other) -> bool:
     """Whether two conditionings, or what is in them, are equal; what is no tensor or plain value by identity."""
     if isinstance(value, Tensor) and isinstance(other, Tensor):
-        return value is other or (value.shape == other.shape and bool((value == other.to(value)).all()))
+        return value is other or (value.shape == other.shape and torch.equal(value, other.to(value)))
     if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(value) == len(other) and all(map(same_conditioning, value, other))
     if isinstance(value, dict) and isinstance(other, dict):
@@ -246,18 +241,21 @@ def wrong_words(method: object, source: object, target: object) -> tuple[str, st
         if isinstance(value, str) and not value.strip():
             return name, f"'{name}' is empty, but {purpose}. Write a short prompt there."
     if isinstance(source, str) and isinstance(target, str) and source.strip() == target.strip():
-        says = (
+        msg = (
             "'source' and 'target' are the same, so there is no change to move along. Write in 'target' what strength 1"
             " should show."
         )
-        return "target", says
+        return "target", msg
     return None
 
 
 def prompt_name(prompt: Prompt) -> str:
-    """A name that equal prompts share, by which the anchored prediction asks for them."""
-    kind = "change" if prompt.is_change else "prompt"
-    return " ".join([kind, *(f"{name} {digest(part)}" for name, part in sorted(prompt.parts().items()))])
+    """A name that equal prompts share, by which the anchored prediction asks for them; computed once a prompt."""
+    if prompt not in _names:
+        kind = "change" if prompt.is_change else "prompt"
+        parts = sorted(prompt.parts().items())
+        _names[prompt] = " ".join([kind, *(f"{name} {digest(part)}" for name, part in parts)])
+    return _names[prompt]
 
 
 def digest(tensor: Tensor) -> str:

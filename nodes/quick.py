@@ -15,7 +15,7 @@ from ..core.direction import Direction, Distilled
 from ..core.distilled import SPAN, bends, between, distil, evenly_spaced
 from .errors import InputError, with_advice
 from .host import samples_of
-from .inputs import check_inputs
+from .inputs import DIRECTIONS, INDEX, STRENGTH, STRENGTHS, check_inputs
 from .manipulate import choose, sampled, schedule_of, with_slider
 from .progress import RunsCost, SearchProgress, result_line, show_line
 from .prompts import digest
@@ -34,7 +34,7 @@ SIGMAS = io.Sigmas.Input(
     advanced=True,
     tooltip="In place of 'steps': the sigmas that your sampler is given, for exactly its runs.",
 )
-INDEX = io.Int.Input("index", default=0, min=0, max=1000, tooltip="Which of the directions, the first is 0.")
+UNMOVED = InversionSocket.Input("inversion", tooltip="The encoded picture. Sliders that it has passed are not applied.")
 
 
 class PrepareQuickSlider(io.ComfyNode):
@@ -53,10 +53,8 @@ class PrepareQuickSlider(io.ComfyNode):
             ),
             search_aliases=["distil direction", "instant preview", "real-time slider"],
             inputs=[
-                InversionSocket.Input(
-                    "inversion", tooltip="The encoded picture. Sliders that it has passed are not applied."
-                ),
-                DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
+                UNMOVED,
+                DIRECTIONS,
                 INDEX,
                 STEPS,
                 SIGMAS,
@@ -115,20 +113,10 @@ class QuickSlider(io.ComfyNode):
             ),
             search_aliases=["instant preview", "real-time slider", "preview slider"],
             inputs=[
-                InversionSocket.Input(
-                    "inversion", tooltip="The encoded picture. Sliders that it has passed are not applied."
-                ),
+                UNMOVED,
                 DirectionsSocket.Input("directions", tooltip="From Prepare Quick Slider."),
                 INDEX,
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-3.0,
-                    max=3.0,
-                    step=0.05,
-                    display_mode=io.NumberDisplay.slider,
-                    tooltip="How far to move. 0 is the picture itself, negative goes the other way.",
-                ),
+                STRENGTH,
                 io.Latent.Input(
                     "latent",
                     optional=True,
@@ -172,10 +160,10 @@ class SliderStrip(io.ComfyNode):
                     "inversion",
                     tooltip="The encoded picture. Sliders that it has passed stay applied, and this one is added.",
                 ),
-                DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction."),
+                DIRECTIONS,
                 INDEX,
-                _strength("start", -1.0, "Strength of the first picture."),
-                _strength("end", 1.0, "Strength of the last picture."),
+                io.Float.Input("start", default=-1.0, **STRENGTHS, tooltip="Strength of the first picture."),
+                io.Float.Input("end", default=1.0, **STRENGTHS, tooltip="Strength of the last picture."),
                 io.Int.Input(
                     "keyframes",
                     default=5,
@@ -234,10 +222,6 @@ class SliderStrip(io.ComfyNode):
         return io.NodeOutput(
             {**strip, "samples": latents}, json.dumps(report, indent=1), ui=ui.PreviewText(report["summary"])
         )
-
-
-def _strength(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=-3.0, max=3.0, step=0.05, tooltip=tooltip)
 
 
 def _runs(

@@ -12,12 +12,12 @@ from torch import Tensor
 from ..core.charts import bar_chart
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import KeepPair, Prompt
-from ..core.words import Level, WordsChange
+from ..core.words import PathPoint, WordsChange
 from .errors import InputError
-from .fingerprint import settings_of_search
 from .host import run
 from .pictures import image_of
-from .prompts import encode_text, parse_pairs, prompt_name, says, with_prompt
+from .prediction_keys import settings_of_search
+from .prompts import encode_text, holds_prompt, parse_pairs, prompt_name, with_prompt
 from .sampling import schedule_from
 from .sockets import Inversion
 
@@ -98,8 +98,8 @@ ENOUGH = "moves along, but {} others move more; if it must stay, write it into '
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found.
+class WhatWordsMove:
+    """What else the words of a direction move, and where they act.
 
     Attributes:
         pairs: the candidates that are to be kept.
@@ -139,7 +139,7 @@ def candidates_of(chosen: str, typed: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def look(
+def find_what_words_move(
     model,
     inversion: Inversion,
     clip,
@@ -149,7 +149,7 @@ def look(
     negative: dict,
     *,
     where: bool,
-) -> Found:
+) -> WhatWordsMove:
     """Compare what the words change with what each candidate changes, at three noise levels, and find where.
 
     Without candidates one level is enough.
@@ -173,7 +173,7 @@ def look(
         both = (encode_text(clip, f"{texts[0]}, {phrase}") for phrase in (with_it, without))
         encoded.append(KeepPair(with_it, *both))
     named = {prompt_name(prompt): prompt for pair in encoded for prompt in (pair.present, pair.absent)}
-    own = SOURCE if says(inversion.positive, words[0]) else prompt_name(words[0])
+    own = SOURCE if holds_prompt(inversion.positive, words[0]) else prompt_name(words[0])
     named |= {own: words[0], prompt_name(words[1]): words[1]}
     conditionings = {name: with_prompt(inversion.positive, prompt) for name, prompt in named.items()}
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", STEPS, inversion.sigma)[:-1].tolist()
@@ -183,8 +183,8 @@ def look(
 
     def body(denoiser: Denoiser, x0: Tensor) -> tuple[Tensor | None, Tensor | None]:
         noises = [inversion.paths.at(sigma)[0].to(x0) for sigma in chosen]
-        levels = [Level(s, denoiser.noised(x0, noise, s)) for s, noise in zip(chosen, noises, strict=True)]
-        change = WordsChange(denoiser, levels, (prompt_name(words[1]), own))
+        points = [PathPoint(s, denoiser.noised(x0, noise, s)) for s, noise in zip(chosen, noises, strict=True)]
+        change = WordsChange(denoiser, points, (prompt_name(words[1]), own))
         likeness = change.likeness(names, inversion.cache, settings_of_search(model, negative)) if names else None
         return likeness, change.mask() if where else None
 
@@ -202,13 +202,13 @@ def look(
         if likeness is None
         else _chosen(encoded, pairs, likeness, _changed_words(*texts) if texts[1] else set())
     )
-    return Found(kept, rows, mask, cost)
+    return WhatWordsMove(kept, rows, mask, cost)
 
 
 def _chosen(
     encoded: list[KeepPair], pairs: list[tuple[str, str]], likeness: Tensor, changed: set[str]
 ) -> tuple[tuple[dict, ...], tuple[KeepPair, ...]]:
-    """The rows of `Found`, and what is kept; `changed` are the words in which source and target differ."""
+    """The rows of `WhatWordsMove`, and what is kept; `changed` are the words in which source and target differ."""
     most = likeness.amax(0)  # over the pictures of a batch
     rows, kept = [], []
     for number in torch.argsort(most, descending=True).tolist():

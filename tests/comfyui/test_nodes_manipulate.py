@@ -230,7 +230,7 @@ class TestWhatIsRefused:
             DirectionSlider.execute(encoded.inversion, [wide], 0, 1.0)
         pooled = replace(direction.words.target, pooled=torch.zeros(1, 3))
         narrow = replace(direction, words=replace(direction.words, target=pooled))
-        with pytest.raises(InputError, match="their pooled vector has 3 numbers"):
+        with pytest.raises(InputError, match="The words come .*: the pooled vector has 3 numbers"):
             DirectionSlider.execute(encoded.inversion, [narrow], 0, 1.0)
 
     def test_a_direction_of_nothing(self, found):

@@ -19,14 +19,10 @@ from latent_directions.nodes.demo_model import DemoPortrait, LoadDemoModel
 from latent_directions.nodes.encode import InvertImage
 from latent_directions.nodes.errors import InputError, UnsupportedModelError
 from latent_directions.nodes.host import first_noise
-from latent_directions.nodes.measures import (
-    AT_ONCE,
-    MOST_PLOTTED,
-    USUAL_COSINE,
-    MeasureDemo,
-    MeasureDisentanglement,
-    MeasureWords,
-)
+from latent_directions.nodes.measure_demo import MeasureDemo
+from latent_directions.nodes.measure_disentanglement import MeasureDisentanglement
+from latent_directions.nodes.measure_reports import MOST_PLOTTED
+from latent_directions.nodes.measure_words import AT_ONCE, USUAL_COSINE, MeasureWords
 from latent_directions.nodes.sampling import sample_euler
 
 WIDTH = 32

@@ -1,5 +1,7 @@
 """Prompts of several entries (combined, regional) and of other lengths: every entry gets the change."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -9,8 +11,9 @@ from more_families import lumina2
 from node_runs import HashingClip, deviation, edit, find, invert, loaded, sample
 
 from latent_directions.core.direction import Prompt
+from latent_directions.nodes import prompts
 from latent_directions.nodes.errors import InputError
-from latent_directions.nodes.prompts import encode_text, prompt_name, with_prompt
+from latent_directions.nodes.prompts import digest, encode_text, prompt_name, with_prompt
 from nodes import ConditioningCombine, ConditioningSetArea, ConditioningSetMask
 
 KEEP = "a person with hat | a person without cap"
@@ -47,9 +50,9 @@ def test_another_text_in_every_entry():
 
 
 def test_a_change_of_every_entry():
-    prompts = [*conditioning(1, 7, 24, 32), *conditioning(2, 7, 24, 32)]
+    entries = [*conditioning(1, 7, 24, 32), *conditioning(2, 7, 24, 32)]
     change = Prompt(torch.ones(1, 7, 24), torch.ones(1, 32), is_change=True)
-    for (tokens, extra), (moved, moved_extra) in zip(prompts, with_prompt(prompts, change), strict=True):
+    for (tokens, extra), (moved, moved_extra) in zip(entries, with_prompt(entries, change), strict=True):
         assert torch.equal(moved, tokens + 1)
         assert torch.equal(moved_extra["pooled_output"], extra["pooled_output"] + 1)
 
@@ -124,6 +127,24 @@ class TestWholeEntries:
 
         assert prompt_name(prompt()) == prompt_name(prompt())
         assert prompt_name(prompt(part)) != prompt_name(prompt())
+
+    def test_a_prompt_is_named_once(self, monkeypatch):
+        """Every run of a slider asks for the names, and large prompts take a while to hash."""
+        hashed = []
+        monkeypatch.setattr(prompts, "digest", lambda tensor: hashed.append(tensor) or digest(tensor))
+        prompt = Prompt(torch.ones(1, 7, 24), torch.ones(1, 32))
+        assert prompt_name(prompt) == prompt_name(prompt)
+        assert len(hashed) == 2
+        assert prompt_name(replace(prompt, tokens=torch.zeros(1, 7, 24))) != prompt_name(prompt)
+        assert len(hashed) == 4
+
+    def test_the_name_does_not_keep_a_prompt_alive(self):
+        prompt = Prompt(torch.ones(1, 7, 24))
+        prompt_name(prompt)
+        tokens = weakref.ref(prompt.tokens)
+        del prompt
+        gc.collect()
+        assert tokens() is None
 
 
 def test_the_latent_returns_under_regional_prompts(regional):

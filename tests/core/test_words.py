@@ -7,31 +7,31 @@ from analytic import SHAPE, analytic
 from latent_directions.core.anchor import ReferenceCache
 from latent_directions.core.errors import EqualPredictionsError, NotFiniteError
 from latent_directions.core.inversion import seeded_noise
-from latent_directions.core.words import Level, WordsChange
+from latent_directions.core.words import PathPoint, WordsChange
 
 WORDS = ("target", "source")
 CANDIDATES = [("keep 0 present", "keep 0 absent"), ("free", "negative"), WORDS, ("source", "target")]
 
 
-def levels_of(model, batch: int = 1) -> list[Level]:
+def points_of(model, batch: int = 1) -> list[PathPoint]:
     x0 = torch.cat([model.x0 + 0.2 * k for k in range(batch)])
     return [
-        Level(share * model.sigma, model.denoiser.noised(x0, seeded_noise(x0, 3), share * model.sigma))
+        PathPoint(share * model.sigma, model.denoiser.noised(x0, seeded_noise(x0, 3), share * model.sigma))
         for share in (0.3, 0.7, 1.0)
     ]
 
 
 def test_likeness_is_the_mean_of_the_cosines_for_each_picture(model):
-    levels = levels_of(model, batch=2)
-    found = WordsChange(model.denoiser, levels, WORDS).likeness(CANDIDATES, ReferenceCache())
+    points = points_of(model, batch=2)
+    found = WordsChange(model.denoiser, points, WORDS).likeness(CANDIDATES, ReferenceCache())
     assert found.shape == (2, 4)
     for picture in (0, 1):
         for number, (present, absent) in enumerate(CANDIDATES):
             cosines = []
-            for level in levels:
-                x = level.x[picture : picture + 1]
+            for point in points:
+                x = point.x[picture : picture + 1]
                 q, p = (
-                    model.denoiser(x, level.sigma, a) - model.denoiser(x, level.sigma, b)
+                    model.denoiser(x, point.sigma, a) - model.denoiser(x, point.sigma, b)
                     for a, b in (WORDS, (present, absent))
                 )
                 cosines.append(abs(float((q * p).sum() / (q.norm() * p.norm()))))
@@ -41,11 +41,11 @@ def test_likeness_is_the_mean_of_the_cosines_for_each_picture(model):
 
 def test_candidates_are_asked_for_once_a_picture():
     model, cache = analytic("flow"), ReferenceCache()
-    levels = levels_of(model)
+    points = points_of(model)
 
     def cost(words, candidates):
         before = model.denoiser.counter.evaluations
-        WordsChange(model.denoiser, levels, words).likeness(candidates, cache)
+        WordsChange(model.denoiser, points, words).likeness(candidates, cache)
         return model.denoiser.counter.evaluations - before
 
     assert cost(WORDS, CANDIDATES[:2]) == 3 * (2 + 2 * 2)
@@ -54,15 +54,15 @@ def test_candidates_are_asked_for_once_a_picture():
 
 
 def test_the_mask_is_the_smoothed_change_of_each_picture(model):
-    levels = levels_of(model, batch=2)
-    found = WordsChange(model.denoiser, levels, WORDS).mask()
+    points = points_of(model, batch=2)
+    found = WordsChange(model.denoiser, points, WORDS).mask()
     assert found.shape == (2, *SHAPE[-2:])
     for picture in (0, 1):
         total = torch.zeros(SHAPE[-2:], dtype=torch.float64)
-        for level in levels:
-            x = level.x[picture : picture + 1]
-            q = model.denoiser(x, level.sigma, "target") - model.denoiser(x, level.sigma, "source")
-            total += q.abs()[0].mean(0) / len(levels)
+        for point in points:
+            x = point.x[picture : picture + 1]
+            q = model.denoiser(x, point.sigma, "target") - model.denoiser(x, point.sigma, "source")
+            total += q.abs()[0].mean(0) / len(points)
         height, width = total.shape
         smooth = torch.zeros_like(total)
         for i in range(height):
@@ -77,7 +77,7 @@ def test_the_mask_is_the_smoothed_change_of_each_picture(model):
 
 def test_on_a_large_latent_a_single_cell_does_not_outweigh_a_place():
     model = analytic("flow")
-    change = WordsChange(model.denoiser, levels_of(model), WORDS)
+    change = WordsChange(model.denoiser, points_of(model), WORDS)
     q = torch.zeros(2, 4, 96, 128)
     q[:, :, 30:60, 40:80] = 1.0
     q[1, :, 5, 5] = 20.0
@@ -91,14 +91,14 @@ def test_on_a_large_latent_a_single_cell_does_not_outweigh_a_place():
 
 def test_a_change_that_is_the_same_everywhere_acts_everywhere():
     model = analytic("flow")
-    change = WordsChange(model.denoiser, levels_of(model), WORDS)
+    change = WordsChange(model.denoiser, points_of(model), WORDS)
     change._changes = [torch.ones_like(q) for q in change._changes]
     assert torch.equal(change.mask(), torch.ones(1, *SHAPE[-2:]))
 
 
 def test_latents_with_a_dimension_of_time():
     model = analytic("flow")
-    change = WordsChange(model.denoiser, levels_of(model), WORDS)
+    change = WordsChange(model.denoiser, points_of(model), WORDS)
     flat = change.mask()
     change._changes = [q.unsqueeze(2) for q in change._changes]
     assert torch.equal(change.mask(), flat)
@@ -107,11 +107,11 @@ def test_latents_with_a_dimension_of_time():
 def test_words_that_change_nothing():
     model = analytic("flow")
     with pytest.raises(EqualPredictionsError):
-        WordsChange(model.denoiser, levels_of(model), ("source", "source"))
+        WordsChange(model.denoiser, points_of(model), ("source", "source"))
 
 
 def test_predictions_that_are_not_numbers():
     model = analytic("flow")
-    level = Level(model.sigma, torch.full(SHAPE, float("nan"), dtype=torch.float64))
+    point = PathPoint(model.sigma, torch.full(SHAPE, float("nan"), dtype=torch.float64))
     with pytest.raises(NotFiniteError, match="not numbers"):
-        WordsChange(model.denoiser, [level], WORDS)
+        WordsChange(model.denoiser, [point], WORDS)

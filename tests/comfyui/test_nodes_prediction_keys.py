@@ -10,7 +10,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from families import Family, sd3
 from node_runs import loaded
 
-from latent_directions.nodes.fingerprint import settings_of
+from latent_directions.nodes.prediction_keys import settings_of_run
 
 SIGMAS = torch.tensor([0.8, 0.4, 0.0])
 
@@ -29,7 +29,7 @@ def guider_of(test_model, model=None, cfg: float = 2.0) -> comfy.samplers.CFGGui
 
 
 def key(test_model, model=None, sigmas=SIGMAS, mask=None, **options) -> tuple:
-    return settings_of(guider_of(test_model, model, **options), sigmas, mask)
+    return settings_of_run(guider_of(test_model, model, **options), sigmas, mask)
 
 
 def test_equal_where_nothing_has_changed(test_model):
@@ -59,7 +59,7 @@ def test_the_positive_prompt_does_not_count(test_model):
     """The slider changes it; what is cached is the prediction under the source prompt."""
     guider = guider_of(test_model)
     guider.set_conds(test_model.negative, test_model.negative)
-    assert settings_of(guider, SIGMAS, None) == key(test_model)
+    assert settings_of_run(guider, SIGMAS, None) == key(test_model)
 
 
 def test_it_keeps_no_model_alive(test_model):

@@ -50,7 +50,7 @@ class _Identity:
         return self._id
 
 
-def settings_of(guider: comfy.samplers.CFGGuider, sigmas: Tensor, denoise_mask: Tensor | None) -> tuple:
+def settings_of_run(guider: comfy.samplers.CFGGuider, sigmas: Tensor, denoise_mask: Tensor | None) -> tuple:
     """All that a reference prediction depends on besides the picture: guidance, other prompts, models, schedule, mask.
 
     Some models look at the next noise level of the schedule, and context windows at the step.
