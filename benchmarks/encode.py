@@ -1,10 +1,10 @@
 """Encode: does strength 0 give the picture back, how good is each method without the anchor, what do edits leak?
 
-    python -m benchmarks.encode [--quick] [--json FILE]
+    python -m benchmarks.encode [--quick] [--part exact sliders plain edits] [--json FILE]
 
-Four tables: the exact return on the demo model and on every family of the tests' small random-weight models; 50
-held-out portraits without the anchor; leakage at matched target change, by the noise that edits start from and by the
-weight of the model's change (`encode_edits`).
+Five tables: the exact return on the demo model and on every family of the tests' small random-weight models; the same
+with sliders in the chain (`encode_sliders`); 50 held-out portraits without the anchor; leakage at matched target
+change, by the noise that edits start from and by the weight of the model's change (`encode_edits`).
 """
 
 import itertools
@@ -22,7 +22,7 @@ import torch
 from comfy.taesd.taesd import Decoder
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 
-from benchmarks import encode_edits
+from benchmarks import encode_edits, encode_sliders
 from benchmarks.command import parser, write
 from benchmarks.first import LEVEL, SEED
 from benchmarks.portraits import Bench
@@ -42,6 +42,7 @@ SCHEDULES = ("simple", "karras")
 OWN, ANOTHER, OWN_AGAIN = "the model's", "another", "the model's again"
 SAMPLINGS = (OWN, ANOTHER, OWN_AGAIN)
 FLIPPED = "flipped sigmas"
+PARTS = ("exact", "sliders", "plain", "edits")
 MEASURED = ("psnr_db", "vae_psnr_db", "zero_strength_max_abs_diff", "zero_strength_pixels_changed", "seconds")
 
 
@@ -263,20 +264,35 @@ def summary_exact(rows: list[dict]) -> list[dict]:
 
 def main() -> None:
     """Run the benchmark and print its tables."""
-    options = parser(__doc__, "fewer samplers, pictures and cases").parse_args()
+    made = parser(__doc__, "fewer samplers, pictures and cases")
+    made.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="the tables to make (default: all)")
+    options, found = made.parse_args(), []
     with torch.inference_mode():
-        bench, exact = Bench(), []
+        bench, exact, sliders = Bench(), [], []
         for subject in subjects(bench):
-            print(subject.family, file=sys.stderr, flush=True)
-            exact += exact_return(subject, options.quick)
-        print("Strength 0, worst case over methods, samplers, schedules and guidance:\n")
-        print_table(summary_exact(exact))
-        plain = without_anchor(bench, 5 if options.quick else 50)
-        print("\nWithout the anchor, demo model, held-out portraits:\n")
-        print_table(summary_without_anchor(plain))
-        edits = encode_edits.rows(bench, 1 if options.quick else 4)
-        encode_edits.print_tables(edits)
-    write(exact + plain + edits, options.json)
+            if "exact" in options.part:
+                print(subject.family, file=sys.stderr, flush=True)
+                exact += exact_return(subject, options.quick)
+            if "sliders" in options.part and subject.family in encode_sliders.FAMILIES:
+                samplers = encode_sliders.SAMPLERS[:: 4 if options.quick else 1]
+                sliders += encode_sliders.rows(subject, encode_sliders.clip_of(subject, bench), samplers)
+        if exact:
+            print("Strength 0, worst case over methods, samplers, schedules and guidance:\n")
+            print_table(summary_exact(exact))
+        if sliders:
+            print("\nWith sliders, worst case over two starts, four samplers and guidance:\n")
+            print_table(encode_sliders.summary(sliders))
+        found += exact + sliders
+        if "plain" in options.part:
+            plain = without_anchor(bench, 5 if options.quick else 50)
+            print("\nWithout the anchor, demo model, held-out portraits:\n")
+            print_table(summary_without_anchor(plain))
+            found += plain
+        if "edits" in options.part:
+            edits = encode_edits.rows(bench, 1 if options.quick else 4)
+            encode_edits.print_tables(edits)
+            found += edits
+    write(found, options.json)
 
 
 if __name__ == "__main__":

@@ -58,17 +58,20 @@ class Words:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a direction does to one picture, as a move of its clean latent.
+    """What a direction does to one picture, as moves of its clean latent in ComfyUI's latent space.
 
     Attributes:
-        move: change of the clean latent (C, h, w) at strength 1, in ComfyUI's latent space.
+        above: for each unit of strength above 0, (C, h, w).
+        below: the same below 0: strength s < 0 moves by s times it.
         picture: digest of the clean latent that it belongs to.
-        error: relative deviation from a true run.
+        bend: how far the picture is from the middle of those at strengths -1 and 1, over the distance of these: 0
+            where the latent moves evenly along a line, 1/2 where it moves to one side alone.
     """
 
-    move: Tensor
+    above: Tensor
+    below: Tensor
     picture: str
-    error: float
+    bend: float
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ MOST_WEIGHTS = 64  # parameters of a model that a fingerprint samples, and value
 LARGEST_STEP = 1e6  # norm of a move; that of a picture's noise at sigma 1 is around a thousand
 LARGEST_TOKEN_ID = 2**20  # vocabularies of text encoders have a few hundred thousand words
 LARGEST_SHARE = 1e3
-LARGEST_ERROR = 1e6
+LARGEST_BEND = 1e6
 LARGEST_THUMBNAIL = 128 * 2**10  # bytes
 DIGEST = re.compile("[0-9a-f]{64}")
 PICTURE, STORED = "picture", "stored"  # what the target's words are compared with
@@ -281,15 +281,20 @@ def _read_words(part: dict, tensors: TensorFile) -> dict:
 
 def _write_distilled(direction: Direction):
     made = direction.distilled
-    return None if made is None else ({"picture": made.picture, "error": made.error}, {"move": made.move})
+    if made is None:
+        return None
+    return {"picture": made.picture, "bend": made.bend}, {"above": made.above, "below": made.below}
 
 
 def _read_distilled(part: dict, tensors: TensorFile) -> dict:
     if not DIGEST.fullmatch(part["picture"]):
-        msg = "picture of the distilled move is no digest"
+        msg = "picture of the distilled moves is no digest"
         raise ValueError(msg)
-    move = _move(tensors, "distilled.move", 1.0)
-    return {"distilled": Distilled(move, part["picture"], _number(part, "error", 0.0, LARGEST_ERROR))}
+    above, below = (_move(tensors, f"distilled.{side}", 1.0) for side in ("above", "below"))
+    if above.shape != below.shape:
+        msg = "the distilled moves above and below 0 differ in shape"
+        raise ValueError(msg)
+    return {"distilled": Distilled(above, below, part["picture"], _number(part, "bend", 0.0, LARGEST_BEND))}
 
 
 def _write_keep(direction: Direction):

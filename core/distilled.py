@@ -1,9 +1,10 @@
-"""A slider's effect at one picture as one move of the clean latent, and pictures between a few true runs [ours].
+"""A slider's effect at one picture as two moves of the clean latent, and pictures between a few true runs [ours].
 
-z(s) is what sampling at strength s ends at, z(0) = x0. The move is the central difference of two runs,
-    move = (z(h) - z(-h)) / 2h,
-the derivative at 0 where h is small, the secant where h is 1; the preview at strength s is x0 + s move, and those of
-several sliders add up. What it does not show at strength 1 is x0 + move - z(1), half of how z bends between the runs.
+z(s) is what sampling at strength s ends at, z(0) = x0. The moves are
+    above = z(1) - x0,    below = x0 - z(-1),
+and the preview at strength s is x0 + s above where s > 0, x0 + s below where s < 0: the line through z(-1), z(0) and
+z(1), which is exact there. Those of several sliders add up. How much the line bends at 0 is what two runs tell about
+the strengths between and beyond.
 """
 
 from __future__ import annotations
@@ -12,28 +13,23 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from .linalg import in_float64, relative_error
+from .linalg import in_float64
 
-SPAN = 1.0  # h: nearer to the true runs at strengths 1 and 2 than smaller ones, see `python -m benchmarks.quick`
-LARGEST_ERROR = 1000.0  # beyond it an error says no more
+LARGEST_BEND = 1000.0  # beyond it a bend says no more
 
 
-def distil(run: Callable[[float], Tensor], x0: Tensor, span: float = SPAN) -> tuple[Tensor, float]:
-    """A slider's move of the clean latent at strength 1, and how far its preview is from a true run there.
+def distil(run: Callable[[float], Tensor], x0: Tensor) -> tuple[Tensor, Tensor, float]:
+    """A slider's moves of the clean latent for each unit of strength, and how much they bend at 0.
 
     Args:
-        run: strength -> z (B, ...), the end of a true run; asked for each strength once.
+        run: strength -> z (B, ...), the end of a true run; asked for -1 and 1.
         x0: the clean latent (B, ...).
-        span: h, the strengths of the runs between which the difference is taken.
 
     Returns:
-        the move (B, ...) in float64 on the CPU; |x0 + move - z(1)| / |z(1) - x0|, of a batch the largest.
+        the moves above and below 0, (B, ...) in float64 on the CPU; what `bends` says of z(-1), x0, z(1).
     """
-    ends = {strength: in_float64(run(strength)) for strength in dict.fromkeys((-span, span, 1.0))}
-    move = (ends[span] - ends[-span]) / (2 * span)
-    change = ends[1.0] - in_float64(x0)
-    error = max(relative_error(mine, true) for mine, true in zip(move, change, strict=True))
-    return move, min(error, LARGEST_ERROR)
+    ends = [in_float64(end) for end in (run(-1.0), x0, run(1.0))]
+    return ends[2] - ends[1], ends[1] - ends[0], bends(ends)[0]
 
 
 def evenly_spaced(first: float, last: float, count: int) -> list[float]:
@@ -66,5 +62,5 @@ def bends(keyframes: Sequence[Tensor]) -> list[float]:
         off = in_float64(here) - (in_float64(before) + in_float64(after)) / 2
         apart = in_float64(after) - in_float64(before)
         ratios = [float(o.norm() / a.norm().clamp_min(1e-30)) for o, a in zip(off, apart, strict=True)]
-        found.append(min(max(ratios), LARGEST_ERROR))
+        found.append(min(max(ratios), LARGEST_BEND))
     return found

@@ -1,4 +1,4 @@
-"""Quick looks: a slider as one move of the clean latent, which needs no model, and a strip between a few true runs."""
+"""Quick looks: a slider as two moves of the clean latent, which need no model, and a strip between a few true runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..core.direction import Direction, Distilled
-from ..core.distilled import SPAN, bends, between, distil, evenly_spaced
+from ..core.distilled import bends, between, distil, evenly_spaced
 from .errors import InputError, with_advice
 from .host import samples_of
 from .inputs import DIRECTIONS, INDEX, STRENGTH, STRENGTHS, check_inputs
@@ -21,9 +21,8 @@ from .progress import RunsCost, SearchProgress, result_line, show_line
 from .prompts import digest
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
-# From here on ghosts were seen, of the demo model's portraits (`python -m benchmarks.quick`): of a preview at strength
-# 1, and between keyframes.
-LARGE_ERROR = 0.4
+# From here on ghosts were seen between the strengths that were sampled, of the demo model's portraits
+# (`python -m benchmarks.quick`).
 LARGE_BEND = 0.3
 STEPS = io.Int.Input(
     "steps", default=20, min=1, max=200, tooltip="Sampling steps of each true run. As many as your sampler takes."
@@ -70,25 +69,25 @@ class PrepareQuickSlider(io.ComfyNode):
         direction = choose(inversion, directions, index)
         still = replace(inversion, sliders=())
         cost, sigmas = RunsCost(inversion.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
-        run = _runs(still, direction, sigmas, cost, len({-SPAN, SPAN, 1.0}))
+        run = _runs(still, direction, sigmas, cost, 2)
         latent = inversion.latent["samples"]
-        move, error = distil(run, latent)
-        if not move.any():
+        *moves, bend = distil(run, latent)
+        if not any(move.any() for move in moves):
             msg = (
                 f"The direction '{direction.name}' moves nothing in this picture, so there is nothing to prepare."
                 " Choose another 'index', or find the direction again for this picture."
             )
             raise InputError(msg)
         # without the axis of time, which pictures of video models have
-        move = move.float().reshape(*latent.shape[:2], *latent.shape[-2:])
-        made = Distilled(move[0] if len(move) == 1 else move, digest(latent), error)
+        moves = [move.float().reshape(*latent.shape[:2], *latent.shape[-2:]) for move in moves]
+        made = Distilled(*(move[0] if len(move) == 1 else move for move in moves), digest(latent), bend)
         report = {
             "stage": "prepare quick slider",
-            "summary": _summary(direction.name, error),
+            "summary": _summary(direction.name, bend),
             "direction": direction.name,
             "index": int(index),
-            "error_at_strength_1": round(error, 4),
-            "strengths": [-SPAN, SPAN],
+            "bend": round(bend, 4),
+            "strengths": [-1.0, 1.0],
             "steps": len(sigmas) - 1,
             **cost.report(),
         }
@@ -108,7 +107,7 @@ class QuickSlider(io.ComfyNode):
             display_name="Quick Slider",
             category="latent directions",
             description=(
-                "Shows at once about what a Direction Slider would do: it adds the move that Prepare Quick Slider has"
+                "Shows at once about what a Direction Slider would do: it adds the moves that Prepare Quick Slider has"
                 " measured to the picture's latent, without the model. A preview; sample the picture that you keep."
             ),
             search_aliases=["instant preview", "real-time slider", "preview slider"],
@@ -129,14 +128,15 @@ class QuickSlider(io.ComfyNode):
     @classmethod
     @with_advice()
     def execute(cls, inversion, directions, index=0, strength=1.0, latent=None) -> io.NodeOutput:
-        """Add the move; at strength 0 the latent is handed on as it is."""
+        """Add the move of the strength's sign; at strength 0 the latent is handed on as it is."""
         check_inputs(cls, locals())
         direction = choose(inversion, directions, index)
         own = inversion.latent["samples"]
-        move = _move_of(direction, own)
+        made = _prepared(direction, own)
         moved = own if latent is None else _fitting(latent, own)
         if strength:
-            moved = moved + float(strength) * move.to(moved)
+            move = made.above if strength > 0 else made.below
+            moved = moved + float(strength) * move.reshape(own.shape).to(moved)
         return io.NodeOutput({**inversion.latent, "samples": moved})
 
 
@@ -246,8 +246,8 @@ def _runs(
     return run
 
 
-def _move_of(direction: Direction, samples: Tensor) -> Tensor:
-    """What Prepare Quick Slider has measured, in the shape of the latent; InputError where it has not, for this one."""
+def _prepared(direction: Direction, samples: Tensor) -> Distilled:
+    """What Prepare Quick Slider has measured; InputError where it has not, for this latent."""
     made = direction.distilled
     if made is None:
         msg = (
@@ -255,13 +255,13 @@ def _move_of(direction: Direction, samples: Tensor) -> Tensor:
             " this node, with the same 'index'."
         )
         raise InputError(msg)
-    if made.picture != digest(samples) or made.move.numel() != samples.numel():
+    if made.picture != digest(samples) or made.above.numel() != samples.numel():
         msg = (
-            f"The direction '{direction.name}' was prepared for another picture, where the same move would do something"
-            " else. Prepare it again for this one: connect this 'inversion' to Prepare Quick Slider."
+            f"The direction '{direction.name}' was prepared for another picture, where the same moves would do"
+            " something else. Prepare it again for this one: connect this 'inversion' to Prepare Quick Slider."
         )
         raise InputError(msg)
-    return made.move.reshape(samples.shape)
+    return made
 
 
 def _fitting(latent: dict, own: Tensor) -> Tensor:
@@ -282,15 +282,15 @@ def _fitting(latent: dict, own: Tensor) -> Tensor:
     return samples
 
 
-def _summary(name: str, error: float) -> str:
-    """How near the preview is, in words."""
-    measured = f"At strength 1 the preview of '{name}' is off by {error:.0%} of what the slider changes."
-    if error >= LARGE_ERROR:
+def _summary(name: str, bend: float) -> str:
+    """What the preview is, and where it may show ghosts, in words."""
+    exact = f"At strengths -1, 0 and 1 the preview of '{name}' is what sampling gave; elsewhere it goes on in a line."
+    if bend >= LARGE_BEND:
         return (
-            f"{measured} That is much: it will show ghosts or stop short, as with things that appear or move far. Use"
-            " it to see where the slider leads, and look at the true run of Direction Slider, or at Slider Strip."
+            f"{exact} The slider does not move evenly, as where things appear or move far: between them the preview may"
+            " show ghosts, two pictures over each other. Look at the true run of Direction Slider, or at Slider Strip."
         )
-    return f"{measured} It is a preview: sample the picture that you keep with Direction Slider."
+    return f"{exact} Sample the picture that you keep with Direction Slider."
 
 
 def _strip_summary(keyframes: int, frames: int, bent: dict[float, float]) -> str:

@@ -70,6 +70,7 @@ SMALL_WORDS = frozenset(
         "a",
         "an",
         "and",
+        "any",
         "as",
         "at",
         "by",
@@ -78,6 +79,7 @@ SMALL_WORDS = frozenset(
         "in",
         "is",
         "no",
+        "not",
         "of",
         "on",
         "or",
@@ -87,6 +89,9 @@ SMALL_WORDS = frozenset(
         "without",
     ]
 )
+# After a negation all words are negated until another small word or a punctuation mark, but for those inside phrases.
+NEGATIONS = frozenset(["no", "not", "without"])
+INSIDE_PHRASES = frozenset(["a", "an", "any", "of", "the"])
 MOST_CANDIDATES = 100
 TITLE = "What else the words move"
 AXIS = "likeness of the changes, from 0 to 1 (orange: kept)"
@@ -231,6 +236,16 @@ def _chosen(
 
 
 def _changed_words(one: str, other: str) -> set[str]:
-    """The words in which two texts differ, without the small ones."""
-    first, second = (set(re.findall(r"[\w-]+", text.lower())) for text in (one, other))
-    return (first ^ second) - SMALL_WORDS
+    """The words in which two texts differ, without the small ones; 'no hat' and 'with hat' differ in 'hat'."""
+    return {word for word, _ in _content_words(one) ^ _content_words(other)}
+
+
+def _content_words(text: str) -> set[tuple[str, bool]]:
+    """The words of a text but for the small ones, each with whether its phrase begins with 'no', 'not' or 'without'."""
+    found, negated = set(), False
+    for word in re.findall(r"[\w-]+|[^\w\s]", text.lower()):
+        if word not in SMALL_WORDS and any(map(str.isalnum, word)):
+            found.add((word, negated))
+        elif word not in INSIDE_PHRASES:
+            negated = word in NEGATIONS
+    return found

@@ -61,7 +61,7 @@ def unusable(direction: Direction) -> str:
     if direction.words is not None:
         prompts = {"target": direction.words.target, "source": direction.words.source}
     if direction.distilled is not None:
-        tensors["distilled move"] = direction.distilled.move
+        tensors |= {"move above 0": direction.distilled.above, "move below 0": direction.distilled.below}
     for i, pair in enumerate(direction.keep):
         prompts |= {f"keep {i} present": pair.present, f"keep {i} absent": pair.absent}
     for name, prompt in prompts.items():
@@ -81,7 +81,7 @@ def unusable(direction: Direction) -> str:
     if all(part is None for part in (direction.latent, direction.words, direction.distilled)):
         return "nothing to move"
     numbers = [0.0 if direction.words is None else direction.words.share]
-    numbers += [] if direction.distilled is None else [direction.distilled.error]
+    numbers += [] if direction.distilled is None else [direction.distilled.bend]
     numbers += [] if direction.model is None else [value for part in direction.model.weights for value in part]
     if not all(map(math.isfinite, numbers)):
         return "a number of its parts is not finite"

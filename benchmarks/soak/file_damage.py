@@ -32,7 +32,7 @@ OF_PARTS = (
 )  # fmt: skip
 LARGE = {
     "latent": [16, 64, 0], "latent.move": [16, 64, 0], "text.tokens": [1, 77, 0], "words.target.tokens": [1, 77, 0],
-    "words.source.pooled": [1, 0], "mask.cells": [1, 64, 0], "distilled.move": [16, 64, 0], "other": [0],
+    "words.source.pooled": [1, 0], "mask.cells": [1, 64, 0], "distilled.above": [16, 64, 0], "other": [0],
 }  # fmt: skip
 # As text, since JSON that Python would not write is among them.
 ODD_JSON = [
@@ -91,7 +91,10 @@ def directions() -> list[Direction]:
     move = {"latent": latent / latent.norm(), "step": 2.0}
     common = {"family": "SD3", "sigma": 0.75, "notes": {"singular_value": 3.5, "source": "a", "target": "b"}}
     common["model"] = Fingerprint("0123456789abcdef" * 4, ((0.5, -0.25), (0.125,)), 0.25)
-    more = {"mask": torch.full((1, 4, 4), 0.5), "distilled": Distilled(random(16, 4, 4), "f" * 64, 0.1)}
+    more = {
+        "mask": torch.full((1, 4, 4), 0.5),
+        "distilled": Distilled(random(16, 4, 4), random(16, 4, 4), "f" * 64, 0.1),
+    }
     return [
         Direction("direction 1", "LOCO", **move, **common),
         Direction("smiling", "text", words=Words(target), **common),

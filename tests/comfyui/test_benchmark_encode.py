@@ -1,9 +1,14 @@
-"""The Encode benchmark compares leakage case by case, and only where the change was reached."""
+"""The Encode benchmark: chains of sliders that come to nothing; leakage, compared where the change was reached."""
 
 import math
 
 import pytest
+import torch
+from families import Family, flux
+from node_runs import HashingClip, loaded, picture
 
+from benchmarks import encode_sliders
+from benchmarks.encode import Subject
 from benchmarks.encode_edits import CONTROLLED, FRESH, INVERTED, encoding_cost, summary
 
 
@@ -54,3 +59,21 @@ def test_what_encoding_costs():
     """Ten steps; that the nodes spend as much is tested in test_core_inversion."""
     costs = [encoding_cost(method) for method in (INVERTED, "heun", "backward euler, refined", CONTROLLED, FRESH)]
     assert costs == [11, 20, 29, 11, 0]
+
+
+@torch.inference_mode()
+def test_chains_that_come_to_nothing_give_the_picture_and_others_do_not(monkeypatch):
+    small = loaded(Family("flux", flux))
+    subject = Subject("flux", small.model, small.positive, small.negative, picture(small), None)
+    found = list(encode_sliders.rows(subject, HashingClip(small), ("euler",)))
+    assert {row["chain"] for row in found} == set(encode_sliders.CHAINS)
+    assert all(row["same"] and row["zero_strength_max_abs_diff"] == 0 for row in found)
+    kinds = (encode_sliders.WORDS, encode_sliders.PLACED, encode_sliders.HSDS)
+    uneven = {
+        f"{kind} {recorded}": [(kind, 1.0, recorded), (kind, -0.9, recorded)] for kind in kinds for recorded in (0, 1)
+    }
+    monkeypatch.setattr(encode_sliders, "CHAINS", uneven)
+    found = list(encode_sliders.rows(subject, HashingClip(small), ("euler",)))
+    assert not any(row["same"] for row in found)
+    (line, *_) = encode_sliders.summary(found)
+    assert (line["runs"], line["not exact"]) == (4, 4)

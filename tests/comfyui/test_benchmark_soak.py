@@ -103,7 +103,8 @@ def test_a_direction_that_cannot_be_used_is_a_fault():
         {"words": words},
         {"words": Words(words.target, Prompt(torch.full((1, 7, 24), float("nan"))))},
         {"mask": 2 * torch.ones(1, 4, 4)},
-        {"distilled": Distilled(latent * float("inf"), "0" * 64, 0.0)},
+        {"distilled": Distilled(latent * float("inf"), latent, "0" * 64, 0.0)},
+        {"distilled": Distilled(latent, latent * float("inf"), "0" * 64, 0.0)},
     ):
         assert damaged_files.unusable(replace(usable, **changes))
 

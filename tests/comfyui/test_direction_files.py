@@ -51,7 +51,7 @@ def full() -> Direction:
         words=Words(prompt(2), prompt(8), share=0.35),
         keep=(KeepPair("a hat", prompt(3), prompt(4)), KeepPair("grey hair", prompt(5, False), prompt(6, False))),
         mask=torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(9)),
-        distilled=Distilled(random(16, 8, 8, seed=7), "0123456789abcdef" * 4, 1 / 70),
+        distilled=Distilled(random(16, 8, 8, seed=7), random(16, 8, 8, seed=10), "0123456789abcdef" * 4, 1 / 70),
         model=Fingerprint("f" * 64, ((0.1, -1e-5), (), (3.0, 1 / 3)), 1 / 128),
         notes={"pairs": 11, "least_squares_residual": 1e-3 / 7, "source": "a sad person", "nothing": None},
     )
@@ -73,7 +73,7 @@ def change() -> Direction:
 
 
 def distilled() -> Direction:
-    made = Distilled(random(4, 1, 8, 8), "a" * 64, 0.0)
+    made = Distilled(random(4, 1, 8, 8), random(4, 1, 8, 8, seed=1), "a" * 64, 0.0)
     return Direction(name="older", method="text", family="Wan", sigma=0.8, distilled=made, mask=torch.ones(8, 8))
 
 
@@ -86,7 +86,8 @@ def same(a: Direction, b: Direction) -> bool:
     """Equal to the last bit."""
 
     def tensors(d: Direction) -> list:
-        found = [d.latent, d.mask, None if d.distilled is None else d.distilled.move]
+        made = d.distilled
+        found = [d.latent, d.mask, *([None, None] if made is None else [made.above, made.below])]
         for one in prompts_of(d):
             parts = {} if one is None else one.parts()
             found += [parts[name] for name in sorted(parts)]
@@ -96,7 +97,7 @@ def same(a: Direction, b: Direction) -> bool:
         return (
             (d.name, d.method, d.family, d.sigma, d.step, [k.name for k in d.keep], d.notes, d.model),
             None if d.words is None else d.words.share,
-            None if d.distilled is None else (d.distilled.picture, d.distilled.error),
+            None if d.distilled is None else (d.distilled.picture, d.distilled.bend),
             [None if one is None else (sorted(one.parts()), one.is_change) for one in prompts_of(d)],
         )
 
@@ -153,7 +154,12 @@ DIRECTIONS = st.builds(
     keep=st.lists(st.builds(KeepPair, NAMES.map(printable), PROMPTS, PROMPTS), max_size=2).map(tuple),
     mask=st.none() | st.sampled_from([torch.zeros(1, 2, 3), torch.rand(4, 4), torch.ones(1, 1, 1).half()]),
     distilled=st.none()
-    | st.builds(Distilled, TENSORS, st.text("0123456789abcdef", min_size=64, max_size=64), st.floats(0, 1e6)),
+    | st.builds(
+        lambda move, picture, bend: Distilled(move, move / 2, picture, bend),
+        TENSORS,
+        st.text("0123456789abcdef", min_size=64, max_size=64),
+        st.floats(0, 1e6),
+    ),
     model=st.none()
     | st.builds(
         Fingerprint,
@@ -231,7 +237,7 @@ def test_any_program_can_read_the_header(tmp_path):
     assert meta["parts"] == [
         {"kind": "latent", "step": 1 / 3},
         {"kind": "words", "share": 0.35, "source": "stored", "change": False},
-        {"kind": "distilled", "picture": "0123456789abcdef" * 4, "error": 1 / 70},
+        {"kind": "distilled", "picture": "0123456789abcdef" * 4, "bend": 1 / 70},
         {"kind": "keep", "names": ["a hat", "grey hair"]},
         {"kind": "mask"},
     ]
@@ -392,7 +398,8 @@ class TestThumbnail:
 
 SHAPES = {
     "latent.move": (16, 8, 8),
-    "distilled.move": (16, 8, 8),
+    "distilled.above": (16, 8, 8),
+    "distilled.below": (16, 8, 8),
     "mask.cells": (1, 8, 8),
     "words.source.pooled": (1, 32),
     "words.source.extra.conditioning_mt5xl": (1, 3, 5),
@@ -468,7 +475,7 @@ class TestFilesThatAreNone:
             ("words", "source"),
             ("words", "change"),
             ("distilled", "picture"),
-            ("distilled", "error"),
+            ("distilled", "bend"),
             ("keep", "names"),
             ("mask", "kind"),
         ],
@@ -503,7 +510,7 @@ class TestFilesThatAreNone:
         self.refused(path, f"{count} parts, more than 16")
 
     @pytest.mark.parametrize(
-        ("part", "key"), [("latent", "step"), ("words", "share"), ("distilled", "error"), ("distilled", "picture")]
+        ("part", "key"), [("latent", "step"), ("words", "share"), ("distilled", "bend"), ("distilled", "picture")]
     )
     @pytest.mark.parametrize("value", ["much", [1], float("nan"), float("inf"), 10**400, 1e308, {}])
     def test_numbers_of_a_part_that_are_none(self, path, part, key, value):
@@ -522,7 +529,7 @@ class TestFilesThatAreNone:
             ("distilled", {"picture": "a" * 63}),
             ("distilled", {"picture": "A" * 64}),
             ("distilled", {"picture": "a" * 64 + "\n"}),
-            ("distilled", {"error": -0.1}),
+            ("distilled", {"bend": -0.1}),
         ],
     )
     def test_parts_that_say_what_they_must_not(self, path, part, change):
@@ -573,7 +580,8 @@ class TestFilesThatAreNone:
             "latent.move",
             "words.target.tokens",
             "words.source.tokens",
-            "distilled.move",
+            "distilled.above",
+            "distilled.below",
             "mask.cells",
             "keep.0.present.tokens",
             "keep.1.absent.tokens",
@@ -591,7 +599,8 @@ class TestFilesThatAreNone:
             "words.source.pooled",
             "words.source.extra.conditioning_mt5xl",
             "keep.1.present.tokens",
-            "distilled.move",
+            "distilled.above",
+            "distilled.below",
         ],
     )
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -628,8 +637,10 @@ class TestFilesThatAreNone:
             ("mask.cells", (8,)),
             ("mask.cells", (1, 0, 8)),
             ("mask.cells", (1, 1, 8, 8)),
-            ("distilled.move", (8, 8)),
-            ("distilled.move", (1, 1, 16, 8, 8)),
+            ("distilled.above", (8, 8)),
+            ("distilled.below", (1, 1, 16, 8, 8)),
+            ("distilled.below", (16, 8, 4)),
+            ("distilled.above", (16, 1, 8, 8)),
             ("keep.0.present.tokens", (1, 7, 12)),
             ("keep.0.absent.tokens", (1, 7, 2, 24)),
             ("keep.0.absent.pooled", (1, 16)),
@@ -641,7 +652,7 @@ class TestFilesThatAreNone:
 
     @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn_x2", "int64", "bool"])
     @pytest.mark.parametrize(
-        "key", ["latent.move", "words.target.tokens", "words.source.pooled", "mask.cells", "distilled.move"]
+        "key", ["latent.move", "words.target.tokens", "words.source.pooled", "mask.cells", "distilled.above"]
     )
     def test_tensors_of_types_that_no_direction_has(self, path, key, kind):
         tensor = torch.zeros(SHAPES.get(key, (1, 7, 24)), dtype=torch.uint8)
@@ -650,13 +661,14 @@ class TestFilesThatAreNone:
 
     @pytest.mark.parametrize("value", [3e38, 1e7])
     def test_values_far_too_large(self, path, value):
-        for key in ("latent.move", "words.target.tokens", "words.source.tokens", "distilled.move"):
+        for key in ("latent.move", "words.target.tokens", "words.source.tokens", "distilled.above", "distilled.below"):
             written(path, {key: torch.full(SHAPES.get(key, (1, 7, 24)), value)})
             self.refused(path, f"tensor {key} holds values that are not numbers, or far too large")
         written(path, {"latent.move": torch.full((16, 8, 8), 1e3)}, "latent", {"step": 1e3})
         self.refused(path, "the latent moves by")
-        written(path, {"distilled.move": torch.full((16, 8, 8), 1e5)})
-        self.refused(path, "the latent moves by")
+        for key in ("distilled.above", "distilled.below"):
+            written(path, {key: torch.full((16, 8, 8), 1e5)})
+            self.refused(path, "the latent moves by")
 
     def test_numbers_that_overflow(self, path):
         for number in ("1e999", "-1e400"):
@@ -722,7 +734,7 @@ class TestFilesThatAreNone:
             "latent.move": (files.FORMAT, latent),
             "words.target.tokens": (files.FORMAT, words),
             "mask.cells": (files.FORMAT, {"kind": "mask"}),
-            "distilled.move": (files.FORMAT, {"kind": "distilled", "picture": "0" * 64, "error": 0.0}),
+            "distilled.above": (files.FORMAT, {"kind": "distilled", "picture": "0" * 64, "bend": 0.0}),
         }
         rows = size // 4096
         claimed = {"dtype": "F32", "shape": [1, rows, 1024], "data_offsets": [0, 4096 * rows]}
@@ -796,7 +808,7 @@ class TestFailingSave:
             (replace(bare(), latent=torch.full((4, 8, 8), float("nan"))), "tensor latent.move holds values"),
             (replace(words(), words=Words(Prompt(torch.full((1, 7, 24), 1e30)))), "tensor words.target.tokens holds"),
             (replace(bare(), mask=torch.full((1, 8, 8), 2.0)), "tensor mask.cells holds values"),
-            (replace(bare(), distilled=Distilled(random(4, 8, 8), "no digest", 0.0)), "no digest"),
+            (replace(bare(), distilled=Distilled(random(4, 8, 8), random(4, 8, 8), "no digest", 0.0)), "no digest"),
             (replace(bare(), notes={"asymmetry": float("nan")}), "NaN or infinity"),
             (replace(bare(), latent=None), "neither a move of the latent nor of the words"),
         ],

@@ -157,6 +157,38 @@ def test_the_number_of_a_guidance_distilled_model_is_that_of_the_picture_s_promp
     assert deviation(found, euler_by_hand(test_model, encoded, direction, 1.0)) <= ROUNDING
 
 
+@pytest.mark.parametrize("method", ["text", "HSDS"])
+@pytest.mark.parametrize("build", [flux, flux2])
+def test_a_search_takes_that_number_too(build, method):
+    """Also for prompts that come with another one; 3.5 is what ComfyUI takes where there is none."""
+    test_model = loaded(Family(build.__name__, build))
+    for number, prompt in ((2.5, FluxGuidance.execute(test_model.positive, 2.5).args[0]), (3.5, test_model.positive)):
+        test_model.positive, numbers = prompt, set()
+        encoded, words = invert(test_model, steps=3, method="fresh noise"), given(test_model)
+        with torch.inference_mode():
+            for name in ("source_conditioning", "target_conditioning"):
+                (words[name],) = FluxGuidance.execute(words[name], 9.0).args
+        options = words | {"clip": HashingClip(test_model), "keep": "hat | cap", "where": "found"}
+        with Inputs(test_model) as inputs:
+            find(test_model, encoded.inversion, method, **options)
+        for _, asked in inputs:
+            numbers |= set(asked["guidance"].tolist())
+        assert numbers == {number}
+
+
+@pytest.mark.parametrize("build", [flux, flux2])
+def test_another_number_after_the_slider_is_another_prompt(build):
+    test_model = loaded(Family(build.__name__, build))
+    encoded = invert(test_model, steps=3)
+    (direction,), _ = find(test_model, encoded.inversion, "text", **WORDS)
+    with torch.inference_mode():
+        (same,), (other,) = (FluxGuidance.execute(test_model.positive, number).args for number in (3.5, 9.0))
+    picture = encoded.latent["samples"]
+    assert torch.equal(edit(test_model, encoded, direction, 0.0), picture)
+    assert deviation(edit(test_model, encoded, direction, 0.0, positive=other), picture) > 1e-3
+    assert deviation(edit(test_model, encoded, direction, 0.0, positive=same), picture) <= ROUNDING
+
+
 def given(test_model, clip=None) -> dict:
     """Source and target as conditionings, and no text."""
     clip = HashingClip(test_model) if clip is None else clip

@@ -59,6 +59,24 @@ class TestChoice:
         assert not kept
         assert rows[pair[0]]["why"] == words.SAME_WORDS
 
+    @pytest.mark.parametrize(
+        ("source", "target", "kept"),
+        [
+            ("a person, without hat, sad", "a person, with hat, sad", False),
+            ("a person with no hat", "a person with a hat", False),
+            ("a person without a red hat", "a person with a red hat", False),
+            ("a person", "a person wearing a hat", False),
+            ("a sad person with no hat", "a glad person with no hat", True),
+            ("a person without glasses and with a hat", "a person with glasses and with a hat", True),
+            ("a person without glasses, hat on", "a person with glasses, hat on", True),
+        ],
+    )
+    def test_a_thing_that_is_put_on_or_taken_off_is_the_change_itself(self, source, target, kept):
+        for texts in ((source, target), (target, source)):
+            for pair in (("with hat", "without hat"), ("with a hat", "with no hat"), ("any hat", "not any hat")):
+                _, names = self.chosen(0.4, source=texts[0], target=texts[1], pairs=[pair])
+                assert bool(names) is kept
+
     def test_small_words_are_no_words(self):
         _, kept = self.chosen(0.4, target="a sad person with a hat", pairs=[("with a beard", "without a beard at all")])
         assert kept == ["with a beard"]

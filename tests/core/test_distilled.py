@@ -1,11 +1,11 @@
-"""A slider as one move of the clean latent, against exact derivatives in float64, and the latents between keyframes."""
+"""A slider as moves of the clean latent, against exact derivatives in float64, and the latents between keyframes."""
 
 import pytest
 import torch
 from analytic import SHAPE, analytic, ode_step, sample_euler
 
 from latent_directions.core.anchor import AnchoredPrediction, NoiseMove, NoisePaths, WordsMove, moved_noise
-from latent_directions.core.distilled import LARGEST_ERROR, bends, between, distil, evenly_spaced
+from latent_directions.core.distilled import LARGEST_BEND, bends, between, distil, evenly_spaced
 from latent_directions.core.inversion import seeded_noise
 from latent_directions.core.linalg import relative_error
 
@@ -59,16 +59,20 @@ def exact_derivative(model, *kinds) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kinds", [("words",), ("noise",), ("words", "noise")])
-def test_a_short_span_gives_the_exact_derivative(model, kinds):
-    exact = exact_derivative(model, *kinds)
-    errors = [
-        relative_error(distil(end_of(model, model.x0, *kinds), model.x0, span)[0], exact) for span in (0.02, 0.01)
-    ]
+def test_small_strengths_give_the_exact_derivative(model, kinds):
+    exact, end = exact_derivative(model, *kinds), end_of(model, model.x0, *kinds)
+    errors = []
+    for span in (0.02, 0.01):
+        above, below, bend = distil(lambda s, span=span: end(span * s), model.x0)
+        errors.append(relative_error((above + below) / (2 * span), exact))
+        assert bend < span
+        assert relative_error(above / span, exact) < 2 * span
+        assert relative_error(below / span, exact) < 2 * span
     assert errors[1] < 1e-3
     assert 3 < errors[0] / errors[1] < 5  # central differences: a quarter at half the span
 
 
-def test_the_secant_and_its_error_at_strength_1(model):
+def test_the_line_through_three_true_ends(model):
     end = end_of(model, model.x0, "words", keep=(KEEP,))
     asked = []
 
@@ -76,32 +80,34 @@ def test_the_secant_and_its_error_at_strength_1(model):
         asked.append(strength)
         return end(strength)
 
-    move, error = distil(run, model.x0)
-    assert torch.allclose(move, (end(1.0) - end(-1.0)) / 2)
-    assert error == pytest.approx(float((model.x0 + move - end(1.0)).norm() / (end(1.0) - model.x0).norm()))
+    above, below, bend = distil(run, model.x0)
+    assert torch.allclose(model.x0 + above, end(1.0))
+    assert torch.allclose(model.x0 - below, end(-1.0))
+    assert bend == pytest.approx(float((above - below).norm() / (2 * (above + below).norm())))
+    assert 0 < bend < 0.5
     assert sorted(asked) == [-1.0, 1.0]  # no third run
-    distil(run, model.x0, 0.5)
-    assert sorted(asked[2:]) == [-0.5, 0.5, 1.0]
 
 
 def test_each_picture_of_a_batch_on_its_own():
     model = analytic("flow")
     both = torch.cat([model.x0, model.x0 + 0.4 * random(*SHAPE, seed=9)])
-    move, error = distil(end_of(model, both, "words"), both)
+    above, below, bend = distil(end_of(model, both, "words"), both)
     # the noise of a batch is another one, so the pictures are compared in the batch
     ends = {s: end_of(model, both, "words")(s) for s in (-1.0, 1.0)}
-    errors = [relative_error(move[k], ends[1.0][k] - both[k]) for k in (0, 1)]
-    assert torch.allclose(move, (ends[1.0] - ends[-1.0]) / 2)
-    assert error == pytest.approx(max(errors))
-    assert errors[0] != pytest.approx(errors[1])
+    assert torch.allclose(above, ends[1.0] - both)
+    assert torch.allclose(below, both - ends[-1.0])
+    of_each = [bends([ends[-1.0][k : k + 1], both[k : k + 1], ends[1.0][k : k + 1]])[0] for k in (0, 1)]
+    assert bend == pytest.approx(max(of_each))
+    assert of_each[0] != pytest.approx(of_each[1])
 
 
 def test_what_moves_to_one_side_alone():
     x0 = random(*SHAPE)
-    up = distil(lambda s: x0 + max(s, 0.0), x0)
-    assert (float(up[0].mean()), up[1]) == (pytest.approx(0.5), pytest.approx(0.5))
-    assert distil(lambda s: x0 + min(s, 0.0), x0)[1] == LARGEST_ERROR  # nothing to compare with: a finite number
-    assert distil(lambda s: x0, x0) == (pytest.approx(torch.zeros(SHAPE)), 0.0)
+    above, below, bend = distil(lambda s: x0 + max(s, 0.0), x0)
+    assert (float(above.mean()), float(below.abs().max()), bend) == (pytest.approx(1), 0.0, pytest.approx(0.5))
+    there_and_back = distil(lambda s: x0 + abs(s), x0)
+    assert there_and_back[2] == LARGEST_BEND  # nothing to compare with: a finite number
+    assert distil(lambda s: x0, x0) == (pytest.approx(torch.zeros(SHAPE)), pytest.approx(torch.zeros(SHAPE)), 0.0)
     assert distil(lambda s: x0.half() + s, x0.half())[0].dtype == torch.float64
 
 
@@ -130,7 +136,7 @@ def test_bends():
     jump = [torch.zeros(SHAPE), torch.zeros(SHAPE), torch.ones(SHAPE)]
     assert bends(jump) == [pytest.approx(0.5)]
     assert bends(line[:2]) == []
-    assert bends([line[0], line[1], line[0]]) == [LARGEST_ERROR]  # there and back
+    assert bends([line[0], line[1], line[0]]) == [LARGEST_BEND]  # there and back
     assert bends([line[0]] * 3) == [0.0]
     both = [torch.cat(pair) for pair in zip(line, [line[0], line[0], line[2], line[3]], strict=True)]
     assert bends(both) == [pytest.approx(0.5), pytest.approx(1 / 6)]

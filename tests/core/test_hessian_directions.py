@@ -22,6 +22,32 @@ def signal(model, mask=None) -> torch.Tensor:
     return q if mask is None else mask * q
 
 
+def kept_signal(model, mask) -> torch.Tensor:
+    """q without its part along what the keep pair changes, inside the mask, as a vector."""
+    kept = (model.exact("keep 0 present") - model.exact("keep 0 absent")).flatten()
+    q = signal(model).flatten()
+    return rows_of(mask) @ (q - kept * (kept @ q) / (kept @ kept))
+
+
+def krylov_basis(matrix: torch.Tensor, start: torch.Tensor, size: int) -> torch.Tensor:
+    """An orthonormal basis (N, size) of start, A start, A A start ..."""
+    basis = [start / start.norm()]
+    while len(basis) < size:
+        columns = torch.stack(basis, dim=1)
+        following = matrix @ basis[-1]
+        for _ in range(2):  # rounding would leave it oblique
+            following = following - columns @ (columns.T @ following)
+        basis.append(following / following.norm())
+    return torch.stack(basis, dim=1)
+
+
+def smallest_inside(basis: torch.Tensor, k: torch.Tensor, q: torch.Tensor, damping: float) -> torch.Tensor:
+    """The d in the span of `basis` that minimises |K d - q|^2 + damping |d|^2."""
+    images = k @ basis
+    normal = images.T @ images + damping * torch.eye(basis.shape[1], dtype=q.dtype)
+    return basis @ torch.linalg.solve(normal, images.T @ q)
+
+
 def masked_hessian(model, mask, prompt="source") -> torch.Tensor:
     """P K, K = a J."""
     return rows_of(mask) @ (model.a * model.jacobian(prompt))
@@ -84,6 +110,44 @@ class TestNewton:
         _, notes = solve_by_bidiagonalisation(model.search(damping=1e-6, max_pairs=3), model.operator(), signal(model))
         assert notes["pairs"] == 3
 
+    @pytest.mark.parametrize("damping", [0.0, 0.01, 0.3])
+    @pytest.mark.parametrize("pairs", [1, 2, 4])
+    def test_is_the_best_move_inside_the_space_of_its_products(self, model, mask, pairs, damping):
+        """LSQR after m pairs: the minimum over K'q, (K'K) K'q ... exactly, whatever it stops at."""
+        k, q = masked_hessian(model, mask), signal(model, mask)
+        search = model.search(mask, damping=damping, max_pairs=pairs)
+        d, notes = solve_by_bidiagonalisation(search, model.operator(), q)
+        basis = krylov_basis(k.T @ k, k.T @ q.flatten(), notes["pairs"])
+        exact = smallest_inside(basis, k, q.flatten(), damping)
+        assert (d.flatten() - exact).norm() < 1e-6 * exact.norm()
+        assert notes["pairs"] <= pairs
+
+    @pytest.mark.parametrize("damping", [1e-8, 0.01, 0.3])
+    @pytest.mark.parametrize("products", [2, 5])
+    def test_without_a_backward_pass_it_is_the_best_inside_its_space(self, model, mask, products, damping):
+        """Damped GMRES after m products with K, which is symmetric here: the minimum over q, K q ... exactly."""
+        k, q = masked_hessian(model, mask), signal(model, mask)
+        d, notes = solve_in_krylov_space(model.search(mask, damping=damping, max_pairs=products), model.operator(), q)
+        basis = krylov_basis(model.a * model.jacobian(), q.flatten(), notes["products"])
+        exact = smallest_inside(basis, k, q.flatten(), damping)
+        assert (d.flatten() - exact).norm() < 1e-6 * exact.norm()
+
+    @pytest.mark.parametrize("solve", [solve_by_bidiagonalisation, solve_in_krylov_space])
+    def test_much_damping_gives_the_gradient(self, model, mask, solve):
+        """d -> K'q / damping, the direction of T-LOCO; without a backward pass with K for K', and no mask."""
+        mask = mask if solve is solve_by_bidiagonalisation else None
+        k, q = masked_hessian(model, mask), signal(model, mask)
+        d, _ = solve(model.search(mask, damping=1e6, max_pairs=SIZE), model.operator(), q)
+        assert torch.allclose(1e6 * d.flatten(), k.T @ q.flatten(), rtol=1e-4, atol=1e-6)
+
+    def test_little_damping_gives_the_inverse(self, model):
+        """d -> K^-1 q on what K does not all but erase."""
+        k, q = masked_hessian(model, None), signal(model)
+        d, _ = solve_in_krylov_space(model.search(damping=1e-14, max_pairs=SIZE), model.operator(), q)
+        assert torch.allclose(k @ d.flatten(), q.flatten(), atol=1e-5)
+        weak = solve_in_krylov_space(model.search(damping=0.3, max_pairs=SIZE), model.operator(), q)[0]
+        assert d.norm() > weak.norm()
+
     def test_without_a_backward_pass(self, model, mask):
         k, q = masked_hessian(model, mask), signal(model, mask)
         d, notes = solve_in_krylov_space(model.search(mask, max_pairs=SIZE), model.operator(), q)
@@ -108,6 +172,22 @@ class TestFilters:
         expected = model.a * model.jacobian("free") @ signal(model, mask).flatten()
         assert cosine(move.vector, expected) > 1 - 1e-10
         assert move.notes == {}
+
+    @pytest.mark.parametrize("derivatives", ["automatic", "forward only", "double backward", "central differences"])
+    @pytest.mark.parametrize("run", [hsds, low_pass, dds])
+    def test_with_something_to_keep(self, model, mask, run, derivatives):
+        """The whole way from the prompts to the unit move and its step, by every kind of derivatives."""
+        (move,) = run(model.search(mask, keep=1, damping=0.3, max_pairs=SIZE, derivatives=derivatives))
+        k, q = masked_hessian(model, mask), kept_signal(model, mask)
+        expected = {
+            hsds: torch.linalg.solve(k.T @ k + 0.3 * EYE, k.T @ q),
+            low_pass: model.a * model.jacobian("free") @ q,
+            dds: q,
+        }[run]
+        # least squares by bidiagonalisation stops at a relative gradient of 1e-2
+        assert cosine(move.vector, expected) > 1 - (1e-3 if run is hsds else 1e-8)
+        effect = rows_of(mask) @ model.jacobian() @ move.vector.flatten()
+        assert move.step == pytest.approx(float(q.norm() / effect.norm()), rel=1e-4)
 
     def test_low_pass_checks_the_jacobian_of_the_free_prompt_too(self, model):
         search = model.search()
