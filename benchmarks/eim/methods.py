@@ -121,9 +121,6 @@ METHODS: dict[str, Method] = {
     "HSDS, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS"}),
     "low-pass, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS low-pass"}),
     "no Hessian, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "DDS"}),
-    "words + keep, damped": Method(
-        hessian.words_kept_by_the_hessian, {"level": 0.7, "steps": 10, "hessian": False}, keep=True
-    ),
     "words + keep by the Hessian": Method(
         hessian.words_kept_by_the_hessian, {"level": 0.7, "steps": 10, "hessian": True}, keep=True
     ),
@@ -145,7 +142,6 @@ DEFAULT = "words + found keep in found mask"
 PARTS = (
     "words",
     "words in found mask",
-    "words + found keep",
     "words inverted",
     "words seeded",
     "HSDS",
@@ -161,7 +157,6 @@ PAIR_METHODS = (
     "words in found mask",
     "words + keep in found mask",
     "words recorded + keep",
-    "words + keep, damped",
     "words + keep by the Hessian",
     "HSDS",
     "embedding",
