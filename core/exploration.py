@@ -29,6 +29,7 @@ WEAK = 0.12  # moves with a singular value below this share of the largest are l
 SAME = 0.9  # effects whose cosine is larger, of whatever sign, are the same thing
 FARTHEST = 0.15  # the longest step of strength 1, as a share of the noise's norm
 NOTHING_INSIDE = "Nothing moves inside the mask: the model's prediction does not change there."
+KNOWN = "those of an earlier search on this picture"
 ROWS, COLUMNS = ("upper", "lower"), ("left", "right")
 FEWER = "Only {} different things were found here that change plainly, in place of {}."
 
@@ -107,19 +108,22 @@ def explore(search: Search) -> list[FoundDirection]:
     """
     settings, mask = search.settings, search.mask
     value, space = _products(search)
+    if "self_check" not in search.notes:
+        search.notes["products"] = KNOWN
     vectors = _leading(space, mask, settings)
     effects = space.apply(vectors)
     rotation = varimax_by_cell(effects if mask is None else mask * effects)
     vectors, effects = (torch.einsum("ij,i...->j...", rotation.to(these), these) for these in (vectors, effects))
     farthest = FARTHEST * search.denoiser.scale(search.sigma)[1] * search.x.numel() ** 0.5
     moves = []
-    for i in _largest_first(effects if mask is None else mask * effects):
+    for i in largest_first(effects if mask is None else mask * effects):
         effect = effects[i : i + 1]
         acts = own_mask(effect) if mask is None else mask
         largest = max(_root_mean_square(effect, acts), _root_mean_square(effect, torch.ones_like(acts)))
         sign = -1.0 if (acts * effect).sum() < 0 else 1.0
         step = min(0.25 * float(value.std()) / largest, farthest)
-        notes = {"effect": float(effect.norm()), "place": place_of(acts)}
+        energy = (acts * effect).square().flatten(0, -3).sum(0)
+        notes = {"effect": float(effect.norm()), "place": place_of(energy)}
         moves.append(FoundDirection(sign * vectors[i : i + 1], step, notes, acts, sign * effect))
     if len(moves) < settings.count:
         search.remarks.append(FEWER.format(len(moves), settings.count))
@@ -132,20 +136,20 @@ def own_mask(effect: Tensor) -> Tensor:
     return soft_mask(size).view(1, *[1] * (effect.ndim - 3), *effect.shape[-2:])
 
 
-def place_of(mask: Tensor) -> str:
-    """The part of the picture that a mask (1, 1, ..., H, W) covers, in words such as "upper left" or "middle"."""
-    weights = in_float64(mask.reshape(mask.shape[-2:]))
-    if weights.mean() > 0.5:
+def place_of(energy: Tensor) -> str:
+    """Where in the picture an effect is, in words such as "upper left", "middle" or "edges".
+
+    Args:
+        energy: of the effect in every cell, (H, W), not 0 everywhere.
+    """
+    weights = in_float64(energy) / in_float64(energy).sum()
+    if 1 / weights.square().sum() > 0.6 * weights.numel():  # the number of cells that share it
         return "everywhere"
-    height, width = weights.shape
-    rows, columns = (torch.arange(n, dtype=torch.float64).add(0.5) / n for n in (height, width))
-    total = weights.sum()
-    y, x = float((weights.sum(1) * rows).sum() / total), float((weights.sum(0) * columns).sum() / total)
-    inner = ((rows - 0.5).abs() < 0.25)[:, None] & ((columns - 0.5).abs() < 0.25)
-    vertical, horizontal = ("" if abs(c - 0.5) < 1 / 6 else names[c > 0.5] for c, names in ((y, ROWS), (x, COLUMNS)))
-    if vertical or horizontal:
-        return f"{vertical} {horizontal}".strip()
-    return "edges" if weights[inner].sum() < 0.25 * total * 0.5 else "middle"
+    down, right = (torch.arange(count, dtype=torch.float64).add(0.5) / count - 0.5 for count in weights.shape)
+    vertical, horizontal = float(weights.sum(1) @ down), float(weights.sum(0) @ right)
+    words = [names[c > 0] for c, names in ((vertical, ROWS), (horizontal, COLUMNS)) if abs(c) > 1 / 6]
+    inner = (down.abs() < 0.25)[:, None] & (right.abs() < 0.25)
+    return " ".join(words) or ("edges" if weights[inner].sum() < 0.125 else "middle")
 
 
 def _products(search: Search) -> tuple[Tensor, KrylovSpace]:
@@ -193,8 +197,8 @@ def _leading(space: KrylovSpace, mask: Tensor | None, settings: Settings) -> Ten
     return found.right[found.values > WEAK * found.values[0]]
 
 
-def _largest_first(effects: Tensor) -> list[int]:
-    """Numbers of effects (k, ...), the largest first, without those that are the same as a larger one."""
+def largest_first(effects: Tensor) -> list[int]:
+    """Numbers of effects (k, ...), the largest first, without those whose cosine with a larger one is above SAME."""
     flat = effects.flatten(1)
     unit = flat / flat.norm(dim=1, keepdim=True)
     chosen: list[int] = []

@@ -168,7 +168,7 @@ class Method:
         compares_words: whether it needs the target prompt.
         moves_words: whether the change of the words is a part of the direction.
         finds_several: whether it finds as many directions as `count` says, which have no names then.
-        is_named: whether these are named after all, by where they act and by words whose effect is like theirs.
+        is_named: whether these are named after all, by where they act, and by words whose effect is like theirs.
     """
 
     name: str

@@ -213,7 +213,7 @@ class FindDirections(io.ComfyNode):
                     tooltip=(
                         "Checks a list of things for what the words would change too, and holds those still that change"
                         " much. It asks the model six times for each thing, once a picture. 'nothing': only what 'keep'"
-                        " says is held."
+                        " says is held. With 'explore' the list has the names for what is found, and 'clip' is needed."
                     ),
                 ),
                 io.String.Input(

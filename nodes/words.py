@@ -62,7 +62,7 @@ with scarf | without scarf
 looking left | looking right""",
 }
 # Chosen on tuning cases of the demo model.
-ALIKE = 0.3  # cosine of effects from which words name a move
+ALIKE = 0.7  # cosine of the effects from which words name a move
 THRESHOLD = 0.15  # mean |cosine| from which a candidate is kept
 SAME = 0.6  # and from which it counts as the target itself
 MOST = 5  # that are kept by themselves
