@@ -27,7 +27,8 @@ PAIRS, FORWARD_EVALUATIONS = 32, 60
 MOST = 16  # moves that are mixed, where no more are asked for
 WEAK = 0.12  # moves with a singular value below this share of the largest are left out of the mix
 SAME = 0.9  # effects whose cosine is larger, of whatever sign, are the same thing
-FARTHEST = 0.15  # the longest step of strength 1, as a share of the noise's norm
+STEP = 0.125  # change of D at strength 1, as a share of its standard deviation; half of LOCO's, for -3 to 3 to hold
+FARTHEST = 0.075  # the longest step of strength 1, as a share of the noise's norm
 NOTHING_INSIDE = "Nothing moves inside the mask: the model's prediction does not change there."
 KNOWN = "those of an earlier search on this picture"
 ROWS, COLUMNS = ("upper", "lower"), ("left", "right")
@@ -96,8 +97,9 @@ def explore(search: Search) -> list[FoundDirection]:
     the complement of the `null_rank` leading ones outside the mask, as LOCO has them. Each move has a mask: that of the
     search, or where there is none its own, where its effect is. Moves whose effect is that of a larger one are dropped.
 
-    The step of strength 1 makes the root mean square change of D in the mask of the move 0.25 of the standard deviation
-    of D, but that of the whole change no more, and is no longer than FARTHEST of the noise's norm.
+    The step of strength 1 makes the root mean square change of D in the mask of the move STEP of the standard deviation
+    of D, but that of the whole change no more, and is no longer than FARTHEST of the noise's norm. Both were chosen on
+    tuning portraits of the demo model; at longer steps more than one thing changed at strengths 2 and 3.
 
     Its products are those of J without a mask. A later search at the same point and with the same cache takes none,
     whatever its mask, its null space and, up to MOST, its count.
@@ -121,7 +123,7 @@ def explore(search: Search) -> list[FoundDirection]:
         acts = own_mask(effect) if mask is None else mask
         largest = max(_root_mean_square(effect, acts), _root_mean_square(effect, torch.ones_like(acts)))
         sign = -1.0 if (acts * effect).sum() < 0 else 1.0
-        step = min(0.25 * float(value.std()) / largest, farthest)
+        step = min(STEP * float(value.std()) / largest, farthest)
         energy = (acts * effect).square().flatten(0, -3).sum(0)
         notes = {"effect": float(effect.norm()), "place": place_of(energy)}
         moves.append(FoundDirection(sign * vectors[i : i + 1], step, notes, acts, sign * effect))
@@ -132,8 +134,8 @@ def explore(search: Search) -> list[FoundDirection]:
 
 def own_mask(effect: Tensor) -> Tensor:
     """Where an effect (1, C, ..., H, W) is, with one channel and values 0 to 1 (see `soft_mask`)."""
-    size = effect.square().flatten(1, -3).mean(1, keepdim=True).sqrt()  # 1 1 H W
-    return soft_mask(size).view(1, *[1] * (effect.ndim - 3), *effect.shape[-2:])
+    energy = effect.square().flatten(1, -3).mean(1, keepdim=True)  # 1 1 H W
+    return soft_mask(energy).view(1, *[1] * (effect.ndim - 3), *effect.shape[-2:])
 
 
 def place_of(energy: Tensor) -> str:

@@ -130,7 +130,7 @@ class TestNames:
 
     def test_by_the_words_that_are_most_alike(self):
         pairs = [("with hat", "without hat"), ("open", "closed")]
-        cosines = torch.tensor([[0.75, 0.1], [-0.9, 0.2], [0.3, -words.ALIKE], [0.1, 0.6]])
+        cosines = torch.tensor([[0.75, 0.1], [-0.9, 0.2], [0.3, -words.ALIKE - 0.01], [0.1, 0.6]])
         found, names = words.named_by_words(self.moves(4), pairs, cosines)
         assert names == ["direction 1 (upper)", "with hat", "open", "direction 4 (upper)"]
         for move, before, sign in zip(found, self.moves(4), (1, -1, -1, 1), strict=True):
@@ -189,8 +189,8 @@ def test_explored_directions_act_where_their_effect_is():
     moved, positive, noise = DirectionSlider.execute(encoded.inversion, directions, 0, 1.0).args[:3]
     result = sample(test_model, encoded, model=moved, positive=positive, noise=noise)
     half = cells[0] // 2
-    assert torch.equal(result[..., half:, :], encoded.latent["samples"][..., half:, :])
-    assert not torch.equal(result[..., :half, :], encoded.latent["samples"][..., :half, :])
+    change = (result - encoded.latent["samples"]).abs()
+    assert float(change[..., half:, :].max()) < 1e-5 < 1e-2 < float(change[..., :half, :].max())
 
 
 @pytest.mark.parametrize("chosen", [name for name in words.LISTS if name != words.NOTHING])

@@ -16,6 +16,7 @@ from latent_directions.core.exploration import (
     FORWARD_EVALUATIONS,
     PAIRS,
     SAME,
+    STEP,
     WEAK,
     explore,
     largest_first,
@@ -135,12 +136,12 @@ class TestExplore:
         deviation = float(model.exact().std())
         for move in explore(model.search(mask, count=5)):
             effect = (model.jacobian() @ move.vector.flatten()).view(SHAPE)
-            acts = mask if mask is not None else soft_mask(effect.square().mean(1, keepdim=True).sqrt())
+            acts = mask if mask is not None else soft_mask(effect.square().mean(1, keepdim=True))
             assert torch.allclose(move.mask, acts, atol=1e-5)
             assert float((acts * effect).sum()) > 0
             inside = ((acts * effect.square()).sum() / (acts.sum() * SHAPE[1])).sqrt()
             largest = max(float(inside), float(effect.square().mean().sqrt()))
-            assert move.step == pytest.approx(min(0.25 * deviation / largest, FARTHEST * b * SIZE**0.5), rel=1e-5)
+            assert move.step == pytest.approx(min(STEP * deviation / largest, FARTHEST * b * SIZE**0.5), rel=1e-5)
 
     def test_the_step_is_bounded(self):
         """A model that answers everywhere, hardly at all but with one part of the latent."""
