@@ -34,7 +34,7 @@ class KrylovSpace:
 
         Their residuals are not known: A' would have to be applied.
         """
-        y, s, uh = torch.linalg.svd(in_float64(self._masked(self.images, mask)), full_matrices=False)
+        y, s, uh = torch.linalg.svd(in_float64(self.masked(self.images, mask)), full_matrices=False)
         count = min(k, len(s))  # y (m, m), s (m,), uh (m, N)
         return SingularTriplets(
             left=uh[:count].to(self.images).view(-1, *self.basis.shape),
@@ -55,7 +55,8 @@ class KrylovSpace:
         """A v of vectors (k, ...) that lie in the space, from the images alone."""
         return (v.flatten(1) @ self.basis.rows.T @ self.images).view_as(v)
 
-    def _masked(self, rows: Tensor, mask: Tensor | None) -> Tensor:
+    def masked(self, rows: Tensor, mask: Tensor | None) -> Tensor:
+        """Images (m, N) with their rows weighted by a mask."""
         return rows if mask is None else rows * mask.expand(1, *self.basis.shape).flatten()
 
 
@@ -114,8 +115,8 @@ class ForwardKrylovSpace(KrylovSpace):
         Returns:
             v, and the relative misfit |P (A v - target)| / |P target|.
         """
-        images = in_float64(self._masked(self.images, mask)).T  # N m
-        wanted = in_float64(self._masked(target.flatten(1), mask))[0]
+        images = in_float64(self.masked(self.images, mask)).T  # N m
+        wanted = in_float64(self.masked(target.flatten(1), mask))[0]
         q, r = torch.linalg.qr(images)  # the small problem, so that the solver sees m rows in place of N
         y = damped_least_squares(r, q.T @ wanted, damping)
         return self.basis.combine(y[:, None]), float((images @ y - wanted).norm() / wanted.norm())

@@ -4,6 +4,7 @@ To add one: write its file beside core/hessian_directions.py, with a `Method` at
 `python scripts/node_help.py` writes it into the help page.
 """
 
+from .exploration import EXPLORE
 from .hessian_directions import DDS, HSDS, LOW_PASS
 from .jacobian_directions import LOCO, T_LOCO
 from .search import Method
@@ -18,7 +19,7 @@ TEXT = Method(
     moves_words=True,
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (TEXT, HSDS, T_LOCO, LOCO, DDS, LOW_PASS)}
+METHODS: dict[str, Method] = {method.name: method for method in (TEXT, HSDS, T_LOCO, LOCO, EXPLORE, DDS, LOW_PASS)}
 
 
 def names_of_methods_that_read(setting: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from .anchor import ReferenceCache
 from .denoiser import SOURCE, Denoiser
 from .errors import EqualPredictionsError, NotFiniteError, NothingInsideError, NothingToMoveError, UnknownNameError
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, prediction_jacobian
@@ -82,11 +83,15 @@ class FoundDirection:
         vector: unit-norm, shaped as the latent (1, C, H, W).
         step: norm of the move at strength 1, in units of the noisy latent.
         notes: what is known of it, for a report.
+        mask: where it acts at every sampling step, with one channel and values 0 to 1; None for everywhere.
+        effect: J v, shaped as the vector, where a method hands it on to be named.
     """
 
     vector: Tensor
     step: float
     notes: dict
+    mask: Tensor | None = None
+    effect: Tensor | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "vector", self.vector.detach())
@@ -110,6 +115,8 @@ class Search:
         settings: how to look.
         notes: what the report says of the search as a whole.
         remarks: sentences on what an artist should know of it.
+        cache: products that another search at the same point may know already.
+        key: what these depend on besides point, prompt and settings, such as the model.
     """
 
     denoiser: Denoiser
@@ -119,6 +126,8 @@ class Search:
     settings: Settings = field(default_factory=Settings)
     notes: dict = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    cache: ReferenceCache = field(default_factory=ReferenceCache)
+    key: Hashable = ()
 
     def jacobian(self, prompt: str = SOURCE, like: Jacobian | None = None) -> Jacobian:
         """The Jacobian of the prediction here under a prompt, with mode, step and `checked` of `like` where given."""
@@ -159,6 +168,7 @@ class Method:
         compares_words: whether it needs the target prompt.
         moves_words: whether the change of the words is a part of the direction.
         finds_several: whether it finds as many directions as `count` says, which have no names then.
+        is_named: whether these are named after all, by where they act, and by words whose effect is like theirs.
     """
 
     name: str
@@ -169,6 +179,7 @@ class Method:
     compares_words: bool = True
     moves_words: bool = False
     finds_several: bool = False
+    is_named: bool = False
 
 
 def prediction(search: Search, prompt: str) -> Tensor:

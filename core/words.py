@@ -18,6 +18,7 @@ from torch import Tensor
 from .anchor import ReferenceCache
 from .denoiser import Denoiser
 from .errors import EqualPredictionsError, NotFiniteError
+from .linalg import in_float64
 from .search import EQUAL_PREDICTIONS
 
 # Cells on the shorter side of the grid on which it is found where words act; one cell of a larger latent is too small.
@@ -30,6 +31,73 @@ class PathPoint:
 
     sigma: float
     x: Tensor
+
+
+def soft_mask(size: Tensor) -> Tensor:
+    """Where something is large, (B, 1, H, W) with values 0 to 1, from its size (B, 1, H, W) in every cell.
+
+    On a grid of at most COARSE cells on the shorter side, smoothed over 3 x 3 cells of it, and stretched for each
+    picture so that its least value is 0 and half of its range is 1; 1 everywhere where it is the same everywhere.
+    """
+    cells = size.shape[-2:]
+    if min(cells) > COARSE:
+        grid = [round(count * COARSE / min(cells)) for count in cells]
+        size = torch.nn.functional.interpolate(size, grid, mode="area")
+    padded = torch.nn.functional.pad(size, (1, 1, 1, 1), mode="replicate")
+    kernel = torch.tensor([1.0, 2.0, 1.0]).to(padded)
+    smooth = torch.nn.functional.conv2d(padded, (kernel[:, None] * kernel / 16)[None, None])
+    low, high = smooth.amin((1, 2, 3), keepdim=True), smooth.amax((1, 2, 3), keepdim=True)
+    stretched = torch.where(high > low, 2 * (smooth - low) / (high - low).clamp_min(1e-30), 1.0).clamp(0, 1)
+    return torch.nn.functional.interpolate(stretched, cells, mode="bilinear")
+
+
+def likeness_of_effects(
+    denoiser: Denoiser,
+    point: PathPoint,
+    effects: Tensor,
+    pairs: Sequence[tuple[str, str]],
+    cache: ReferenceCache,
+    settings: Hashable = (),
+) -> Tensor:
+    """The cosines, with their signs, of effects J v and what words change at the same point; float64 on the CPU.
+
+    It takes 2 evaluations for each pair that the cache does not know.
+
+    Args:
+        denoiser: answers to the prompts.
+        point: of one picture.
+        effects: (k, C, ..., H, W), none of them zero.
+        pairs: names of the prompts (with it, without it); equal names are equal prompts.
+        cache: differences of pairs at the same point.
+        settings: what these depend on besides point and prompts, such as the model.
+
+    Returns:
+        (k, pairs); 0 for words that change nothing.
+
+    Raises:
+        NotFiniteError: a prediction holds values that are not numbers.
+    """
+    changes = cache.get(
+        ("words beside effects", settings),
+        [(point.sigma, pair) for pair in pairs],
+        lambda missing: [difference(denoiser, point, pair) for _, pair in missing],
+    )
+    rows, columns = (in_float64(these.flatten(1)) for these in (effects, torch.cat(changes)))
+    return torch.nn.functional.normalize(rows, dim=1) @ torch.nn.functional.normalize(columns, dim=1).T
+
+
+def difference(denoiser: Denoiser, point: PathPoint, pair: tuple[str, str]) -> Tensor:
+    """D(x, first prompt) - D(x, second prompt) at a point of the reference path.
+
+    Raises:
+        NotFiniteError: a prediction holds values that are not numbers.
+    """
+    towards, away = denoiser.predictions(point.x, point.sigma, pair)
+    change = towards - away
+    if not torch.isfinite(change).all():
+        msg = "The model's predictions hold values that are not numbers (NaN or infinity)."
+        raise NotFiniteError(msg)
+    return change
 
 
 class WordsChange:
@@ -51,7 +119,7 @@ class WordsChange:
             EqualPredictionsError: the words change nothing.
         """
         self._denoiser, self._points = denoiser, points
-        self._changes = [self._difference(point, words) for point in points]
+        self._changes = [difference(denoiser, point, words) for point in points]
         if not torch.stack([q.flatten(1).any(1) for q in self._changes]).any(0).all():
             raise EqualPredictionsError(EQUAL_PREDICTIONS)
 
@@ -73,7 +141,7 @@ class WordsChange:
             changes = cache.get(
                 ("what else words move", settings),
                 [(point.sigma, pair) for pair in candidates],
-                lambda missing, point=point: [self._difference(point, pair) for _, pair in missing],
+                lambda missing, point=point: [difference(self._denoiser, point, pair) for _, pair in missing],
             )
             cosines = [torch.cosine_similarity(q.flatten(1), p.flatten(1), dim=1) for p in changes]
             found.append(torch.stack(cosines, dim=1).cpu().double().abs())
@@ -81,28 +149,9 @@ class WordsChange:
         return torch.stack(found).nanmean(0)
 
     def mask(self) -> Tensor:
-        """Where the words act, (B, H, W) with values 0 to 1, on the CPU.
+        """Where the words act, (B, H, W) with values 0 to 1, on the CPU: `soft_mask` of the mean |q|.
 
-        The mean of |q| over points and channels, on a grid of at most COARSE cells on the shorter side, smoothed over
-        3 x 3 cells of it, and stretched for each picture so that its least value is 0 and half of its range is 1; 1
-        everywhere where it is the same everywhere.
+        The mean is over points and channels.
         """
-        size = self._changes[0].shape[-2:]
-        mean = torch.stack([q.abs().float().flatten(1, -3).mean(1) for q in self._changes]).mean(0)[:, None]  # B 1 H W
-        if min(size) > COARSE:
-            grid = [round(cells * COARSE / min(size)) for cells in size]
-            mean = torch.nn.functional.interpolate(mean, grid, mode="area")
-        padded = torch.nn.functional.pad(mean, (1, 1, 1, 1), mode="replicate")
-        kernel = torch.tensor([1.0, 2.0, 1.0]).to(padded)
-        smooth = torch.nn.functional.conv2d(padded, (kernel[:, None] * kernel / 16)[None, None])
-        low, high = smooth.amin((1, 2, 3), keepdim=True), smooth.amax((1, 2, 3), keepdim=True)
-        stretched = torch.where(high > low, 2 * (smooth - low) / (high - low).clamp_min(1e-30), 1.0).clamp(0, 1)
-        return torch.nn.functional.interpolate(stretched, size, mode="bilinear")[:, 0].cpu()
-
-    def _difference(self, point: PathPoint, pair: tuple[str, str]) -> Tensor:
-        towards, away = self._denoiser.predictions(point.x, point.sigma, pair)
-        change = towards - away
-        if not torch.isfinite(change).all():
-            msg = "The model's predictions hold values that are not numbers (NaN or infinity)."
-            raise NotFiniteError(msg)
-        return change
+        size = torch.stack([q.abs().float().flatten(1, -3).mean(1) for q in self._changes]).mean(0)
+        return soft_mask(size[:, None])[:, 0].cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -25,12 +26,14 @@ from ..core.search import (
     Settings,
     keep_prompts,
 )
+from ..core.words import PathPoint, likeness_of_effects
 from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
 from .masks import covered_cells, mask_in_pixels, refuse_nothing, soft_mask_on_latent
 from .model_fingerprint import fingerprint_of
+from .prediction_keys import settings_of_search
 from .progress import result_line, show_line
 from .prompts import (
     encode_text,
@@ -38,6 +41,7 @@ from .prompts import (
     keep_pairs,
     negative_prompt,
     parse_keep,
+    prompt_name,
     prompt_of,
     same_conditioning,
     with_prompt,
@@ -45,7 +49,15 @@ from .prompts import (
 )
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 from .wiring import refuse_wiring
-from .words import LISTS, NOTHING, WhatWordsMove, candidates_of, find_what_words_move
+from .words import (
+    LISTS,
+    NOTHING,
+    WhatWordsMove,
+    candidates_of,
+    encoded_pairs,
+    find_what_words_move,
+    named_by_words,
+)
 
 DEFAULT = next(iter(METHODS))
 NOT_LINKED = object()
@@ -209,7 +221,7 @@ class FindDirections(io.ComfyNode):
                     tooltip=(
                         "Checks a list of things for what the words would change too, and holds those still that change"
                         " much. It asks the model six times for each thing, once a picture. 'nothing': only what 'keep'"
-                        " says is held."
+                        " says is held. With 'explore' the list has the names for what is found, and 'clip' is needed."
                     ),
                 ),
                 io.String.Input(
@@ -305,6 +317,8 @@ class FindDirections(io.ComfyNode):
                     without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=find_where
                 )
                 words = replace(words, keep=words.keep + seen.pairs)
+        phrases = candidates_of(find_keeps, candidates) if record.is_named and clip is not None else []
+        labels = encoded_pairs(clip, source.strip(), phrases)
         soft = None if mask is None else soft_mask_on_latent(mask, shape)
         cells = None if soft is None else covered_cells(soft)
         acts = None if soft is None else soft.view(-1, *shape[-2:])
@@ -324,15 +338,29 @@ class FindDirections(io.ComfyNode):
         moves, notes = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
         remarks = list(words.remarks)
         if record.run is not None:
-            prompts = _prompts(inversion, record, words) | negative_prompt(model, guidance, negative)
+            negatives = negative_prompt(model, guidance, negative)
+            prompts = _prompts(inversion, record, words) | negatives
+            prompts |= {
+                prompt_name(p): with_prompt(inversion.positive, p)
+                for pair in labels
+                for p in (pair.present, pair.absent)
+            }
+            key = settings_of_search(without_anchor(model), negatives)
+            beside = [(prompt_name(pair.present), prompt_name(pair.absent)) for pair in labels]
 
-            def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search]:
+            def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search, Tensor | None]:
                 x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
-                search = Search(denoiser, x, inversion.sigma, None if cells is None else cells.to(x0), settings)
-                return record.run(search), search
+                inside = None if cells is None else cells.to(x0)
+                search = Search(denoiser, x, inversion.sigma, inside, settings, cache=inversion.cache, key=key)
+                moves, cosines = record.run(search), None
+                if beside:
+                    effects = torch.cat([move.effect for move in moves])
+                    point = PathPoint(inversion.sigma, x)
+                    cosines = likeness_of_effects(denoiser, point, effects, beside, inversion.cache, key)
+                return moves, search, cosines
 
-            expected = round(record.evaluations(settings, cells is not None))
-            (moves, search), cost = run(
+            expected = round(record.evaluations(settings, cells is not None)) + 2 * len(beside)
+            (moves, search, cosines), cost = run(
                 without_anchor(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
             )
             remarks += [*cost.pop("remarks", []), *search.remarks]
@@ -340,11 +368,16 @@ class FindDirections(io.ComfyNode):
         if seen.cost:
             remarks += seen.cost.pop("remarks", [])
             notes = _sum_of_costs(notes, seen.cost) | ({"what_else_moves": list(seen.rows)} if seen.rows else {})
+        names = [
+            f"direction {n}" if record.finds_several else target.strip() or "words" for n in range(1, len(moves) + 1)
+        ]
+        if record.is_named:
+            moves, names = named_by_words(moves, phrases, torch.zeros(len(moves), 0) if cosines is None else cosines)
         # a method that moves the words alone takes them whole
         text_share = text_share if record.run else 1.0
         found = [
             Direction(
-                name=f"direction {number}" if record.finds_several else target.strip() or "words",
+                name=name,
                 method=method,
                 family=inversion.family,
                 sigma=inversion.sigma,
@@ -352,12 +385,12 @@ class FindDirections(io.ComfyNode):
                 step=0.0 if move is None else move.step * (image_share if record.moves_words else 1.0),
                 words=Words(words.target, words.source, text_share) if record.moves_words else None,
                 keep=words.keep,
-                mask=acts if record.moves_words else None,
+                mask=acts if record.moves_words else _mask_of(move, acts),
                 model=fingerprint_of(model),
                 notes=({} if move is None else move.notes)
                 | ({"source": source, "target": target} if record.compares_words else {}),
             )
-            for number, move in enumerate(moves, 1)
+            for name, move in zip(names, moves, strict=True)
         ]
         report = {
             "stage": "identify",
@@ -369,6 +402,8 @@ class FindDirections(io.ComfyNode):
             "found": [{"name": d.name, "step": d.step, **d.notes} for d in found],
         }
         show_line(result_line(len(found), "direction", notes["seconds"]))
+        if acts is None and record.is_named:
+            acts = torch.cat([direction.mask for direction in found])
         return io.NodeOutput(found, json.dumps(report, indent=1), seen.chart(), mask_in_pixels(model, acts, shape))
 
 
@@ -456,6 +491,13 @@ def _encode_words(
     own = None if holds_prompt(positive, before) else before
     pairs = keep_pairs(clip, keep, remarks)
     return _Words(before, after, own, pairs, encode_text(clip, free, remarks) if free else None, tuple(remarks))
+
+
+def _mask_of(move: FoundDirection | None, painted: Tensor | None) -> Tensor | None:
+    """Where a slider of a found move acts, (1, h, w): the artist's mask before the move's own; None for everywhere."""
+    if move is None or move.mask is None:
+        return None
+    return move.mask.view(-1, *move.mask.shape[-2:]).cpu() if painted is None else painted
 
 
 def _sum_of_costs(notes: dict, more: dict) -> dict:

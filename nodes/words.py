@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.charts import bar_chart
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import KeepPair, Prompt
+from ..core.search import FoundDirection
 from ..core.words import PathPoint, WordsChange
 from .errors import InputError
 from .host import run
@@ -61,6 +62,7 @@ with scarf | without scarf
 looking left | looking right""",
 }
 # Chosen on tuning cases of the demo model.
+ALIKE = 0.7  # cosine of the effects from which words name a move
 THRESHOLD = 0.15  # mean |cosine| from which a candidate is kept
 SAME = 0.6  # and from which it counts as the target itself
 MOST = 5  # that are kept by themselves
@@ -144,6 +146,44 @@ def candidates_of(chosen: str, typed: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def encoded_pairs(clip, text: str, pairs: list[tuple[str, str]]) -> list[KeepPair]:
+    """Pairs (with, without) as prompts, each phrase added to a text."""
+    encoded = []
+    for with_it, without in pairs:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        both = (encode_text(clip, f"{text}, {phrase}" if text else phrase) for phrase in (with_it, without))
+        encoded.append(KeepPair(with_it, *both))
+    return encoded
+
+
+def named_by_words(
+    moves: list[FoundDirection], pairs: list[tuple[str, str]], cosines: Tensor
+) -> tuple[list[FoundDirection], list[str]]:
+    """Moves that are named by the phrase whose effect is most like theirs, and their names.
+
+    A phrase names one move, that with the largest cosine. Where the cosine is negative the move is turned round, so
+    that strength 1 shows the first phrase of the pair.
+
+    Args:
+        moves: each with its effect.
+        pairs: the phrases (with, without).
+        cosines: (moves, pairs) of the effects; without pairs (moves, 0).
+    """
+    turned, names = [], []
+    for number, (move, row) in enumerate(zip(moves, cosines, strict=True), 1):
+        name, notes, sign = f"direction {number} ({move.notes['place']})", move.notes, 1.0
+        if len(row):
+            best = int(row.abs().argmax())
+            value = float(row[best])
+            sign = -1.0 if value < 0 else 1.0
+            notes = notes | {"words": " | ".join(pairs[best]), "cosine_of_words": round(value * sign, 4)}
+            is_best = int(cosines[:, best].abs().argmax()) == number - 1
+            name = pairs[best][0] if is_best and abs(value) >= ALIKE else name
+        turned.append(replace(move, vector=sign * move.vector, effect=sign * move.effect, notes=notes))
+        names.append(name)
+    return turned, names
+
+
 def find_what_words_move(
     model,
     inversion: Inversion,
@@ -172,11 +212,7 @@ def find_what_words_move(
     Raises:
         EqualPredictionsError: the words change nothing.
     """
-    encoded = []
-    for with_it, without in pairs:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        both = (encode_text(clip, f"{texts[0]}, {phrase}") for phrase in (with_it, without))
-        encoded.append(KeepPair(with_it, *both))
+    encoded = encoded_pairs(clip, texts[0], pairs)
     named = {prompt_name(prompt): prompt for pair in encoded for prompt in (pair.present, pair.absent)}
     own = SOURCE if holds_prompt(inversion.positive, words[0]) else prompt_name(words[0])
     named |= {own: words[0], prompt_name(words[1]): words[1]}

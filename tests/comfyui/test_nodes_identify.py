@@ -50,7 +50,7 @@ def test_every_method_runs_and_moves_the_picture(family, method):
         test_model, encoded.inversion, method, mask=LEFT, keep="a person with hat | a person without cap"
     )
     report = json.loads(report)
-    assert len(directions) == (2 if method == "LOCO" else 1)
+    assert len(directions) == (2 if METHODS[method].finds_several else 1)
     for direction in directions:
         assert direction.family == encoded.inversion.family
         if method == "text":
@@ -62,8 +62,8 @@ def test_every_method_runs_and_moves_the_picture(family, method):
             assert report["model_evaluations"] > 0
             assert report["self_check"]["mode"] == "forward AD"
             assert report["self_check"]["difference"] < 1e-2
-        assert (direction.words is None) == (method in ("LOCO", "T-LOCO"))
-        assert len(direction.keep) == (0 if method == "LOCO" else 1)
+        assert (direction.words is None) == (not METHODS[method].moves_words)
+        assert len(direction.keep) == METHODS[method].compares_words
     result = edited(test_model, encoded, directions, 1.0, cfg=2.0)
     assert torch.isfinite(result).all()
     assert deviation(result, encoded.latent["samples"]) > 1e-3
@@ -162,13 +162,13 @@ def test_guidance_is_applied_to_the_difference_of_prompts(small):
 class TestSentences:
     """Every wrong input gets a sentence that names it."""
 
-    @pytest.mark.parametrize("method", [m for m in METHODS if m != "LOCO"])
+    @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.compares_words])
     @pytest.mark.parametrize("empty", ["source", "target"])
     def test_empty_prompt(self, small, method, empty):
         with pytest.raises(InputError, match=f"'{empty}' is empty"):
             find(*_inversion(small), method, **{empty: "  "})
 
-    @pytest.mark.parametrize("method", [m for m in METHODS if m != "LOCO"])
+    @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.compares_words])
     def test_no_clip(self, small, method):
         with pytest.raises(InputError, match="needs 'clip'"):
             find(*_inversion(small), method, clip=None)

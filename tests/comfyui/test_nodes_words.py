@@ -9,6 +9,7 @@ from families import CORE, Family, sd3
 from node_runs import HashingClip, find, invert, loaded, picture, sample
 
 from latent_directions.core.direction import KeepPair, Prompt
+from latent_directions.core.search import FoundDirection
 from latent_directions.nodes import words
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.identify import FindDirections
@@ -133,6 +134,81 @@ def test_every_method_with_words_keeps_what_is_found(small, method):
 def test_without_words_nothing_is_looked_for(small):
     _, report = find(*small_parts(small), "LOCO", find_keeps="people")
     assert "what_else_moves" not in json.loads(report)
+
+
+class TestNames:
+    """What explore calls the moves that it finds."""
+
+    def moves(self, count: int) -> list[FoundDirection]:
+        vectors = torch.eye(4).view(4, 1, 2, 2)
+        return [
+            FoundDirection(vectors[k : k + 1], 1.0, {"place": "upper"}, None, 2 * vectors[k : k + 1])
+            for k in range(count)
+        ]
+
+    def test_by_the_words_that_are_most_alike(self):
+        pairs = [("with hat", "without hat"), ("open", "closed")]
+        cosines = torch.tensor([[0.75, 0.1], [-0.9, 0.2], [0.3, -words.ALIKE - 0.01], [0.1, 0.6]])
+        found, names = words.named_by_words(self.moves(4), pairs, cosines)
+        assert names == ["direction 1 (upper)", "with hat", "open", "direction 4 (upper)"]
+        for move, before, sign in zip(found, self.moves(4), (1, -1, -1, 1), strict=True):
+            assert torch.equal(move.vector, sign * before.vector)
+            assert torch.equal(move.effect, sign * before.effect)
+        assert found[1].notes == {"place": "upper", "words": "with hat | without hat", "cosine_of_words": 0.9}
+        assert found[3].notes["words"] == "open | closed"
+
+    def test_without_words(self):
+        found, names = words.named_by_words(self.moves(2), [], torch.zeros(2, 0))
+        assert names == ["direction 1 (upper)", "direction 2 (upper)"]
+        assert found[0].notes == {"place": "upper"}
+
+    def test_two_evaluations_a_pair_once_a_picture(self):
+        test_model = loaded(Family("sd3", sd3))
+        inversion = invert(test_model, method="fresh noise").inversion
+
+        def found(**changes):
+            directions, report = find(test_model, inversion, "explore", **{"source": "", "target": "", **changes})
+            return directions, json.loads(report)
+
+        directions, first = found(clip=None, find_keeps="people")
+        assert first["model_evaluations"] <= 140
+        assert [direction.name for direction in directions] == [
+            f"direction {n} ({direction.notes['place']})" for n, direction in enumerate(directions, 1)
+        ]
+        directions, report = found(candidates="hat | cap\nsmile | frown")
+        assert report["model_evaluations"] == 4  # of the words alone
+        assert report["products"] == "those of an earlier search on this picture"
+        assert all(direction.notes["words"] in ("hat | cap", "smile | frown") for direction in directions)
+        for direction, entry in zip(directions, report["found"], strict=True):
+            assert 0 <= entry["cosine_of_words"] <= 1
+            assert direction.words is None
+        assert found(candidates="hat | cap")[1]["model_evaluations"] == 0
+        assert found(candidates="hat | cap", source="a person")[1]["model_evaluations"] == 2
+        _, report = found(seed=1)
+        assert report["model_evaluations"] > 20
+
+
+def test_explored_directions_act_where_their_effect_is():
+    test_model = loaded(Family("sd3", sd3))
+    encoded = invert(test_model, method="fresh noise")
+    with torch.inference_mode():
+        directions, _, _, where = FindDirections.execute(test_model.model, encoded.inversion, "explore", count=3).args
+    cells = encoded.latent["samples"].shape[-2:]
+    assert len(where) == len(directions) == 3
+    for direction in directions:
+        assert direction.mask.shape == (1, *cells)
+        assert 0 <= float(direction.mask.min()) < float(direction.mask.max()) == 1
+    mask = torch.zeros(1, *where.shape[-2:])
+    mask[:, : where.shape[-2] // 2] = 1
+    with torch.inference_mode():
+        directions, _, _, where = FindDirections.execute(
+            test_model.model, encoded.inversion, "explore", count=2, mask=mask
+        ).args
+    moved, positive, noise = DirectionSlider.execute(encoded.inversion, directions, 0, 1.0).args[:3]
+    result = sample(test_model, encoded, model=moved, positive=positive, noise=noise)
+    half = cells[0] // 2
+    change = (result - encoded.latent["samples"]).abs()
+    assert float(change[..., half:, :].max()) < 1e-5 < 1e-2 < float(change[..., :half, :].max())
 
 
 @pytest.mark.parametrize("chosen", [name for name in words.LISTS if name != words.NOTHING])

@@ -37,7 +37,7 @@ def outcome(search: Search, name: str) -> tuple:
 class TestTable:
     def test_names_are_keys_and_unique(self):
         assert [method.name for method in METHODS.values()] == list(METHODS)
-        assert len({method.summary for method in METHODS.values()}) == len(METHODS) == 6
+        assert len({method.summary for method in METHODS.values()}) == len(METHODS) == 7
 
     @pytest.mark.parametrize("name", METHODS)
     def test_reads_names_what_there_is(self, name):
@@ -54,8 +54,8 @@ class TestTable:
         assert not [name for name, value in CHANGED.items() if getattr(Settings(), name) == value]
 
     def test_names_of_methods_that_read_a_setting(self):
-        assert names_of_methods_that_read("null_rank") == "T-LOCO and LOCO"
-        assert names_of_methods_that_read("count") == "LOCO"
+        assert names_of_methods_that_read("null_rank") == "T-LOCO, LOCO and explore"
+        assert names_of_methods_that_read("count") == "LOCO and explore"
         assert names_of_methods_that_read("keep") == "HSDS, DDS and HSDS low-pass"
 
     def test_the_method_without_a_search(self):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from analytic import SHAPE, analytic
+from analytic import SHAPE, analytic, cosine
 
 from latent_directions.core.anchor import ReferenceCache
 from latent_directions.core.errors import EqualPredictionsError, NotFiniteError
 from latent_directions.core.inversion import seeded_noise
-from latent_directions.core.words import PathPoint, WordsChange
+from latent_directions.core.words import PathPoint, WordsChange, likeness_of_effects
 
 WORDS = ("target", "source")
 CANDIDATES = [("keep 0 present", "keep 0 absent"), ("free", "negative"), WORDS, ("source", "target")]
@@ -51,6 +51,24 @@ def test_candidates_are_asked_for_once_a_picture():
     assert cost(WORDS, CANDIDATES[:2]) == 3 * (2 + 2 * 2)
     assert cost(WORDS, CANDIDATES[:2]) == 3 * 2
     assert cost(("free", "source"), CANDIDATES[:3]) == 3 * (2 + 2)  # other words; one candidate is new
+
+
+def test_likeness_of_effects_is_the_cosine_with_its_sign(model):
+    point, cache = PathPoint(model.sigma, model.x), ReferenceCache()
+    effects = torch.randn(3, *SHAPE[1:], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    effects[1] = 2 * (model.exact("source") - model.exact("target"))[0]
+    before = model.denoiser.counter.evaluations
+    found = likeness_of_effects(model.denoiser, point, effects, [WORDS, *CANDIDATES], cache)
+    assert model.denoiser.counter.evaluations == before + 2 * 4  # WORDS are there twice
+    assert found.shape == (3, 5)
+    for row, effect in zip(found, effects, strict=True):
+        for value, (present, absent) in zip(row, [WORDS, *CANDIDATES], strict=True):
+            assert float(value) == pytest.approx(cosine(effect, model.exact(present) - model.exact(absent)))
+    assert float(found[1, 0]) == pytest.approx(-1)
+    likeness_of_effects(model.denoiser, point, effects, CANDIDATES, cache)
+    assert model.denoiser.counter.evaluations == before + 2 * 4
+    same = likeness_of_effects(model.denoiser, point, effects, [("source", "source")], cache)
+    assert torch.equal(same, torch.zeros(3, 1, dtype=torch.float64))
 
 
 def test_the_mask_is_the_smoothed_change_of_each_picture(model):
