@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import demo_model, encode, identify, inspect, library, manipulate, measures, quick, wiring
+from . import demo_model, diffusers_model, encode, identify, inspect, library, manipulate, measures, quick, wiring
 
 
 class LatentDirectionsExtension(ComfyExtension):
@@ -16,5 +16,5 @@ class LatentDirectionsExtension(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = (encode, identify, manipulate, quick, inspect, measures, library, demo_model)
+        modules = (encode, identify, manipulate, quick, inspect, measures, library, diffusers_model, demo_model)
         return [node for module in modules for node in module.NODES]

@@ -27,6 +27,7 @@ NODE_IDS = {
         "MeasureDemo",
         "SaveDirection",
         "LoadDirection",
+        "LoadDiffusersModel",
         "LoadDemoModel",
         "DemoPortrait",
     )
