@@ -57,7 +57,6 @@ LAYERS = {  # torch's layers, and ComfyUI's of the same kind
         torch.nn.Conv2d,
         torch.nn.GroupNorm,
         torch.nn.LayerNorm,
-        torch.nn.Embedding,
     )
 }
 
@@ -226,7 +225,7 @@ def load_vae(folder: DiffusersFolder) -> tuple[comfy.sd.VAE, comfy.latent_format
     vae.patcher = comfy.model_patcher.ModelPatcher(
         vae.first_stage_model, load_device=vae.device, offload_device=comfy.model_management.vae_offload_device()
     )
-    vae.disable_offload, vae.size = False, None
+    vae.size = None
     vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = channels, ratio, ratio
     # per pixel what ComfyUI reckons with for its AutoencoderKL
     vae.memory_used_encode = lambda shape, _: 1767 * shape[2] * shape[3] * 4

@@ -92,7 +92,7 @@ def text_unet(**changes):
 def clip_text():
     """A CLIP text model of two layers and the usual tokenizer."""
     path = Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer"
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(path, local_files_only=True, model_max_length=77)
     config = transformers.CLIPTextConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=49408
     )
@@ -148,7 +148,6 @@ def deepfloyd(folder: Path):
         addition_embed_type_num_heads=4,
         encoder_hid_dim=32,
         encoder_hid_dim_type="text_proj",
-        cross_attention_dim=16,
         cross_attention_norm="group_norm",
         only_cross_attention=False,
     )

@@ -1,5 +1,11 @@
 """Load Diffusers Model against diffusers itself, its derivatives, the pack's nodes on it, and what it refuses."""
 
+import json
+import socket
+import subprocess
+import sys
+
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import diffusers
@@ -7,6 +13,7 @@ import diffusers_folders
 import folder_paths
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from derivative_errors import measure, reference
 from diffusers_folders import GENTLE, SIZE, load
@@ -14,7 +21,9 @@ from node_runs import deviation, find, invert, sample, state_of
 
 from latent_directions.core.operators import FORWARD_AD
 from latent_directions.nodes.diffusers_folder import folder_names
+from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.manipulate import DirectionSlider
+from scripts.environment import ROOT
 
 STEPS = 10  # divides the numbers of timesteps, or diffusers steps to timesteps that are not on its own list
 AGREEMENT = 1e-4  # of ComfyUI's samples with diffusers'
@@ -240,6 +249,7 @@ def test_products_of_derivatives(models, kind):
     KINDS[kind](models / kind)
     loaded = load(kind)
     model = diffusers_folders.test_model(kind, loaded)
+    comfy.model_management.load_models_gpu([model.model])  # sets attributes of every layer
     before, unet = state_of(model.model), model.model.model.diffusion_model.unet
     processors = dict(unet.attn_processors) if hasattr(unet, "attn_processors") else {}
     truth = reference(model, 1.0)
@@ -260,6 +270,7 @@ def test_a_slider_end_to_end(models, kind):
     KINDS[kind](models / kind, **(GENTLE if kind in ("pixels", "latents") else {}))
     loaded = load(kind)
     model = diffusers_folders.test_model(kind, loaded)
+    comfy.model_management.load_models_gpu([model.model])  # sets attributes of every layer
     before = state_of(model.model)
     side = SIZE * loaded.vae.spacial_compression_encode()
     with torch.inference_mode():
@@ -286,6 +297,144 @@ def test_a_slider_end_to_end(models, kind):
     assert torch.equal((picture * 255).round(), (plain * 255).round())
     assert deviation(slid(1.0)[0], samples) > 1e-3
     assert state_of(model.model) == before
+
+
+def rewrite(path, **changes):
+    """Change settings in a json file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def no_unet(folder):
+    rewrite(folder / "model_index.json", unet=[None, None])
+
+
+def pickled(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+
+
+def pieces_outside(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(folder / "elsewhere.safetensors")
+    index = {"weight_map": {"conv_in.weight": "../elsewhere.safetensors"}}
+    (folder / "unet" / f"{weights.name}.index.json").write_text(json.dumps(index))
+
+
+def lacks_weights(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    del weights["conv_in.weight"]
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+
+
+REFUSED = {
+    "no unet": (no_unet, "model_index.json names no unet"),
+    "another network": (lambda f: rewrite(f / "unet" / "config.json", _class_name="DiTModel"), "unet is 'DiTModel'"),
+    "no settings": (lambda f: (f / "unet" / "config.json").unlink(), "unet has no config.json"),
+    "no json": (lambda f: (f / "unet" / "config.json").write_text("[1"), "config.json cannot be read"),
+    "another list": (lambda f: (f / "model_index.json").write_text("[1]"), "model_index.json cannot be read"),
+    "pickled": (pickled, "has only pickled weights .diffusion_pytorch_model.bin"),
+    "pieces outside": (pieces_outside, "names '../elsewhere.safetensors', which is no safetensors file beside it"),
+    "no weights": (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "unet has no weights"),
+    "damaged": (
+        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"version https://git-lfs"),
+        "unet cannot be read",
+    ),
+    "a weight missing": (lacks_weights, "unet lacks 1 of the weights"),
+    "other shapes": (lambda f: rewrite(f / "unet" / "config.json", block_out_channels=[32, 32]), "unet"),
+    "nonsense": (lambda f: rewrite(f / "unet" / "config.json", block_out_channels="x"), "unet cannot be read"),
+    "classes": (lambda f: rewrite(f / "unet" / "config.json", num_class_embeds=3), "unet"),
+    "more channels": (lambda f: rewrite(f / "unet" / "config.json", in_channels=6), "unet"),
+    "another scheduler": (
+        lambda f: rewrite(f / "scheduler" / "scheduler_config.json", _class_name="ScoreSdeVeScheduler"),
+        "scheduler is 'ScoreSdeVeScheduler'",
+    ),
+    "another prediction": (
+        lambda f: rewrite(f / "scheduler" / "scheduler_config.json", prediction_type="flow_prediction"),
+        "predicts 'flow_prediction'",
+    ),
+    "another schedule": (
+        lambda f: rewrite(f / "scheduler" / "scheduler_config.json", beta_schedule="x"),
+        "scheduler cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_cannot_be_loaded_is_refused_in_a_sentence(models, fault):
+    spoil, said = REFUSED[fault]
+    diffusers_folders.pixels(models / "ddpm")
+    spoil(models / "ddpm")
+    with pytest.raises(InputError, match=said) as refusal:
+        load("ddpm")
+    assert str(refusal.value).startswith("'folder' is 'ddpm', ")
+    assert str(refusal.value).endswith(".")
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder"])
+def test_missing_files_of_the_text_encoder(models, part):
+    diffusers_folders.with_text(models / "sd")
+    for file in (models / "sd" / part).iterdir():
+        if file.suffix != ".json" or part == "tokenizer":
+            file.unlink()
+    with pytest.raises(InputError, match="lacks the files of its tokenizer|text_encoder has no weights"):
+        load("sd")
+
+
+def test_a_text_encoder_of_another_class(models):
+    diffusers_folders.with_text(models / "sd")
+    rewrite(models / "sd" / "model_index.json", text_encoder=["transformers", "BertModel"])
+    with pytest.raises(InputError, match="with 'BertModel' as its text encoder. This node knows CLIPTextModel and T5"):
+        load("sd")
+
+
+@pytest.mark.parametrize("name", [None, "", "missing", "../outside", "/", "ddpm/unet", 3, "a\0b"])
+def test_names_that_are_not_in_the_list(models, name, tmp_path_factory):
+    diffusers_folders.pixels(models / "inside" / "ddpm")
+    diffusers_folders.pixels(models / "outside")
+    folder_paths.folder_names_and_paths["diffusers"][0][:] = [str(models / "inside")]
+    with pytest.raises(InputError, match="'folder' is"):
+        load(name)
+
+
+def test_nothing_is_fetched(models, monkeypatch):
+    """Every connection fails at once, and none is tried."""
+    diffusers_folders.with_text(models / "sd")
+    tried = []
+    monkeypatch.setattr(socket.socket, "connect", lambda *arguments: tried.append(arguments))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **_: tried.append(arguments))
+    load("sd")
+    assert not tried
+
+
+def test_a_size_that_the_network_cannot_halve(models):
+    diffusers_folders.pixels(models / "ddpm")
+    model = diffusers_folders.test_model("ddpm", load("ddpm"))
+    with pytest.raises(InputError, match="The latent is 16 x 15 cells, but this model takes multiples of 2"):
+        invert(model, {"samples": torch.rand(1, 3, 15, 16)})
+
+
+def test_empty_latents_of_comfyui_become_pictures(models):
+    """Empty Latent Image has four channels and an eighth of the size; KSampler asks the model what it needs."""
+    from nodes import EmptyLatentImage, KSampler
+
+    diffusers_folders.pixels(models / "ddpm", **GENTLE)
+    loaded = load("ddpm")
+    with torch.inference_mode():
+        (latent,) = EmptyLatentImage().generate(SIZE, SIZE)
+        (made,) = KSampler().sample(
+            loaded.model, 1, 2, 1.0, "euler", "simple", loaded.empty, loaded.empty, latent, denoise=1.0
+        )
+        assert loaded.vae.decode(made["samples"]).shape == (1, SIZE, SIZE, 3)
+
+
+def test_diffusers_is_imported_on_first_use_only():
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from scripts.environment import *; register_package();"
+        "add_comfyui_to_path(ensure(), ROOT / '.run' / 'imports'); import latent_directions.nodes;"
+        "print('diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-1:] == ["False"], done.stderr
 
 
 def test_folders_are_listed_as_comfyui_lists_them(models):
