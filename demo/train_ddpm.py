@@ -1,7 +1,7 @@
 """Train a small pixel-space DDPM of the demo's portraits, 32 x 32: python -m demo.train_ddpm --minutes 55.
 
-Writes a folder in the layout of diffusers, `ddpm`, for Load Diffusers Model. A run can be stopped and started again with
-the same command: it goes on where it was saved last, and --minutes is the time of all runs together.
+Writes a folder in the layout of diffusers, `ddpm`, for Load Diffusers Model. A run can be stopped and started again
+with the same command: it goes on where it was saved last, and --minutes is the time of all runs together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEDULE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_predicti
 
 
 def build_unet() -> torch.nn.Module:
-    """A U-Net of 3.6 M weights: three levels, attention at 8 x 8 pixels."""
+    """A U-Net of 4.1 M weights: three levels, attention at 8 x 8 pixels."""
     return diffusers.UNet2DModel(
         PIXELS,
         block_out_channels=(48, 96, 144),

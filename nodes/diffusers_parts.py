@@ -94,7 +94,8 @@ class Timesteps(comfy.model_sampling.ModelSamplingDiscrete):
     def __init__(self, alphas_cumprod: Tensor):
         """Take abar of x = sqrt(abar) x0 + sqrt(1 - abar) n at every timestep; sigma is sqrt(1/abar - 1)."""
         super().__init__()
-        alphas = alphas_cumprod.double().clamp(min=LEAST_SIGNAL)
+        alphas = alphas_cumprod.double()
+        alphas = torch.where(alphas > 0, alphas, LEAST_SIGNAL)
         self.num_timesteps = len(alphas)
         self.set_sigmas(((1 - alphas) / alphas).sqrt())
 
