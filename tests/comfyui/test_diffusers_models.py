@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 
 import comfy.model_management
 import comfy.sample
@@ -23,7 +21,6 @@ from latent_directions.core.operators import FORWARD_AD
 from latent_directions.nodes.diffusers_folder import folder_names
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.manipulate import DirectionSlider
-from scripts.environment import ROOT
 
 STEPS = 10  # divides the numbers of timesteps, or diffusers steps to timesteps that are not on its own list
 AGREEMENT = 1e-4  # of ComfyUI's samples with diffusers'
@@ -425,16 +422,6 @@ def test_empty_latents_of_comfyui_become_pictures(models):
             loaded.model, 1, 2, 1.0, "euler", "simple", loaded.empty, loaded.empty, latent, denoise=1.0
         )
         assert loaded.vae.decode(made["samples"]).shape == (1, SIZE, SIZE, 3)
-
-
-def test_diffusers_is_imported_on_first_use_only():
-    code = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from scripts.environment import *; register_package();"
-        "add_comfyui_to_path(ensure(), ROOT / '.run' / 'imports'); import latent_directions.nodes;"
-        "print('diffusers' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split()[-1:] == ["False"], done.stderr
 
 
 def test_folders_are_listed_as_comfyui_lists_them(models):
