@@ -5,6 +5,7 @@ from typing_extensions import override
 
 from . import (
     demo_model,
+    diffusers_model,
     encode,
     identify,
     inspect,
@@ -29,5 +30,5 @@ class LatentDirectionsExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         measures = (measure_words, measure_disentanglement, measure_demo)
-        modules = (encode, identify, manipulate, quick, inspect, *measures, library, demo_model)
+        modules = (encode, identify, manipulate, quick, inspect, *measures, library, diffusers_model, demo_model)
         return [node for module in modules for node in module.NODES]

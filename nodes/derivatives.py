@@ -204,7 +204,7 @@ def _rounds_input(layer):
 
 
 def _clone_input(_layer, args):
-    return (args[0].clone(), *args[1:]) if args else None
+    return (args[0].clone(memory_format=torch.contiguous_format), *args[1:]) if args else None
 
 
 @contextlib.contextmanager
@@ -235,10 +235,12 @@ def _prepare(module: torch.nn.Module, backward: bool, undo: contextlib.ExitStack
         module.forward = functools.partial(_forward_without_weights, module)
         undo.callback(module.__dict__.pop, "forward")
         return
+    if isinstance(module, torch.nn.GroupNorm):  # its forward AD needs a contiguous tangent
+        undo.callback(module.register_forward_pre_hook(_clone_input).remove)
     if not backward:
         return
-    if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm)):
-        # Some blocks add to a norm's input in place afterwards; the norm's backward needs it as it was.
+    if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm)):
+        # some blocks add to a norm's input in place afterwards; the norm's backward needs it as it was
         undo.callback(module.register_forward_pre_hook(_clone_input).remove)
     for kind in ("weight_function", "bias_function"):
         if hasattr(module, kind):  # inference tensors cannot be saved for backward; a copy can

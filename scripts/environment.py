@@ -34,7 +34,7 @@ CARRIER_FOLDER = "vendor/ComfyUI"
 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff"]
-# What examples/ needs beside torch and ComfyUI's requirements.
+# What examples/ and Load Diffusers Model need beside torch and ComfyUI's requirements.
 EXAMPLES = ["diffusers", "importlib_metadata", "lazy-importer", "zipp"]
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 
