@@ -23,7 +23,7 @@ DAMPING = 0.01
 def averaged(bench: Bench, case: Case, *, level: float, levels: Sequence[float], draws: int, **options) -> Edit:
     """HSDS with its move of the latent averaged over noise levels and noise draws.
 
-    The moves are averaged in x0 units, d = move / a, and taken from fresh noise at `level`.
+    The moves are averaged in units of x0, d = move / a, and applied from fresh noise at `level`.
 
     Args:
         bench: the demo model.
@@ -46,10 +46,10 @@ def averaged(bench: Bench, case: Case, *, level: float, levels: Sequence[float],
 
 
 def words_kept_by_the_hessian(bench: Bench, case: Case, *, level: float, steps: int, hessian: bool) -> Edit:
-    """Live words from fresh noise, their keep projection orthogonal in the metric of the Hessian (H3).
+    """Words compared at every step, from fresh noise; what is to be kept is projected off in the inner product of C.
 
-    q' = q - P (P'C P + DAMPING diag(P'P))^-1 P'C q, P the changes of the keep pairs at the reference path, C = K there,
-    symmetrised; without `hessian` C = I, which is the projection of the nodes but for its damping.
+    q' = q - P (P'C P + DAMPING diag(P'P))^-1 P'C q, P the changes of the keep pairs on the reference path, and
+    C = (K + K') / 2 there; without `hessian` C = I, which is the projection of the nodes but for its damping.
     """
     editor = Editor(bench, case)
     sigmas = editor.schedule(level, steps).tolist()
@@ -60,8 +60,8 @@ def words_kept_by_the_hessian(bench: Bench, case: Case, *, level: float, steps: 
         for sigma in sigmas[:-1]:
             x = denoiser.noised(x0, fresh.at(sigma)[0], sigma)
             changes = torch.cat([denoiser(x, sigma, one) - denoiser(x, sigma, other) for one, other in editor.keep])
-            carried = symmetrised(denoiser, x, sigma, changes) if hessian else changes
-            found.append((x, denoiser(x, sigma), changes.flatten(1), carried.flatten(1)))
+            changes_by_c = symmetrised(denoiser, x, sigma, changes) if hessian else changes
+            found.append((x, denoiser(x, sigma), changes.flatten(1), changes_by_c.flatten(1)))
         return found
 
     path = editor.run(on_path)
@@ -72,11 +72,11 @@ def words_kept_by_the_hessian(bench: Bench, case: Case, *, level: float, steps: 
 
         def sampled(denoiser: Denoiser, x0: Tensor, strength: float) -> Tensor:
             moved = torch.zeros_like(x0)
-            for (reference, unmoved, p, carried), sigma, below in zip(path, sigmas, sigmas[1:], strict=False):
+            for (reference, unmoved, p, changes_by_c), sigma, below in zip(path, sigmas, sigmas[1:], strict=False):
                 source, target = (denoiser(reference + moved, sigma, name) for name in (SOURCE, TARGET))
                 q = (target - source).flatten()
-                gram = p @ carried.T + DAMPING * (p @ p.T).diagonal().diag()
-                q = q - torch.linalg.lstsq(gram, (carried @ q)[:, None]).solution[:, 0] @ p
+                gram = p @ changes_by_c.T + DAMPING * (p @ p.T).diagonal().diag()
+                q = q - torch.linalg.lstsq(gram, (changes_by_c @ q)[:, None]).solution[:, 0] @ p
                 a, b = denoiser.scale(sigma)
                 a_below, b_below = denoiser.scale(below) if below else (1.0, 0.0)
                 change = source - unmoved + strength * q.view_as(x0)

@@ -21,8 +21,9 @@ class Method:
         grid: the settings that `--tune` compares, the chosen one among them; empty for one that is not tuned here.
         signed: whether negative strengths have a meaning; without one Spearman is over the non-negative strengths.
         keep: whether it reads the case's keep prompts. It runs only on cases that have some.
-        mask: where the edit acts: "" for everywhere, "implicit" for a mask of the method's own.
-        published: whether it is a method of others.
+        mask: where the edit acts: "" for everywhere, "found" for the place that Find Directions finds, "implicit" for a
+            mask of the method's own.
+        published: whether it is a published method of other authors.
     """
 
     prepare: Callable[..., Edit]
@@ -79,7 +80,7 @@ GRIDS: dict[str, tuple[dict, ...]] = {
         {"by": "stop", "slope": 0.3, "eta": 0.9, "gamma": 0.5, "guidance": 3.0},
         {"by": "stop", "slope": 0.25, "eta": 1.0, "gamma": 0.0, "guidance": 1.0},
     ),
-    "DDS": _grid(
+    "DDS optimisation": _grid(
         {"bottom": 0.1, "top": 0.9},
         {"steps": 40, "rate": 0.3, "guidance": 1.0},
         {"steps": 20, "rate": 0.2, "guidance": 3.0},
@@ -110,17 +111,17 @@ METHODS: dict[str, Method] = {
     "words + found keep in found mask": Method(own.slider, BY_DEFAULT, mask="found"),
     "words recorded": Method(own.slider, {**FRESH, **RECORDED}),
     "words recorded + keep": Method(own.slider, {**FRESH, **RECORDED, "keep": True}, keep=True),
-    "words recorded + found keep in found mask": Method(own.slider, {**BY_DEFAULT, **RECORDED}, mask="found"),
-    "words distilled": Method(own.quick_slider, FRESH),
-    "words distilled + found keep in found mask": Method(own.quick_slider, BY_DEFAULT, mask="found"),
+    "default, recorded": Method(own.slider, {**BY_DEFAULT, **RECORDED}, mask="found"),
+    "Quick Slider of words": Method(own.quick_slider, FRESH),
+    "Quick Slider of the default": Method(own.quick_slider, BY_DEFAULT, mask="found"),
     "HSDS": Method(own.slider, {**INVERTED, "method": "HSDS"}),
     "HSDS fresh": Method(own.slider, {**FRESH, "method": "HSDS"}),
     "HSDS averaged": Method(hessian.averaged, {"level": 0.7, "levels": (0.5, 0.6, 0.7), "draws": 2}),
     "HSDS + found keep in found mask": Method(own.slider, {**BY_DEFAULT, "method": "HSDS"}, mask="found"),
     "default + latent by HSDS": Method(own.slider, {**BY_DEFAULT, "method": "HSDS", "text_share": 1.0}, mask="found"),
-    "HSDS, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS"}),
-    "low-pass, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS low-pass"}),
-    "no Hessian, latent alone": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "DDS"}),
+    "HSDS image only": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS"}),
+    "HSDS low-pass image only": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "HSDS low-pass"}),
+    "HSDS without Hessian image only": Method(own.slider, {**INVERTED, **own.LATENT_ALONE, "method": "DDS"}),
     "words + keep by the Hessian": Method(
         hessian.words_kept_by_the_hessian, {"level": 0.7, "steps": 10, "hessian": True}, keep=True
     ),
@@ -134,7 +135,7 @@ METHODS: dict[str, Method] = {
     "FlowEdit + keep": Method(peers.flowedit, {**FLOWEDIT.setting, "keep": True}, keep=True),
     "RF inversion": _tuned(peers.rf_inversion, "RF inversion", 0, signed=False),
     "LEDITS++": _tuned(peers.semantic_guidance, "LEDITS++", 2, mask="implicit"),
-    "DDS": _tuned(peers.dds, "DDS", 1),
+    "DDS optimisation": _tuned(peers.dds, "DDS optimisation", 1),
 }
 # What all others are compared with: what the nodes do by themselves, with the list for the demo's portraits.
 DEFAULT = "words + found keep in found mask"
@@ -159,6 +160,4 @@ PAIR_METHODS = (
     "words recorded + keep",
     "words + keep by the Hessian",
     "HSDS",
-    "embedding",
-    "LEDITS++",
 )

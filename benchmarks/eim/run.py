@@ -2,11 +2,11 @@
 
 24 tuning cases for all methods, 100 held-out cases for the default, what it is made of, and the six published methods
 that are strongest on the tuning cases, and the pairs of attributes that go together in the world, with and without keep
-prompts. Leakage is the mean over all
-other attributes where the target has changed by a third of its 5-95 % range; pictures are compared with the original,
-so a poor reconstruction leaks too. Against the default, leakage is compared case by case at the same change (a third,
-or as far as both get), with 95 % bootstrap intervals over the cases; and once more at a setting of the method itself,
-the first that changes a third, because leakage between two settings far apart is a guess.
+prompts. Leakage is the mean over all other attributes where the target has changed by a third of its 5-95 % range;
+pictures are compared with the original, so a poor reconstruction leaks too. Against the default, leakage is compared
+case by case at the same change (a third, or as far as both get), with 95 % bootstrap intervals over the cases. "Without
+interpolation" compares at the first setting of the method that changes a third, because between two settings far apart
+the leakage is a guess.
 
     python -m benchmarks.eim [--quick] [--json FILE] [--tune [METHOD ...]] [--sheet PICTURE]
 
@@ -76,7 +76,9 @@ def line(name: str, mine: Sequence[dict], others: Sequence[dict]) -> dict:
         "method": name,
         "cases": len(mine),
         "spearman >= 0.9": float(np.mean([r["spearman"] >= 0.9 for r in mine])),
-        "of continuous": float(np.mean([r["spearman"] >= 0.9 for r in continuous])) if continuous else "-",
+        "continuous attributes alone": float(np.mean([r["spearman"] >= 0.9 for r in continuous]))
+        if continuous
+        else "-",
         "strengths": "signed" if min(mine[0]["strengths"]) < 0 else "from 0",
         "median change / range": float(np.median([r["share_of_range"] for r in mine])),
         "reached a third": float(np.mean([r["reached"] for r in mine])),
@@ -119,8 +121,8 @@ def compared(mine: Sequence[dict], others: Sequence[dict]) -> dict:
     return {
         "reached, less default's": with_interval(reached, difference_of_means),
         "leakage / default's": with_interval(leaks, ratio_of_means),
-        "the same at a setting of its own": with_interval(at_settings, ratio_of_means),
-        "cases matched": f"{len(leaks)}, {len(at_settings)}",
+        "the same without interpolation": with_interval(at_settings, ratio_of_means),
+        "cases compared": f"{len(leaks)}, {len(at_settings)}",
     }
 
 

@@ -18,21 +18,16 @@ WIDTH = 128
 
 
 def strength_at(row: dict, wanted: float) -> float:
-    """The strength from 0 on at which the target first changes by `wanted`, or most; linear between strengths."""
+    """The first strength of a row, from 0 on, at which the target has changed by `wanted`, or that of most change."""
     forward = np.array(row["strengths"]) >= 0
     strengths, changes = np.array(row["strengths"])[forward], np.array(row["changes"])[forward]
-    if changes.max() < wanted:
-        return float(strengths[changes.argmax()])
-    last = int(np.argmax(changes >= wanted))
-    if last == 0:
-        return float(strengths[0])
-    return float(np.interp(wanted, changes[last - 1 : last + 1], strengths[last - 1 : last + 1]))
+    return float(strengths[np.argmax(changes >= min(wanted, changes.max()))])
 
 
 def sheet(
     bench: Bench, kept: RowFile, methods: dict[str, str], attributes: Sequence[str] = tuple(ATTRIBUTES)
 ) -> Image.Image:
-    """One row an attribute: the picture, and every method where it changes half of the attribute's range, or most.
+    """One row an attribute: the picture, and every method where it first changes half the attribute's range, or most.
 
     Args:
         bench: the demo model.
