@@ -22,17 +22,17 @@ from .search import FoundDirection, Method, Search, Settings, check_evaluations
 from .svd import partial_svd
 from .words import COARSE, soft_mask
 
-# What the products of one picture may cost: pairs with J and J', or evaluations where no backward pass is taken.
+# What a search may spend on products: pairs with J and J', or evaluations where no backward pass is taken.
 PAIRS, FORWARD_EVALUATIONS = 32, 60
-MOST = 16  # moves that are mixed, where no more are asked for
-WEAK = 0.12  # moves with a singular value below this share of the largest are left out of the mix
-SAME = 0.9  # effects whose cosine is larger, of whatever sign, are the same thing
-STEP = 0.125  # change of D at strength 1, as a share of its standard deviation; half of LOCO's, for -3 to 3 to hold
+MOST = 16  # singular vectors that are mixed, or `count` where that is more
+WEAK = 0.12  # those with a singular value below this share of the largest are left out of the mix
+SAME = 0.9  # |cosine| of two effects above which the weaker one is dropped
+STEP = 0.125  # change of D at strength 1 in its standard deviations, half of LOCO's: strengths up to 3 stay plausible
 FARTHEST = 0.075  # the longest step of strength 1, as a share of the noise's norm
 NOTHING_INSIDE = "Nothing moves inside the mask: the model's prediction does not change there."
-KNOWN = "those of an earlier search on this picture"
+VALUE, MOVES, IMAGES, ASYMMETRY = "value", "moves", "images", "asymmetry"  # what is known of a picture
 ROWS, COLUMNS = ("upper", "lower"), ("left", "right")
-FEWER = "Only {} different things were found here that change plainly, in place of {}."
+FEWER = "Only {} directions with a clear effect of their own were found, in place of the {} that were asked for."
 
 
 def varimax_by_cell(effects: Tensor, *, iterations: int = 500, tolerance: float = 1e-7) -> Tensor:
@@ -40,7 +40,7 @@ def varimax_by_cell(effects: Tensor, *, iterations: int = 500, tolerance: float 
 
     With e_jp the energy, summed over channels, of effect sum_i R_ij E_i in cell p, it maximises `sparsity`, the sum
     over j of the variance of e_jp over the cells. It starts from R = 1, so that it repeats, and takes the polar
-    decomposition of the gradient for the next R until the gain is below a relative `tolerance`.
+    decomposition of the gradient for the next R until the change is below a relative `tolerance`, and gives the best R.
 
     Source: varimax (Kaiser 1958), with the energy of a cell in place of a squared loading (ours); the iteration is that
     of Jennrich (2001).
@@ -51,17 +51,20 @@ def varimax_by_cell(effects: Tensor, *, iterations: int = 500, tolerance: float 
         tolerance: see above.
     """
     products = products_by_cell(effects)
-    rotation, before = torch.eye(len(effects), dtype=torch.float64), 0.0
+    best = rotation = torch.eye(len(effects), dtype=torch.float64)
+    largest = before = sparsity(products, rotation)
     for _ in range(iterations):
         energy = _energies(products, rotation)
         gradient = torch.einsum("pik,kj,pj->ij", products, rotation, energy - energy.mean(0))
         u, _, vh = torch.linalg.svd(gradient)
         rotation = u @ vh
         now = sparsity(products, rotation)
-        if now <= before * (1 + tolerance):
+        if now > largest:  # the iteration may also lose: energies are squares, unlike varimax's loadings
+            best, largest = rotation, now
+        if abs(now - before) <= tolerance * before:
             break
         before = now
-    return rotation
+    return best
 
 
 def sparsity(products: Tensor, rotation: Tensor) -> float:
@@ -91,18 +94,19 @@ def _energies(products: Tensor, rotation: Tensor) -> Tensor:
 
 
 def explore(search: Search) -> list[FoundDirection]:
-    """Moves that each change one thing in one place, those with the largest effect first.
+    """Moves that each change mainly one part of the picture, those with the largest effect first.
 
     The leading singular vectors of J are mixed by `varimax_by_cell`; with a mask those of the masked J, restricted to
     the complement of the `null_rank` leading ones outside the mask, as LOCO has them. Each move has a mask: that of the
     search, or where there is none its own, where its effect is. Moves whose effect is that of a larger one are dropped.
 
-    The step of strength 1 makes the root mean square change of D in the mask of the move STEP of the standard deviation
-    of D, but that of the whole change no more, and is no longer than FARTHEST of the noise's norm. Both were chosen on
-    tuning portraits of the demo model; at longer steps more than one thing changed at strengths 2 and 3.
+    The step at strength 1 is the largest for which the root mean square change of D, both in the move's mask and over
+    the whole picture, is at most STEP standard deviations of D, and whose norm is at most FARTHEST times the noise's.
+    Both were chosen on tuning portraits of the demo model; at longer steps more than one thing changed at strengths 2
+    and 3.
 
-    Its products are those of J without a mask. A later search at the same point and with the same cache takes none,
-    whatever its mask, its null space and, up to MOST, its count.
+    Products are taken of J without a mask, so that a later search at the same point with the same cache reuses them
+    all, whatever its mask, its null space and, up to MOST, its count.
 
     Raises:
         NothingInsideError: the prediction does not change inside the mask.
@@ -111,7 +115,7 @@ def explore(search: Search) -> list[FoundDirection]:
     settings, mask = search.settings, search.mask
     value, space = _products(search)
     if "self_check" not in search.notes:
-        search.notes["products"] = KNOWN
+        search.notes["products_reused"] = True
     vectors = _leading(space, mask, settings)
     effects = space.apply(vectors)
     rotation = varimax_by_cell(effects if mask is None else mask * effects)
@@ -145,7 +149,7 @@ def place_of(energy: Tensor) -> str:
         energy: of the effect in every cell, (H, W), not 0 everywhere.
     """
     weights = in_float64(energy) / in_float64(energy).sum()
-    if 1 / weights.square().sum() > 0.6 * weights.numel():  # the number of cells that share it
+    if 1 / weights.square().sum() > 0.6 * weights.numel():  # that many cells share the effect
         return "everywhere"
     down, right = (torch.arange(count, dtype=torch.float64).add(0.5) / count - 0.5 for count in weights.shape)
     vertical, horizontal = float(weights.sum(1) @ down), float(weights.sum(0) @ right)
@@ -159,7 +163,7 @@ def _products(search: Search) -> tuple[Tensor, KrylovSpace]:
     settings = search.settings
     most = max(MOST, settings.count)
 
-    def compute(_missing: list) -> list[Tensor]:
+    def compute(missing: list) -> list[Tensor]:
         with search.checked(backward=settings.backward) as check:
             jacobian, probe = check.jacobian, check.probe
             if check.backward:
@@ -174,14 +178,22 @@ def _products(search: Search) -> tuple[Tensor, KrylovSpace]:
                 size = max(left, 2 * most) + 1
                 space = ForwardKrylovSpace(jacobian.approximate_matvec, probe.vector, size, image=probe.image)
                 search.notes |= {"products": space.products, "products_by": jacobian.approximate_mode}
-                search.notes["asymmetry"] = space.asymmetry
-                if space.asymmetry > ASYMMETRIC:
-                    search.remarks.append(TOO_ASYMMETRIC.format(space.asymmetry))
-            return [jacobian.value, space.basis.rows.view(-1, *search.x.shape[1:]), space.images]
+            found = {
+                VALUE: jacobian.value,
+                MOVES: space.basis.rows.view(-1, *search.x.shape[1:]),
+                IMAGES: space.images,
+                # with a backward pass it does not matter
+                ASYMMETRY: torch.tensor(0.0 if check.backward else space.asymmetry),
+            }
+            return [found[part] for part, *_ in missing]
 
-    keys = [("products", kind, most, settings.derivatives, settings.seed) for kind in ("value", "moves", "images")]
-    value, basis, images = search.cache.get(("explore", search.sigma, search.key), keys, compute)
-    return value, KrylovSpace(KrylovBasis.of(basis), images)
+    keys = [(part, most, settings.derivatives, settings.seed) for part in (VALUE, MOVES, IMAGES, ASYMMETRY)]
+    value, moves, images, asymmetry = search.cache.get(("explore", search.sigma, search.key), keys, compute)
+    if asymmetry > 0:
+        search.notes["asymmetry"] = float(asymmetry)
+    if asymmetry > ASYMMETRIC:
+        search.remarks.append(TOO_ASYMMETRIC.format(float(asymmetry)))
+    return value, KrylovSpace(KrylovBasis.of(moves), images)
 
 
 def _leading(space: KrylovSpace, mask: Tensor | None, settings: Settings) -> Tensor:
@@ -189,12 +201,15 @@ def _leading(space: KrylovSpace, mask: Tensor | None, settings: Settings) -> Ten
     strongest = float(space.images.norm(dim=1).max())
     if not (space.images if mask is None else space.masked(space.images, mask)).any():
         raise NothingInsideError(NOTHING_INSIDE)
+    null = None
     if has_outside(mask) and settings.null_rank:
         outside = space.triplets(settings.null_rank, 1 - mask)
         null = outside.right[outside.values > APPROXIMATE * strongest]
         space = space.off(null) if len(null) < len(space) else None
     found = None if space is None else space.triplets(max(MOST, settings.count), mask)
     if found is None or found.values[0] <= APPROXIMATE * strongest:
+        if null is None or not len(null):
+            raise NothingInsideError(NOTHING_INSIDE)
         raise EverythingRuledOutError(RULED_OUT)
     return found.right[found.values > WEAK * found.values[0]]
 
@@ -223,7 +238,8 @@ def _evaluations(settings: Settings, _masked: bool) -> float:
 
 EXPLORE = Method(
     name="explore",
-    summary="needs no words; finds moves of the latent that each change one thing in one place, and acts there alone",
+    summary="needs no words; finds moves of the latent that each change mainly one part of the picture, and act there"
+    " alone",
     run=explore,
     evaluations=_evaluations,
     reads=("mask", "count", "null_rank", "seed", "derivatives"),

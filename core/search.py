@@ -167,8 +167,9 @@ class Method:
         reads: names of the settings that `run` depends on: fields of Settings, "mask", and "free" for the prompt FREE.
         compares_words: whether it needs the target prompt.
         moves_words: whether the change of the words is a part of the direction.
-        finds_several: whether it finds as many directions as `count` says, which have no names then.
-        is_named: whether these are named after all, by where they act, and by words whose effect is like theirs.
+        finds_several: whether it finds as many directions as `count` says.
+        is_named: whether each of several directions gets a name, from the words with the most similar effect or else
+            from its place; otherwise they are numbered.
     """
 
     name: str

@@ -145,7 +145,7 @@ class WordsChange:
             )
             cosines = [torch.cosine_similarity(q.flatten(1), p.flatten(1), dim=1) for p in changes]
             found.append(torch.stack(cosines, dim=1).cpu().double().abs())
-            found[-1][~q.flatten(1).any(1)] = torch.nan  # a point where the words change nothing tells nothing
+            found[-1][~q.flatten(1).any(1).cpu()] = torch.nan  # a point where the words change nothing tells nothing
         return torch.stack(found).nanmean(0)
 
     def mask(self) -> Tensor:

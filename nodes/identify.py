@@ -69,6 +69,7 @@ NO_TEXT = (
     "Nothing was looked for that the words move along: 'find_keeps' and 'candidates' need 'source' as a text, not as"
     " 'source_conditioning'."
 )
+NO_NAMES = "The directions were not compared with 'candidates', because 'clip' is not connected."
 EVERYWHERE, FOUND = "everywhere", "found"
 
 
@@ -111,7 +112,12 @@ class FindDirections(io.ComfyNode):
                     ),
                 ),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="Text encoder of the model; needed for every method with words."
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "Text encoder of the model; needed for every method with words. With 'explore' it names what is"
+                        " found."
+                    ),
                 ),
                 *(
                     io.Conditioning.Input(
@@ -221,7 +227,8 @@ class FindDirections(io.ComfyNode):
                     tooltip=(
                         "Checks a list of things for what the words would change too, and holds those still that change"
                         " much. It asks the model six times for each thing, once a picture. 'nothing': only what 'keep'"
-                        " says is held. With 'explore' the list has the names for what is found, and 'clip' is needed."
+                        " says is held. With 'explore' and 'clip' the list gives names to what is found, for two"
+                        " evaluations a thing."
                     ),
                 ),
                 io.String.Input(
@@ -242,7 +249,8 @@ class FindDirections(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Where methods that move words act. 'found': where the words change the picture most, for which"
-                        " the model is asked twice; shown at the output 'where'. With 'mask', only inside it."
+                        " the model is asked twice; shown at the output 'where'. With 'mask', only inside it. 'explore'"
+                        " finds a place for each direction itself."
                     ),
                 ),
             ],
@@ -317,7 +325,11 @@ class FindDirections(io.ComfyNode):
                     without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=find_where
                 )
                 words = replace(words, keep=words.keep + seen.pairs)
-        phrases = candidates_of(find_keeps, candidates) if record.is_named and clip is not None else []
+        phrases = candidates_of(find_keeps, candidates) if record.is_named else []
+        if phrases and clip is None:
+            if candidates.strip():
+                words = replace(words, remarks=(*words.remarks, NO_NAMES))
+            phrases = []
         labels = encoded_pairs(clip, source.strip(), phrases)
         soft = None if mask is None else soft_mask_on_latent(mask, shape)
         cells = None if soft is None else covered_cells(soft)

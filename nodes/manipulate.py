@@ -187,9 +187,9 @@ def with_slider(
         if own.shape[-2:] != shape[-2:]:
             msg = (
                 f"The direction '{direction.name}' has a mask of {own.shape[-1]} x {own.shape[-2]} cells, but this"
-                f" picture's latent is {shape[-1]} x {shape[-2]}. Find the direction again on this picture, or with"
-                " 'where' on 'everywhere' and without a mask."
+                f" picture's latent is {shape[-1]} x {shape[-2]}. Find the direction again on this picture"
             )
+            msg += "." if direction.words is None else ", or with 'where' on 'everywhere' and without a mask."
             raise InputError(msg)
         if len(own) not in (1, shape[0]):
             msg = (

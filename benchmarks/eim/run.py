@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\nPairs that go together in the world:\n", flush=True)
         of_pairs = PAIR_METHODS[:2] if quick else PAIR_METHODS
         print_table(summary_of_pairs(table_rows(bench, kept, PAIR, of_pairs, quick)))
-        if options.sheet:
+        if options.sheet and not quick:
             of_sheet = [DEFAULT, *(name for name in best if METHODS[name].published)]
             sheet(bench, kept, {name: "ours" if name == DEFAULT else name for name in of_sheet}).save(options.sheet)
 
@@ -212,5 +212,7 @@ def _parser():
     made.add_argument(
         "--tune", nargs="*", metavar="METHOD", choices=[*METHODS, []], help="measure the grids of these methods, or all"
     )
-    made.add_argument("--sheet", type=Path, metavar="PICTURE", help="also write pictures of the held-out cases")
+    made.add_argument(
+        "--sheet", type=Path, metavar="PICTURE", help="also write pictures of the held-out cases (not with --quick)"
+    )
     return made

@@ -177,7 +177,7 @@ class TestNames:
         ]
         directions, report = found(candidates="hat | cap\nsmile | frown")
         assert report["model_evaluations"] == 4  # of the words alone
-        assert report["products"] == "those of an earlier search on this picture"
+        assert report["products_reused"] is True
         assert all(direction.notes["words"] in ("hat | cap", "smile | frown") for direction in directions)
         for direction, entry in zip(directions, report["found"], strict=True):
             assert 0 <= entry["cosine_of_words"] <= 1

@@ -8,6 +8,7 @@ from analytic import EYE, SHAPE, SIZE, analytic, box, cosine, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latent_directions.core import exploration
 from latent_directions.core.anchor import ReferenceCache
 from latent_directions.core.denoiser import Denoiser
 from latent_directions.core.errors import EverythingRuledOutError, NothingInsideError
@@ -58,6 +59,13 @@ class TestRotation:
         before, after = (dense_sparsity(effects, r) for r in (torch.eye(k).double(), rotation))
         assert after >= before * (1 - 1e-9)
         assert sparsity(products_by_cell(effects), rotation) == pytest.approx(after, rel=1e-9, abs=1e-12)
+
+    def test_no_loss_where_the_iteration_does_not_rise(self):
+        generator = torch.Generator().manual_seed(1415735010)
+        sizes = torch.tensor([1.0, 1.0, 0.1, 1.0]).view(-1, 1, 1, 1)
+        effects = sizes * torch.randn(4, 2, 1, 2, generator=generator).double()
+        before, after = (dense_sparsity(effects, r) for r in (torch.eye(4).double(), varimax_by_cell(effects)))
+        assert after >= before
 
     @given(effects_of())
     @settings(deadline=None, max_examples=30)
@@ -192,6 +200,27 @@ class TestExplore:
         for changes in ({"seed": 1}, {"derivatives": "forward only"}, {"key": "another model"}, {"count": 17}):
             assert found(**changes)[1] > 0
 
+    @pytest.mark.parametrize("room", [0, 300, 1000, 5000])
+    def test_a_cache_that_holds_a_part_of_the_products(self, model, mask, room):
+        cache = ReferenceCache(max_bytes=room)
+        first, again = (
+            explore(replace(model.search(mask, count=3, derivatives="forward only"), cache=cache)) for _ in range(2)
+        )
+        assert cache.full
+        assert [torch.equal(one.vector, other.vector) for one, other in zip(first, again, strict=True)] == [True] * 3
+
+    def test_a_later_search_says_too_that_j_is_asymmetric(self, model, mask, monkeypatch):
+        monkeypatch.setattr(exploration, "ASYMMETRIC", 0.0)
+        cache = ReferenceCache()
+        searches = [
+            replace(model.search(mask, count=2, derivatives="forward only"), cache=cache, remarks=[]) for _ in range(2)
+        ]
+        for search in searches:
+            explore(search)
+        assert searches[0].remarks == searches[1].remarks != []
+        assert searches[0].notes["asymmetry"] == searches[1].notes["asymmetry"]
+        assert "products_reused" in searches[1].notes
+
     @pytest.mark.parametrize("derivatives", ["automatic", "forward only"])
     def test_a_mask_inside_which_nothing_changes(self, model, derivatives):
         def flat(x, sigma):
@@ -222,9 +251,12 @@ class TestExplore:
         moves = explore(search)
         assert 1 <= len(moves) <= 2
         assert search.remarks == [
-            f"Only {len(moves)} different things were found here that change plainly, in place of 8."
+            f"Only {len(moves)} directions with a clear effect of their own were found, in place of the 8 that were"
+            " asked for."
         ]
-        assert not explore(replace(search, settings=Settings(count=len(moves)), remarks=[]))[0].notes.get("remarks")
+        enough = replace(search, settings=Settings(count=len(moves), null_rank=0), remarks=[])
+        assert len(explore(enough)) == len(moves)
+        assert enough.remarks == []
 
 
 def test_largest_first_without_those_that_are_the_same():
