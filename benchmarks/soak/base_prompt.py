@@ -165,6 +165,7 @@ NODES = {
     "attributes": "MeasureDemo",
     "save": "SaveDirection",
     "load": "LoadDirection",
+    "diffusers": "LoadDiffusersModel",
 }
 MOUTH = ["portrait", 1]
 PREVIEW = {"inversion": ["invert", 4], "directions": ["find", 0], "vae": ["demo", 2]}
@@ -219,6 +220,9 @@ def base() -> dict:
         "attributes": (f"{PREFIX}MeasureDemo", measured),
         "report text": ("PreviewAny", {"source": ["report", 1]}),
         "preview": (f"{PREFIX}PreviewDirections", PREVIEW | {"strength": 1.0, "columns": 3, "steps": 1}),
+        # the server has no such folder: the node says so
+        "diffusers": (f"{PREFIX}LoadDiffusersModel", {}),
+        "diffusers text": ("PreviewAny", {"source": ["diffusers", 3]}),
         "save": (f"{PREFIX}SaveDirection", {"directions": ["find", 0], "index": 0, "name": f"{MARK}"}),
     }
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
@@ -235,6 +239,7 @@ OUTPUTS_OF = {
     "words": ("words",),
     "score": ("score",),
     "attributes": ("attributes",),
+    "diffusers": ("diffusers text",),
 }
 
 
