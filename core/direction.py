@@ -61,11 +61,11 @@ class Distilled:
     """What a direction does to one picture, as moves of its clean latent in ComfyUI's latent space.
 
     Attributes:
-        above: for each unit of strength above 0, (C, h, w).
-        below: the same below 0: strength s < 0 moves by s times it.
+        above: change per unit of strength for positive strengths, (C, h, w).
+        below: the same for negative strengths: the latent moves by s * below where s < 0.
         picture: digest of the clean latent that it belongs to.
-        bend: how far the picture is from the middle of those at strengths -1 and 1, over the distance of these: 0
-            where the latent moves evenly along a line, 1/2 where it moves to one side alone.
+        bend: |z(0) - (z(-1) + z(1)) / 2| / |z(1) - z(-1)|, z(s) the latent sampled at strength s: 0 on a straight line,
+            1/2 where all change is on one side.
     """
 
     above: Tensor

@@ -37,7 +37,7 @@ MOST_WEIGHTS = 64  # parameters of a model that a fingerprint samples, and value
 LARGEST_STEP = 1e6  # norm of a move; that of a picture's noise at sigma 1 is around a thousand
 LARGEST_TOKEN_ID = 2**20  # vocabularies of text encoders have a few hundred thousand words
 LARGEST_SHARE = 1e3
-LARGEST_BEND = 1e6
+LARGEST_BEND_IN_FILE = 1e6
 LARGEST_THUMBNAIL = 128 * 2**10  # bytes
 DIGEST = re.compile("[0-9a-f]{64}")
 PICTURE, STORED = "picture", "stored"  # what the target's words are compared with
@@ -288,13 +288,13 @@ def _write_distilled(direction: Direction):
 
 def _read_distilled(part: dict, tensors: TensorFile) -> dict:
     if not DIGEST.fullmatch(part["picture"]):
-        msg = "picture of the distilled moves is no digest"
+        msg = "the field 'picture' of the part 'distilled' (made by Prepare Quick Slider) is no SHA-256 digest"
         raise ValueError(msg)
     above, below = (_move(tensors, f"distilled.{side}", 1.0) for side in ("above", "below"))
     if above.shape != below.shape:
-        msg = "the distilled moves above and below 0 differ in shape"
+        msg = "'above' and 'below' of the part 'distilled' differ in shape"
         raise ValueError(msg)
-    return {"distilled": Distilled(above, below, part["picture"], _number(part, "bend", 0.0, LARGEST_BEND))}
+    return {"distilled": Distilled(above, below, part["picture"], _number(part, "bend", 0.0, LARGEST_BEND_IN_FILE))}
 
 
 def _write_keep(direction: Direction):

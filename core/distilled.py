@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .linalg import in_float64
 
-LARGEST_BEND = 1000.0  # beyond it a bend says no more
+BEND_LIMIT = 1000.0  # larger values are cut off here, so that reports and files hold finite numbers
 
 
 def distil(run: Callable[[float], Tensor], x0: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -62,5 +62,5 @@ def bends(keyframes: Sequence[Tensor]) -> list[float]:
         off = in_float64(here) - (in_float64(before) + in_float64(after)) / 2
         apart = in_float64(after) - in_float64(before)
         ratios = [float(o.norm() / a.norm().clamp_min(1e-30)) for o, a in zip(off, apart, strict=True)]
-        found.append(min(max(ratios), LARGEST_BEND))
+        found.append(min(max(ratios), BEND_LIMIT))
     return found

@@ -31,7 +31,7 @@ from .anchored import without_anchor
 from .errors import InputError, with_advice
 from .host import family_of, run
 from .inputs import check_inputs, quoted
-from .masks import covered_cells, mask_in_pixels, refuse_nothing, soft_mask_on_latent
+from .masks import covered_cells, mask_in_pixels, refuse_empty_mask, soft_mask_on_latent
 from .model_fingerprint import fingerprint_of
 from .prediction_keys import settings_of_search
 from .progress import result_line, show_line
@@ -336,7 +336,7 @@ class FindDirections(io.ComfyNode):
         acts = None if soft is None else soft.view(-1, *shape[-2:])
         if seen.mask is not None:
             acts = seen.mask if acts is None else seen.mask * acts
-            refuse_nothing(acts, PLACES_APART)
+            refuse_empty_mask(acts, PLACES_APART)
         settings = Settings(
             count=count,
             null_rank=hold_outside,

@@ -20,12 +20,12 @@ from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 LONGEST_TEXT = 20_000  # characters of a typed text
 DIRECTIONS = DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction.")
-INDEX = io.Int.Input("index", default=0, min=0, max=1000, tooltip="Which of the directions, the first is 0.")
-STRENGTHS = {"min": -3.0, "max": 3.0, "step": 0.05}  # of a slider
+INDEX = io.Int.Input("index", default=0, min=0, max=1000, tooltip="Which direction to use, counted from 0.")
+STRENGTH_RANGE = {"min": -3.0, "max": 3.0, "step": 0.05}  # of a slider
 STRENGTH = io.Float.Input(
     "strength",
     default=1.0,
-    **STRENGTHS,
+    **STRENGTH_RANGE,
     display_mode=io.NumberDisplay.slider,
     tooltip="How far to move. 0 is the picture itself, negative goes the other way.",
 )

@@ -11,7 +11,7 @@ from ..core.direction import Direction
 from .anchored import AnchoredModel
 from .errors import InputError, with_advice
 from .inputs import DIRECTIONS, INDEX, STRENGTH, check_inputs
-from .masks import refuse_nothing, soft_mask_on_latent
+from .masks import refuse_empty_mask, soft_mask_on_latent
 from .sampling import sample_euler, schedule_from
 from .sockets import AppliedSlider, EncodedNoise, Inversion, InversionSocket
 
@@ -201,7 +201,7 @@ def with_slider(
             cells = own
         else:
             cells = own * cells
-            refuse_nothing(cells, PLACES_APART.format(direction.name))
+            refuse_empty_mask(cells, PLACES_APART.format(direction.name))
     slider = AppliedSlider(direction, strength, weight, recorded, cells)
     return replace(inversion, sliders=(*inversion.sliders, slider))
 

@@ -62,7 +62,7 @@ def covered_cells(soft: Tensor) -> Tensor:
     return cells
 
 
-def refuse_nothing(cells: Tensor, message: str) -> None:
+def refuse_empty_mask(cells: Tensor, message: str) -> None:
     """Raise an InputError where a product of masks lets next to nothing through."""
     if cells.max() < FAINT:
         raise InputError(message)

@@ -114,7 +114,7 @@ def _is_like(part: Tensor, extra: dict, name: str) -> bool:
     return name not in NOT_TEXT and isinstance(own, Tensor) and own.ndim == part.ndim
 
 
-def _check_encoder(prompt: Prompt, entry: list, which_comes: str, what_to_do: str) -> None:
+def _check_encoder(prompt: Prompt, entry: list, subject: str, what_to_do: str) -> None:
     """Refuse a prompt of another text encoder than an entry's: one whose tokens or pooled vector have another width."""
     tokens, extra = entry
     own, pooled = extra.get(POOLED), prompt.pooled
@@ -124,8 +124,8 @@ def _check_encoder(prompt: Prompt, entry: list, which_comes: str, what_to_do: st
     for what, (here, there) in widths.items():
         if here != there:
             msg = (
-                f"{which_comes} from another text encoder than the prompt of Invert Image: {what} has"
-                f" {' x '.join(map(str, here))} numbers, there {' x '.join(map(str, there))}. {what_to_do}"
+                f"{subject} from another text encoder than the prompt of Invert Image: {what} has"
+                f" {' x '.join(map(str, here))} numbers, in that prompt {' x '.join(map(str, there))}. {what_to_do}"
             )
             raise InputError(msg)
 

@@ -1,4 +1,4 @@
-"""Quick looks: a slider as two moves of the clean latent, which need no model, and a strip between a few true runs."""
+"""Previews of a slider without the model, and strips of pictures between a few sampled ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.direction import Direction, Distilled
 from ..core.distilled import bends, between, distil, evenly_spaced
 from .errors import InputError, with_advice
 from .host import samples_of
-from .inputs import DIRECTIONS, INDEX, STRENGTH, STRENGTHS, check_inputs
+from .inputs import DIRECTIONS, INDEX, STRENGTH, STRENGTH_RANGE, check_inputs
 from .manipulate import choose, sampled, schedule_of, with_slider
 from .progress import RunsCost, SearchProgress, result_line, show_line
 from .prompts import digest
@@ -33,7 +33,9 @@ SIGMAS = io.Sigmas.Input(
     advanced=True,
     tooltip="In place of 'steps': the sigmas that your sampler is given, for exactly its runs.",
 )
-UNMOVED = InversionSocket.Input("inversion", tooltip="The encoded picture. Sliders that it has passed are not applied.")
+UNMOVED = InversionSocket.Input(
+    "inversion", tooltip="The encoded picture. Direction Sliders earlier in the chain are left out."
+)
 
 
 class PrepareQuickSlider(io.ComfyNode):
@@ -158,12 +160,14 @@ class SliderStrip(io.ComfyNode):
             inputs=[
                 InversionSocket.Input(
                     "inversion",
-                    tooltip="The encoded picture. Sliders that it has passed stay applied, and this one is added.",
+                    tooltip=(
+                        "The encoded picture. Direction Sliders earlier in the chain stay applied, and this one is added."
+                    ),
                 ),
                 DIRECTIONS,
                 INDEX,
-                io.Float.Input("start", default=-1.0, **STRENGTHS, tooltip="Strength of the first picture."),
-                io.Float.Input("end", default=1.0, **STRENGTHS, tooltip="Strength of the last picture."),
+                io.Float.Input("start", default=-1.0, **STRENGTH_RANGE, tooltip="Strength of the first picture."),
+                io.Float.Input("end", default=1.0, **STRENGTH_RANGE, tooltip="Strength of the last picture."),
                 io.Int.Input(
                     "keyframes",
                     default=5,
@@ -251,7 +255,7 @@ def _prepared(direction: Direction, samples: Tensor) -> Distilled:
     made = direction.distilled
     if made is None:
         msg = (
-            f"The direction '{direction.name}' has not been prepared for a quick look. Put Prepare Quick Slider before"
+            f"The direction '{direction.name}' has not been prepared for Quick Slider. Put Prepare Quick Slider before"
             " this node, with the same 'index'."
         )
         raise InputError(msg)
@@ -284,11 +288,14 @@ def _fitting(latent: dict, own: Tensor) -> Tensor:
 
 def _summary(name: str, bend: float) -> str:
     """What the preview is, and where it may show ghosts, in words."""
-    exact = f"At strengths -1, 0 and 1 the preview of '{name}' is what sampling gave; elsewhere it goes on in a line."
+    exact = (
+        f"At strengths -1, 0 and 1 the preview of '{name}' is exactly a sampled picture; at others it is"
+        " interpolated or extended linearly."
+    )
     if bend >= LARGE_BEND:
         return (
-            f"{exact} The slider does not move evenly, as where things appear or move far: between them the preview may"
-            " show ghosts, two pictures over each other. Look at the true run of Direction Slider, or at Slider Strip."
+            f"{exact} This slider does not change the picture evenly, as where things appear or move far: between these"
+            " strengths two pictures may show over each other. Check them with Direction Slider or Slider Strip."
         )
     return f"{exact} Sample the picture that you keep with Direction Slider."
 

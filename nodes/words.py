@@ -62,10 +62,10 @@ with scarf | without scarf
 looking left | looking right""",
 }
 # Chosen on tuning cases of the demo model.
-ALIKE = 0.7  # cosine of the effects from which words name a move
+NAMING_COSINE = 0.7  # |cosine| of effects from which a phrase gives a direction its name
 THRESHOLD = 0.15  # mean |cosine| from which a candidate is kept
-SAME = 0.6  # and from which it counts as the target itself
-MOST = 5  # that are kept by themselves
+IS_TARGET_FROM = 0.6  # mean |cosine| from which it counts as the wanted change itself and is never kept
+MOST_KEPT = 5  # candidates that are kept without being asked for
 STEPS, SHARES = 10, (0.1, 0.5, 0.9)  # the noise levels that are compared, as shares of a schedule of so many steps
 SMALL_WORDS = frozenset(
     [
@@ -178,7 +178,7 @@ def named_by_words(
             sign = -1.0 if value < 0 else 1.0
             notes = notes | {"words": " | ".join(pairs[best]), "cosine_of_words": round(value * sign, 4)}
             is_best = int(cosines[:, best].abs().argmax()) == number - 1
-            name = pairs[best][0] if is_best and abs(value) >= ALIKE else name
+            name = pairs[best][0] if is_best and abs(value) >= NAMING_COSINE else name
         turned.append(replace(move, vector=sign * move.vector, effect=sign * move.effect, notes=notes))
         names.append(name)
     return turned, names
@@ -256,12 +256,12 @@ def _chosen(
         value, why = float(most[number]), ""
         if changed & _changed_words(*pairs[number]):
             why = SAME_WORDS
-        elif value >= SAME:
+        elif value >= IS_TARGET_FROM:
             why = TOO_LIKE
         elif value < THRESHOLD:
             why = BELOW
-        elif len(kept) == MOST:
-            why = ENOUGH.format(MOST)
+        elif len(kept) == MOST_KEPT:
+            why = ENOUGH.format(MOST_KEPT)
         else:
             kept.append(encoded[number])
         row = {"candidate": " | ".join(pairs[number]), "likeness": round(value, 4), "kept": not why}

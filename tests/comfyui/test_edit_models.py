@@ -280,11 +280,11 @@ class TestConditioningsInPlaceOfTexts:
             (lambda c, _: {"source_conditioning": c["target_conditioning"]}, "are the same prompt. Connect two"),
             (
                 lambda *_: {"target_conditioning": conditioning(1, 7, 20)},
-                "'target_conditioning' comes from another text encoder .*: a token has 20 numbers, there 24",
+                "'target_conditioning' comes from another text encoder .*: a token has 20 numbers, in that prompt 24",
             ),
             (
                 lambda *_: {"target_conditioning": conditioning(1, 7, 24, 20)},
-                "'target_conditioning' comes from another text encoder .*: the pooled vector has 20 numbers, there 32",
+                "'target_conditioning' comes from another text encoder .*: the pooled vector has 20 numbers, in that prompt 32",
             ),
             (lambda *_: {"target_conditioning": []}, "'target_conditioning' holds no text"),
             (lambda *_: {"target_conditioning": None}, "needs 'clip' for 'target'"),

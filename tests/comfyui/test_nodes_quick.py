@@ -131,7 +131,7 @@ class TestPrepare:
     @pytest.mark.parametrize(("bend", "ghosts"), [(quick.LARGE_BEND - 0.01, False), (quick.LARGE_BEND, True)])
     def test_the_summary_says_when_not_to_trust_it(self, bend, ghosts):
         summary = quick._summary("smile", bend)
-        assert "At strengths -1, 0 and 1 the preview of 'smile' is what sampling gave" in summary
+        assert "At strengths -1, 0 and 1 the preview of 'smile' is exactly a sampled picture" in summary
         assert ("may show ghosts" in summary) is ghosts
 
     def test_a_direction_that_moves_nothing(self, case):
@@ -197,7 +197,7 @@ class TestQuickSlider:
 
     def test_one_that_was_not_prepared(self, case):
         _, encoded, _, prepared, _ = case
-        with pytest.raises(InputError, match="has not been prepared for a quick look. Put Prepare Quick Slider before"):
+        with pytest.raises(InputError, match="has not been prepared for Quick Slider. Put Prepare Quick Slider before"):
             slide(encoded.inversion, prepared, 0.0, 1)
 
     def test_another_picture(self, case):

@@ -49,10 +49,10 @@ class TestChoice:
         assert rows["word3"]["why"] == words.KEPT
 
     def test_at_most_some(self):
-        likeness = [0.2 + 0.02 * n for n in range(words.MOST + 2)]
+        likeness = [0.2 + 0.02 * n for n in range(words.MOST_KEPT + 2)]
         rows, kept = self.chosen(*likeness)
-        assert kept == [f"word{n}" for n in reversed(range(2, words.MOST + 2))]
-        assert rows["word0"]["why"] == words.ENOUGH.format(words.MOST)
+        assert kept == [f"word{n}" for n in reversed(range(2, words.MOST_KEPT + 2))]
+        assert rows["word0"]["why"] == words.ENOUGH.format(words.MOST_KEPT)
 
     @pytest.mark.parametrize("pair", [("smiling", "neutral"), ("with a Smiling mouth", "x"), ("happy", "sad")])
     def test_the_words_themselves_never(self, pair):
@@ -148,7 +148,7 @@ class TestNames:
 
     def test_by_the_words_that_are_most_alike(self):
         pairs = [("with hat", "without hat"), ("open", "closed")]
-        cosines = torch.tensor([[0.75, 0.1], [-0.9, 0.2], [0.3, -words.ALIKE - 0.01], [0.1, 0.6]])
+        cosines = torch.tensor([[0.75, 0.1], [-0.9, 0.2], [0.3, -words.NAMING_COSINE - 0.01], [0.1, 0.6]])
         found, names = words.named_by_words(self.moves(4), pairs, cosines)
         assert names == ["direction 1 (upper)", "with hat", "open", "direction 4 (upper)"]
         for move, before, sign in zip(found, self.moves(4), (1, -1, -1, 1), strict=True):
@@ -248,7 +248,7 @@ class TestBadInput:
             looked(small, f"with a | with b\n{line}")
 
     def test_too_many(self, small):
-        lines = "\n".join(f"word{n} | other{n}" for n in range(words.MOST_CANDIDATES + 1))
+        lines = "\n".join(f"word{n} | other{n}" for n in range(words.MOST_KEPT_CANDIDATES + 1))
         with pytest.raises(InputError, match="have 101 pairs together, but at most 100 are compared"):
             looked(small, lines)
 

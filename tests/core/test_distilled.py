@@ -5,7 +5,7 @@ import torch
 from analytic import SHAPE, analytic, ode_step, sample_euler
 
 from latent_directions.core.anchor import AnchoredPrediction, NoiseMove, NoisePaths, WordsMove, moved_noise
-from latent_directions.core.distilled import LARGEST_BEND, bends, between, distil, evenly_spaced
+from latent_directions.core.distilled import BEND_LIMIT, bends, between, distil, evenly_spaced
 from latent_directions.core.inversion import seeded_noise
 from latent_directions.core.linalg import relative_error
 
@@ -106,7 +106,7 @@ def test_what_moves_to_one_side_alone():
     above, below, bend = distil(lambda s: x0 + max(s, 0.0), x0)
     assert (float(above.mean()), float(below.abs().max()), bend) == (pytest.approx(1), 0.0, pytest.approx(0.5))
     there_and_back = distil(lambda s: x0 + abs(s), x0)
-    assert there_and_back[2] == LARGEST_BEND  # nothing to compare with: a finite number
+    assert there_and_back[2] == BEND_LIMIT  # nothing to compare with: a finite number
     assert distil(lambda s: x0, x0) == (pytest.approx(torch.zeros(SHAPE)), pytest.approx(torch.zeros(SHAPE)), 0.0)
     assert distil(lambda s: x0.half() + s, x0.half())[0].dtype == torch.float64
 
@@ -136,7 +136,7 @@ def test_bends():
     jump = [torch.zeros(SHAPE), torch.zeros(SHAPE), torch.ones(SHAPE)]
     assert bends(jump) == [pytest.approx(0.5)]
     assert bends(line[:2]) == []
-    assert bends([line[0], line[1], line[0]]) == [LARGEST_BEND]  # there and back
+    assert bends([line[0], line[1], line[0]]) == [BEND_LIMIT]  # there and back
     assert bends([line[0]] * 3) == [0.0]
     both = [torch.cat(pair) for pair in zip(line, [line[0], line[0], line[2], line[3]], strict=True)]
     assert bends(both) == [pytest.approx(0.5), pytest.approx(1 / 6)]
