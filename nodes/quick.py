@@ -161,7 +161,7 @@ class SliderStrip(io.ComfyNode):
                 InversionSocket.Input(
                     "inversion",
                     tooltip=(
-                        "The encoded picture. Direction Sliders earlier in the chain stay applied, and this one is added."
+                        "The encoded picture. Direction Sliders earlier in the chain stay applied, this one is added."
                     ),
                 ),
                 DIRECTIONS,

@@ -284,7 +284,7 @@ class TestConditioningsInPlaceOfTexts:
             ),
             (
                 lambda *_: {"target_conditioning": conditioning(1, 7, 24, 20)},
-                "'target_conditioning' comes from another text encoder .*: the pooled vector has 20 numbers, in that prompt 32",
+                "'target_conditioning' comes from another .*: the pooled vector has 20 numbers, in that prompt 32",
             ),
             (lambda *_: {"target_conditioning": []}, "'target_conditioning' holds no text"),
             (lambda *_: {"target_conditioning": None}, "needs 'clip' for 'target'"),
