@@ -40,7 +40,7 @@ def slider(
     return lambda strengths: bench.edit(inversion, sigmas, direction, strengths, recorded=recorded)
 
 
-def quick_slider(bench: Bench, case: Case, *, level: float, noise: str, **options) -> Edit:
+def quick_slider(bench: Bench, case: Case, *, level: float, noise: str, keep: bool = False, **options) -> Edit:
     """Prepare Quick Slider, then Quick Slider at every strength.
 
     Args:
@@ -48,10 +48,11 @@ def quick_slider(bench: Bench, case: Case, *, level: float, noise: str, **option
         case: what to move.
         level: of Invert Image.
         noise: its method.
+        keep: whether the case's own keep prompts are given.
         options: further inputs of Find Directions.
     """
     inversion, sigmas = bench.encode(case, level, noise)
-    direction, _ = bench.find(case, inversion, "text", **options)
+    direction, _ = bench.find(case, inversion, "text", keep=case.keep if keep else "", **options)
     prepared = PrepareQuickSlider.execute(inversion, [direction], sigmas=sigmas).result[0]
 
     def edit(strengths: Sequence[float]) -> list[np.ndarray]:
