@@ -808,7 +808,10 @@ class TestFailingSave:
             (replace(bare(), latent=torch.full((4, 8, 8), float("nan"))), "tensor latent.move holds values"),
             (replace(words(), words=Words(Prompt(torch.full((1, 7, 24), 1e30)))), "tensor words.target.tokens holds"),
             (replace(bare(), mask=torch.full((1, 8, 8), 2.0)), "tensor mask.cells holds values"),
-            (replace(bare(), distilled=Distilled(random(4, 8, 8), random(4, 8, 8), "no digest", 0.0)), "no digest"),
+            (
+                replace(bare(), distilled=Distilled(random(4, 8, 8), random(4, 8, 8), "no digest", 0.0)),
+                "no SHA-256 digest",
+            ),
             (replace(bare(), notes={"asymmetry": float("nan")}), "NaN or infinity"),
             (replace(bare(), latent=None), "neither a move of the latent nor of the words"),
         ],

@@ -248,7 +248,7 @@ class TestBadInput:
             looked(small, f"with a | with b\n{line}")
 
     def test_too_many(self, small):
-        lines = "\n".join(f"word{n} | other{n}" for n in range(words.MOST_KEPT_CANDIDATES + 1))
+        lines = "\n".join(f"word{n} | other{n}" for n in range(words.MOST_CANDIDATES + 1))
         with pytest.raises(InputError, match="have 101 pairs together, but at most 100 are compared"):
             looked(small, lines)
 
