@@ -62,6 +62,21 @@ class Subject:
         """PSNR of decoded samples to the picture; None where there is none."""
         return None if self.picture is None else psnr(self.decode(samples).clamp(0, 1), self.picture)
 
+    def sampled(self, model, positive, noise, sampler: str, sigmas: torch.Tensor, guidance: float) -> torch.Tensor:
+        """What one of ComfyUI's samplers ends at, from the NOISE of a slider, under its MODEL and CONDITIONING."""
+        return comfy.sample.sample_custom(
+            model,
+            noise.generate_noise(self.latent),
+            guidance,
+            comfy.samplers.sampler_object(sampler),
+            sigmas,
+            positive,
+            self.negative,
+            self.latent["samples"],
+            disable_pbar=True,
+            seed=0,
+        )
+
 
 def subjects(bench: Bench) -> Iterator[Subject]:
     """The demo model with a portrait, and a small random-weight model of each family with a random latent."""
@@ -129,18 +144,8 @@ def exact_return(subject: Subject, quick: bool) -> list[dict]:
             }
             started = time.perf_counter()
             try:
-                after = comfy.sample.sample_custom(
-                    with_another_sampling(out[3]) if sampling == ANOTHER else out[3],
-                    out[1].generate_noise(subject.latent),
-                    guidance,
-                    comfy.samplers.sampler_object(sampler),
-                    out[2],
-                    subject.positive,
-                    subject.negative,
-                    before,
-                    disable_pbar=True,
-                    seed=0,
-                )
+                model = with_another_sampling(out[3]) if sampling == ANOTHER else out[3]
+                after = subject.sampled(model, subject.positive, out[1], sampler, out[2], guidance)
             except UnsupportedSamplerError as error:
                 rows.append({**row, **dict.fromkeys(MEASURED), "vae_psnr_db": ceiling, "refused": str(error)})
                 continue

@@ -8,8 +8,6 @@ import itertools
 import time
 from collections.abc import Iterator
 
-import comfy.sample
-import comfy.samplers
 import torch
 
 from benchmarks.portraits import INVERTED
@@ -64,7 +62,7 @@ def rows(subject, clip, samplers=SAMPLERS) -> Iterator[dict]:
                 moved = with_slider(moved, directions[name], strength, recorded=recorded)
             for sampler, guidance in itertools.product(samplers, (1.0, 4.0)):
                 started = time.perf_counter()
-                after = sampled(subject, moved, sampler, sigmas, guidance)
+                after = subject.sampled(*outputs(moved), sampler, sigmas, guidance)
                 yield {
                     "family": subject.family,
                     "chain": chain,
@@ -80,23 +78,6 @@ def rows(subject, clip, samplers=SAMPLERS) -> Iterator[dict]:
 def clip_of(subject, bench):
     """The text encoder of a subject: the demo model's own, for others one of random vectors."""
     return bench.clip if subject.model is bench.model else HashingClip(subject)
-
-
-def sampled(subject, inversion: Inversion, sampler: str, sigmas: torch.Tensor, guidance: float) -> torch.Tensor:
-    """What ComfyUI's sampler ends at, with all sliders of the inversion."""
-    model, positive, noise = outputs(inversion)
-    return comfy.sample.sample_custom(
-        model,
-        noise.generate_noise(subject.latent),
-        guidance,
-        comfy.samplers.sampler_object(sampler),
-        sigmas,
-        positive,
-        subject.negative,
-        subject.latent["samples"],
-        disable_pbar=True,
-        seed=0,
-    )
 
 
 def summary(found: list[dict]) -> list[dict]:

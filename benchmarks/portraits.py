@@ -110,15 +110,18 @@ class Bench:
         )
 
     def _sampled(self, inversion, sigmas, model, positive, noise) -> np.ndarray:
-        samples = sample_euler(model, noise.noise, sigmas, positive, inversion.latent)
-        image = self.vae.decode(samples)[0]
-        return (image.clamp(0, 1) * 255).round().byte().numpy()
+        return eight_bit(self.vae.decode(sample_euler(model, noise.noise, sigmas, positive, inversion.latent))[0])
 
     def measure(self, case: Case, pictures: list[np.ndarray], zero: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Target values of the pictures, and the leakage of every other attribute against picture number `zero`."""
         values = self.reader.read(pictures)
         leaks = {name: leakage(values, zero, name) for name in ATTRIBUTES if name != case.attribute}
         return target_values(values, case.attribute, case.phrase), leaks
+
+
+def eight_bit(image: torch.Tensor) -> np.ndarray:
+    """Decoded pictures (..., HWC) in 8 bits, rounded."""
+    return (image.clamp(0, 1) * 255).round().byte().numpy()
 
 
 def far_phrase(attribute: str, value) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.command import parser, write
 from benchmarks.first import change_towards, wanted_change
-from benchmarks.portraits import REGION, Bench, Case, held_out
+from benchmarks.portraits import REGION, Bench, Case, eight_bit, held_out
 from benchmarks.tables import print_table
 from latent_directions.core.denoiser import SOURCE, Denoiser
 from latent_directions.core.direction import Direction
@@ -122,11 +122,10 @@ def previews(
     for form, preview in previewers(ends, changed).items():
         for strength in shown:
             picture = decoded(bench, preview(strength))
-            pictures = [eight_bit(one) for one in (true[0.0], picture, true[strength])]
+            pictures = [eight_bit(one[0]) for one in (true[0.0], picture, true[strength])]
             change, true_change = change_towards(case, bench.measure(case, pictures, 0)[0], 0)[1:] / full_range(case)
-            near = min(psnr(picture, true[strength]) or HIGHEST, HIGHEST)
             moved = {"change": float(change), "true_change": float(true_change)}
-            yield {**shared, "form": form, "strength": strength, "psnr": near, **moved}
+            yield {**shared, "form": form, "strength": strength, "psnr": nearness(picture, true[strength]), **moved}
 
 
 def full_range(case: Case) -> float:
@@ -142,8 +141,8 @@ def strips(bench: Bench, case: Case, method: str, ends: dict[float, Tensor]) -> 
         mixed, bent = between(keyframes, 2 * KEYFRAMES - 1), [0.0, *bends(keyframes), 0.0]
         for k in range(KEYFRAMES - 1):
             middle = (strengths[k] + strengths[k + 1]) / 2
-            picture = min(psnr(decoded(bench, mixed[2 * k + 1]), decoded(bench, ends[middle])) or HIGHEST, HIGHEST)
-            row = {"apart": most / 2, "strength": middle, "bend": max(bent[k : k + 2]), "psnr": picture}
+            near = nearness(decoded(bench, mixed[2 * k + 1]), decoded(bench, ends[middle]))
+            row = {"apart": most / 2, "strength": middle, "bend": max(bent[k : k + 2]), "psnr": near}
             yield {"method": method, "case": case.name, **row}
 
 
@@ -152,9 +151,9 @@ def decoded(bench: Bench, latent: Tensor) -> Tensor:
     return bench.vae.decode(latent).clamp(0, 1)
 
 
-def eight_bit(picture: Tensor) -> np.ndarray:
-    """The first of some pictures in 8 bits."""
-    return (picture[0] * 255).round().byte().numpy()
+def nearness(picture: Tensor, true: Tensor) -> float:
+    """PSNR of a decoded picture to that of the true run, HIGHEST where they are equal."""
+    return min(psnr(picture, true) or HIGHEST, HIGHEST)
 
 
 def summary(rows: list[dict], **named) -> dict:

@@ -41,7 +41,6 @@ from .prompts import (
     keep_pairs,
     negative_prompt,
     parse_keep,
-    prompt_name,
     prompt_of,
     same_conditioning,
     with_prompt,
@@ -57,6 +56,7 @@ from .words import (
     encoded_pairs,
     find_what_words_move,
     named_by_words,
+    named_prompts,
 )
 
 DEFAULT = next(iter(METHODS))
@@ -308,7 +308,7 @@ class FindDirections(io.ComfyNode):
         refuse_wiring(cls.hidden and cls.hidden.prompt)
         record, shape = METHODS[method], inversion.latent["samples"].shape
         _check_inversion(model, inversion, record)
-        words, seen = _Words(), WhatWordsMove()
+        words, seen, bare = _Words(), WhatWordsMove(), without_anchor(model)
         if record.compares_words:
             given = {"source": source_conditioning, "target": target_conditioning}
             typed = {"source": source, "target": target}
@@ -321,9 +321,7 @@ class FindDirections(io.ComfyNode):
                 encoded = words.before, words.target
                 texts = source.strip(), target.strip() if target_conditioning is None else ""
                 negatives = negative_prompt(model, 1.0, negative)
-                seen = find_what_words_move(
-                    without_anchor(model), inversion, clip, texts, encoded, pairs, negatives, where=find_where
-                )
+                seen = find_what_words_move(bare, inversion, clip, texts, encoded, pairs, negatives, where=find_where)
                 words = replace(words, keep=words.keep + seen.pairs)
         phrases = candidates_of(find_keeps, candidates) if record.is_named else []
         if phrases and clip is None:
@@ -351,14 +349,9 @@ class FindDirections(io.ComfyNode):
         remarks = list(words.remarks)
         if record.run is not None:
             negatives = negative_prompt(model, guidance, negative)
-            prompts = _prompts(inversion, record, words) | negatives
-            prompts |= {
-                prompt_name(p): with_prompt(inversion.positive, p)
-                for pair in labels
-                for p in (pair.present, pair.absent)
-            }
-            key = settings_of_search(without_anchor(model), negatives)
-            beside = [(prompt_name(pair.present), prompt_name(pair.absent)) for pair in labels]
+            beside, compared = named_prompts(inversion.positive, labels)
+            prompts = _prompts(inversion, record, words) | negatives | compared
+            key = settings_of_search(bare, negatives)
 
             def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search, Tensor | None]:
                 x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
@@ -373,7 +366,7 @@ class FindDirections(io.ComfyNode):
 
             expected = round(record.evaluations(settings, cells is not None)) + 2 * len(beside)
             (moves, search, cosines), cost = run(
-                without_anchor(model), prompts, inversion.latent, inversion.sigma, body, expected=expected
+                bare, prompts, inversion.latent, inversion.sigma, body, expected=expected
             )
             remarks += [*cost.pop("remarks", []), *search.remarks]
             notes = search.notes | cost

@@ -156,6 +156,18 @@ def encoded_pairs(clip, text: str, pairs: list[tuple[str, str]]) -> list[KeepPai
     return encoded
 
 
+def named_prompts(positive: list, pairs: list[KeepPair]) -> tuple[list[tuple[str, str]], dict[str, list]]:
+    """The names (with, without) of pairs, and the conditionings by these names that ask for them.
+
+    Args:
+        positive: the picture's own conditioning, into which each prompt goes.
+        pairs: of prompts.
+    """
+    names = [(prompt_name(pair.present), prompt_name(pair.absent)) for pair in pairs]
+    prompts = {prompt_name(prompt): prompt for pair in pairs for prompt in (pair.present, pair.absent)}
+    return names, {name: with_prompt(positive, prompt) for name, prompt in prompts.items()}
+
+
 def named_by_words(
     moves: list[FoundDirection], pairs: list[tuple[str, str]], cosines: Tensor
 ) -> tuple[list[FoundDirection], list[str]]:
@@ -213,14 +225,13 @@ def find_what_words_move(
         EqualPredictionsError: the words change nothing.
     """
     encoded = encoded_pairs(clip, texts[0], pairs)
-    named = {prompt_name(prompt): prompt for pair in encoded for prompt in (pair.present, pair.absent)}
+    names, conditionings = named_prompts(inversion.positive, encoded)
     own = SOURCE if holds_prompt(inversion.positive, words[0]) else prompt_name(words[0])
-    named |= {own: words[0], prompt_name(words[1]): words[1]}
-    conditionings = {name: with_prompt(inversion.positive, prompt) for name, prompt in named.items()}
+    for name, prompt in ((own, words[0]), (prompt_name(words[1]), words[1])):
+        conditionings[name] = with_prompt(inversion.positive, prompt)
     sigmas = schedule_from(model.get_model_object("model_sampling"), "simple", STEPS, inversion.sigma)[:-1].tolist()
     shares = SHARES if pairs else SHARES[1:2]
     chosen = list(dict.fromkeys(sigmas[min(round(share * STEPS), len(sigmas) - 1)] for share in shares))
-    names = [(prompt_name(pair.present), prompt_name(pair.absent)) for pair in encoded]
 
     def body(denoiser: Denoiser, x0: Tensor) -> tuple[Tensor | None, Tensor | None]:
         noises = [inversion.paths.at(sigma)[0].to(x0) for sigma in chosen]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.portraits import Bench, Case
+from benchmarks.portraits import Bench, Case, eight_bit
 from latent_directions.core.denoiser import SOURCE, Denoiser
 from latent_directions.core.inversion import invert, seeded_noise
 from latent_directions.nodes.host import run
@@ -55,7 +55,7 @@ class Editor:
     def pictures(self, latents: Tensor) -> list[np.ndarray]:
         """8-bit pictures (HWC) of clean latents (B, C, H, W) in the model's space."""
         images = self.bench.vae.decode(self.bench.model.model.process_latent_out(latents))
-        return list((images.clamp(0, 1) * 255).round().byte().numpy())
+        return list(eight_bit(images))
 
     def original(self) -> np.ndarray:
         """The picture as the VAE gives it back."""

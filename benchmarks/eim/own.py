@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.eim.peers import Edit
 from benchmarks.first import random_like
-from benchmarks.portraits import Bench, Case
+from benchmarks.portraits import Bench, Case, eight_bit
 from latent_directions.nodes.quick import PrepareQuickSlider, QuickSlider
 
 LATENT_ALONE = {"image_share": 1.0, "text_share": 0.0}
@@ -57,7 +57,7 @@ def quick_slider(bench: Bench, case: Case, *, level: float, noise: str, keep: bo
 
     def edit(strengths: Sequence[float]) -> list[np.ndarray]:
         latents = [QuickSlider.execute(inversion, prepared, 0, float(s)).result[0]["samples"] for s in strengths]
-        return [(bench.vae.decode(one)[0].clamp(0, 1) * 255).round().byte().numpy() for one in latents]
+        return [eight_bit(bench.vae.decode(one)[0]) for one in latents]
 
     return edit
 
