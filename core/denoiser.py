@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -63,6 +63,21 @@ class EvaluationCounter:
             self.cost_per_forward = 1
 
 
+@dataclass(frozen=True)
+class Features:
+    """Inner activations h of a network, at one of its layers, which the host reads while the network runs.
+
+    Attributes:
+        read: (x (p, C, H, W), sigma, prompt name) -> h (p, ...), differentiable in x inside the context of
+            `Denoiser.differentiable`. A call counts an evaluation for each vector, also where the network stops at the
+            layer.
+        layer: what the host calls the layer.
+    """
+
+    read: Callable[[Tensor, float, str], Tensor]
+    layer: str
+
+
 @dataclass
 class Denoiser:
     """A model as `core` sees it.
@@ -75,17 +90,21 @@ class Denoiser:
         counter: counts the evaluations that `predict` causes. Without one, every call counts its batch.
         differentiable: called with whether a backward pass will be taken; gives a context inside which `predict` can be
             differentiated. The default suits plain torch code with torch's fused attention.
+        features: the inner activations that the pullback method looks at; None where the host reads none.
     """
 
     predict: Callable[..., Tensor]
     scale: Callable[[float], tuple[float, float]]
     counter: EvaluationCounter | None = None
     differentiable: Callable[[bool], AbstractContextManager] = differentiable_attention
+    features: Features | None = None
 
     def __post_init__(self):
         if self.counter is None:
             self.counter = EvaluationCounter()
             self.predict = self.counter.counting(self.predict)
+            if self.features is not None:
+                self.features = replace(self.features, read=self.counter.counting(self.features.read))
 
     def __call__(self, x: Tensor, sigma: float, prompt: str = SOURCE, guidance: float = 1.0) -> Tensor:
         """D(x, sigma, prompt), same shape as x.

@@ -75,6 +75,19 @@ class Distilled:
 
 
 @dataclass(frozen=True)
+class Feature:
+    """What a direction changes inside the network, by which it can be carried over to other pictures.
+
+    Attributes:
+        change: unit-norm change of the inner activations h, shaped as those of one picture.
+        layer: the layer of the network that they belong to, as the host calls it.
+    """
+
+    change: Tensor
+    layer: str
+
+
+@dataclass(frozen=True)
 class Fingerprint:
     """What tells the models of one family apart: how the network is built, and a few of its weights.
 
@@ -129,6 +142,7 @@ class Direction:
         mask: where the direction acts, in cells of the latent with values 0 to 1: (1, h, w), or (B, h, w) for the
             pictures of a batch; None for everywhere.
         distilled: what it does to the picture that it was distilled for, or None.
+        feature: what it changes inside the network, or None where that was not looked at.
         model: fingerprint of the model that it was found on, or None where that is not known.
         notes: singular value, prompts, evaluations and so on; JSON-serialisable.
     """
@@ -143,6 +157,7 @@ class Direction:
     keep: tuple[KeepPair, ...] = ()
     mask: Tensor | None = None
     distilled: Distilled | None = None
+    feature: Feature | None = None
     model: Fingerprint | None = None
     notes: dict = field(default_factory=dict)
 

@@ -25,6 +25,12 @@ OUTSIDE_ALONE = "The source and the target prompt change the prediction only out
 TARGET, WORDS_SOURCE, FREE, NEGATIVE = "target", "words source", "free", "negative"
 AUTOMATIC, FORWARD_ONLY = "automatic", "forward only"
 DERIVATIVES = (AUTOMATIC, FORWARD_ONLY, DIFFERENCES, DOUBLE_BACKWARD)
+# When LOCO leaves out what changes the outside of the mask: while it looks for moves (ours), or after that (the paper).
+RESTRICT_FIRST, PROJECT_AFTER = "restrict first", "project after"
+PROJECTIONS = (RESTRICT_FIRST, PROJECT_AFTER)
+# How the pullback method goes along a direction.
+STRAIGHT, GUIDED, GEODESIC = "straight", "x-space guidance", "geodesic shooting"
+PATHS = (STRAIGHT, GUIDED, GEODESIC)
 
 
 def keep_prompts(number: int) -> tuple[str, str]:
@@ -47,6 +53,10 @@ class Settings:
         words_source: name of the prompt that the target is compared with.
         derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass), DIFFERENCES (neither that nor forward AD: memory as in
             sampling) or DOUBLE_BACKWARD (no forward AD). T-LOCO takes a backward pass with any of them.
+        guided: whether the Jacobian is that of the prediction under `guidance`, at twice the evaluations.
+        projection: RESTRICT_FIRST or PROJECT_AFTER.
+        path: STRAIGHT, GUIDED or GEODESIC.
+        path_steps: steps of a path that is not straight.
     """
 
     count: int = 1
@@ -58,11 +68,20 @@ class Settings:
     seed: int = 0
     words_source: str = SOURCE
     derivatives: str = AUTOMATIC
+    guided: bool = False
+    projection: str = RESTRICT_FIRST
+    path: str = STRAIGHT
+    path_steps: int = 16
 
     def __post_init__(self):
-        if self.derivatives not in DERIVATIVES:
-            msg = f"There is no choice of derivatives {self.derivatives!r}. The choices are: {', '.join(DERIVATIVES)}."
-            raise UnknownNameError(msg)
+        for what, value, choices in (
+            ("derivatives", self.derivatives, DERIVATIVES),
+            ("projection", self.projection, PROJECTIONS),
+            ("path", self.path, PATHS),
+        ):
+            if value not in choices:
+                msg = f"There is no choice of {what} {value!r}. The choices are: {', '.join(choices)}."
+                raise UnknownNameError(msg)
 
     @property
     def mode(self) -> str:
@@ -85,6 +104,7 @@ class FoundDirection:
         notes: what is known of it, for a report.
         mask: where it acts at every sampling step, with one channel and values 0 to 1; None for everywhere.
         effect: J v, shaped as the vector, where a method hands it on to be named.
+        feature: unit-norm change of the features that the move brings about, (1, ...), where a method looks at them.
     """
 
     vector: Tensor
@@ -92,6 +112,7 @@ class FoundDirection:
     notes: dict
     mask: Tensor | None = None
     effect: Tensor | None = None
+    feature: Tensor | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "vector", self.vector.detach())
@@ -111,12 +132,15 @@ class Search:
         denoiser: answers to the prompts SOURCE and, as the method needs them, TARGET, WORDS_SOURCE, FREE, NEGATIVE and
             keep pairs.
         x: the noisy latent (1, C, H, W), at noise level `sigma`.
-        mask: where the change should happen, (1, 1, H, W) with values 0 to 1; None for everywhere.
+        mask: where the change should happen, (1, 1, H, W) with values 0 to 1, in cells of the latent, or with `decode`
+            in pixels; None for everywhere.
         settings: how to look.
         notes: what the report says of the search as a whole.
         remarks: sentences on what an artist should know of it.
         cache: products that another search at the same point may know already.
         key: what these depend on besides point, prompt and settings, such as the model.
+        decode: D (p, C, H, W) -> its pictures (p, 3, H', W'), differentiable, for LOCO and T-LOCO, whose Jacobian is
+            then that of the decoded prediction, as in the paper; None where they look at the latent.
     """
 
     denoiser: Denoiser
@@ -128,6 +152,7 @@ class Search:
     remarks: list[str] = field(default_factory=list)
     cache: ReferenceCache = field(default_factory=ReferenceCache)
     key: Hashable = ()
+    decode: Callable[[Tensor], Tensor] | None = None
 
     def jacobian(self, prompt: str = SOURCE, like: Jacobian | None = None) -> Jacobian:
         """The Jacobian of the prediction here under a prompt, with mode, step and `checked` of `like` where given."""
@@ -164,7 +189,8 @@ class Method:
         run: finds the moves; None where the change of the words themselves is all there is.
         evaluations: (settings, whether there is a mask) -> model evaluations that `run` is expected to take, for a
             progress bar.
-        reads: names of the settings that `run` depends on: fields of Settings, "mask", and "free" for the prompt FREE.
+        reads: names of the settings that `run` depends on: fields of Settings, "mask", "decode", "features", and "free"
+            for the prompt FREE.
         compares_words: whether it needs the target prompt.
         moves_words: whether the change of the words is a part of the direction.
         finds_several: whether it finds as many directions as `count` says.

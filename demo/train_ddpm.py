@@ -104,7 +104,8 @@ def main() -> None:
     for _ in clock:
         pictures = pool[torch.randint(len(pool), (options.batch,))]
         timesteps = torch.randint(steps, (options.batch,))
-        loss = velocity_loss(unet, alphas, pictures, timesteps, torch.randn(pictures.shape)).mean()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = velocity_loss(unet, alphas, pictures, timesteps, torch.randn(pictures.shape)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
