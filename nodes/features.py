@@ -30,10 +30,10 @@ class Seen:
     """What hooks saw of one call of the network.
 
     Attributes:
-        x: the network's input, as many rows as `labels` has entries times vectors.
+        x: the network's input, with a row for every latent and every entry of `labels`.
         inputs: its inputs by name.
         options: the transformer options that the block was given, where it was given any.
-        image: the layer's output for the picture, or None where it is no tensor, or not where it should be.
+        image: the layer's output that holds the picture, for the whole batch; None before the layer has run.
     """
 
     x: Tensor
@@ -162,8 +162,8 @@ def _layers(network: torch.nn.Module) -> list[Layer]:
     ]
     if not layers:
         msg = (
-            f"No features can be read from this model: its network is a {type(network).__name__}, of which no layer is"
-            f" known. They can be read from {KNOWN}. Load one of these, or {WITHOUT}."
+            f"No features can be read from this model: its network is of the class {type(network).__name__}, of which no"
+            f" layer is known. They can be read from {KNOWN}. Load one of these, or {WITHOUT}."
         )
         raise UnsupportedModelError(msg)
     return layers

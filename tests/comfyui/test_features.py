@@ -484,7 +484,7 @@ class TestWhatIsRefused:
             read(loaded(Family("sd1", sd1)), 2)
 
     def test_a_network_of_an_unknown_kind(self):
-        with pytest.raises(UnsupportedModelError, match="a OmniGen2Transformer2DModel, of which no layer is known"):
+        with pytest.raises(UnsupportedModelError, match="of the class OmniGen2Transformer2DModel, of which no layer is known"):
             read(loaded(Family("omnigen2", omnigen2)))
 
     def test_a_unet_without_a_middle_block(self):
