@@ -139,8 +139,13 @@ def find_layer(network: torch.nn.Module, block: int = MIDDLE) -> Layer:
     if block == MIDDLE:
         return layers[(len(layers) - 1) // 2]
     if not 1 <= block <= len(layers):
-        has = "one block, the middle one" if len(layers) == 1 else f"{len(layers)} blocks"
-        msg = f"'block' is {block}, but this model has {has}. Set it to 1 to {len(layers)}, or to -1 for the middle."
+        if len(layers) == 1:
+            msg = f"'block' is {block}, but this model has one block that can be read: {layers[0].name}. Set it to -1."
+        else:
+            msg = (
+                f"'block' is {block}, but this model has {len(layers)} blocks. Set it to a number from 1 to"
+                f" {len(layers)}, or to -1 for the one in the middle."
+            )
         raise InputError(msg)
     return layers[block - 1]
 
@@ -162,8 +167,8 @@ def _layers(network: torch.nn.Module) -> list[Layer]:
     ]
     if not layers:
         msg = (
-            f"No features can be read from this model: its network is of the class {type(network).__name__}, of which no"
-            f" layer is known. They can be read from {KNOWN}. Load one of these, or {WITHOUT}."
+            f"No features can be read from this model: its network is of the class {type(network).__name__}, of which"
+            f" no layer is known. They can be read from {KNOWN}. Load one of these, or {WITHOUT}."
         )
         raise UnsupportedModelError(msg)
     return layers

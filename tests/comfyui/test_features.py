@@ -476,15 +476,15 @@ class TestTheRunEnds:
 class TestWhatIsRefused:
     @pytest.mark.parametrize("block", [0, -2, 4])
     def test_a_block_that_does_not_exist(self, block):
-        with pytest.raises(InputError, match=f"'block' is {block}, but this model has 3 blocks. Set it to 1 to 3, or"):
+        with pytest.raises(InputError, match=f"'block' is {block}, but .* 3 blocks. Set it to a number from 1 to 3"):
             read(loaded(Family("flux", flux)), block)
 
     def test_a_second_block_of_a_unet(self):
-        with pytest.raises(InputError, match="'block' is 2, but this model has one block, the middle one"):
+        with pytest.raises(InputError, match="'block' is 2, but .* one block that can be read: middle block"):
             read(loaded(Family("sd1", sd1)), 2)
 
     def test_a_network_of_an_unknown_kind(self):
-        with pytest.raises(UnsupportedModelError, match="of the class OmniGen2Transformer2DModel, of which no layer is known"):
+        with pytest.raises(UnsupportedModelError, match="class OmniGen2Transformer2DModel, of which no layer is"):
             read(loaded(Family("omnigen2", omnigen2)))
 
     def test_a_unet_without_a_middle_block(self):
