@@ -370,3 +370,12 @@ def test_the_features_jacobian_counts_and_batches(model):
     assert torch.allclose(jacobian.matvec(vectors).flatten(1), vectors.flatten(1) @ dense.T)
     assert torch.allclose(jacobian.rmatvec(changes).flatten(1), changes.flatten(1) @ dense)
     assert model.denoiser.counter.evaluations == 2 * 3 + 3 * 3
+
+
+@pytest.mark.parametrize("path", [STRAIGHT, GUIDED, GEODESIC])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_record_expects_what_it_takes(model, path, count):
+    search = model.search(path=path, path_steps=4, count=count)
+    pullback(search)
+    ratio = module.PULLBACK.evaluations(search.settings, False) / model.denoiser.counter.evaluations
+    assert 0.6 < ratio < 3
