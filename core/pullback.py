@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import NothingToMoveError, ShapeError, size_in_words
 from .geometry import carried, carried_move
-from .jacobian_directions import MAX_PAIRS
+from .jacobian_directions import APPROXIMATE, EXACT, MAX_PAIRS
 from .local_basis import basis_at, checked_features
 from .operators import DIFFERENCE_STEP, DIFFERENCES, Jacobian
 from .search import (
@@ -100,15 +100,15 @@ def pullback(
                     "converged": basis.converged,
                     "pairs": basis.pairs,
                 }
-                found = _found(of_prediction.jacobian, basis.moves[own], basis.changes[own], notes)
+                found = _found(of_prediction, basis.moves[own], basis.changes[own], notes)
                 if found is not None and settings.path == GUIDED:
                     end = guided_path(search, found.vector, steps=settings.path_steps, delta=delta, gamma=gamma)
                     told = {"path_steps": settings.path_steps, "path_delta": delta}
-                    found = _bent(of_prediction.jacobian, found, end, told)
+                    found = _bent(of_prediction, found, end, told)
                 elif found is not None and settings.path == GEODESIC:
                     steps, rank = min(settings.path_steps, shots), max(RANK, settings.count)
                     end, cosines = geodesic_path(jacobian, found, steps=steps, rank=rank, max_pairs=max_pairs)
-                    found = _bent(of_prediction.jacobian, found, end, {"path_steps": steps, "path_cosines": cosines})
+                    found = _bent(of_prediction, found, end, {"path_steps": steps, "path_cosines": cosines})
                 if found is not None:
                     moves.append(replace(found, notes=found.notes | {"path": settings.path}))
     if not moves:
@@ -154,7 +154,7 @@ def carry_over(search: Search, change: Tensor, *, rank: int = OTHER_RANK, max_pa
         notes = {"cosine": cosine, "rank": len(basis), "pairs": basis.pairs, "converged": basis.converged}
         with search.checked(backward=False, like=jacobian, note="prediction_check") as of_prediction:
             part, _ = carried(change, basis.changes)
-            found = _found(of_prediction.jacobian, move, part, notes, signed=False)
+            found = _found(of_prediction, move, part, notes, signed=False)
     if found is None:
         msg = "What carries over of the direction does not change the prediction for this picture."
         raise NothingToMoveError(msg)
@@ -216,7 +216,7 @@ def geodesic_path(
     return x - jacobian.x, cosines
 
 
-def _bent(of_prediction: Jacobian, straight: FoundDirection, end: Tensor, notes: dict) -> FoundDirection | None:
+def _bent(of_prediction: SelfCheck, straight: FoundDirection, end: Tensor, notes: dict) -> FoundDirection | None:
     """The move to the end of a path that began along `straight`; None where it does not change the prediction."""
     found = _found(of_prediction, end, straight.feature, straight.notes | notes)
     if found is None:
@@ -229,12 +229,12 @@ def _bent(of_prediction: Jacobian, straight: FoundDirection, end: Tensor, notes:
 
 
 def _found(
-    of_prediction: Jacobian, move: Tensor, change: Tensor, notes: dict, *, signed: bool = True
+    of_prediction: SelfCheck, move: Tensor, change: Tensor, notes: dict, *, signed: bool = True
 ) -> FoundDirection | None:
     """A move with its step, and with `signed` its sign; None where it does not change the prediction.
 
     Args:
-        of_prediction: J of the prediction, checked.
+        of_prediction: J of the prediction and its self-check, whose random vector says what effect is rounding.
         move: (1, C, H, W) of any length.
         change: of the features.
         notes: for the report.
@@ -244,12 +244,14 @@ def _found(
     if length == 0:
         return None
     vector = move / length
-    effect = of_prediction.matvec(vector)
-    size = float(effect.square().mean().sqrt())
-    if size == 0:
+    jacobian, probe = of_prediction.jacobian, of_prediction.probe
+    effect = jacobian.matvec(vector)
+    precision = APPROXIMATE if jacobian.mode == DIFFERENCES else EXACT
+    if effect.norm() <= precision * probe.image.norm() / probe.vector.norm():
         return None
+    size = float(effect.square().mean().sqrt())
     sign = -1.0 if signed and effect.sum() < 0 else 1.0
-    return FoundDirection(sign * vector, CHANGE * float(of_prediction.value.std()) / size, notes, feature=sign * change)
+    return FoundDirection(sign * vector, CHANGE * float(jacobian.value.std()) / size, notes, feature=sign * change)
 
 
 def _probe_length(delta: float, check: SelfCheck, search: Search) -> float:
