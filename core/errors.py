@@ -96,6 +96,10 @@ class NoBackwardError(DerivativeError):
     """A method needs products with J', and those failed their self-check."""
 
 
+class DecodedBackwardError(NoBackwardError):
+    """Directions of decoded pictures need products with J', and there are none."""
+
+
 class TargetDerivativeError(DerivativeError):
     """Products passed their self-check under the source prompt, but disagree under the target prompt."""
 

@@ -37,6 +37,9 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.NotRepeatableError: "Remove nodes that add randomness to the MODEL.",
     errors.NoTrustedModeError: "Use the method 'text', which needs none.",
     errors.NoBackwardError: "Use 'HSDS' or 'LOCO', which can do without.",
+    errors.DecodedBackwardError: (
+        "Let the search look at the latent in place of the decoded picture, or set 'derivatives' to 'automatic'."
+    ),
     errors.TargetDerivativeError: "Use the method 'HSDS' or 'LOCO', which take none there.",
     errors.NothingToMoveError: "Raise 'level' of Invert Image.",
     errors.EqualPredictionsError: (
