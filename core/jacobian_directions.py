@@ -181,7 +181,10 @@ class _Found(NamedTuple):
 def _by_svd(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, settings: Settings, null_rank: int, max_pairs: int
 ) -> _Found:
-    """By Golub-Kahan; the SVD inside the mask starts from the best vector that the one outside has found (ours)."""
+    """By Golub-Kahan; a restricted SVD inside the mask starts from the best vector that the one outside has found (ours).
+
+    In the paper's order it starts from the probe: what the search outside has found may lack moves of the inside alone.
+    """
     converged, stopped, pairs, largest = True, False, 0, 0.0
     null, image, after = None, None, settings.projection == PROJECT_AFTER
     outside_start = first_start(jacobian, probe, 1 - mask) if null_rank else None
@@ -191,7 +194,8 @@ def _by_svd(
         converged, pairs, largest = triplets.converged, triplets.pairs, float(triplets.values[0])
         stopped = _is_stopped(triplets, max_pairs)
         space, null = KrylovSpace.of(outside), triplets.right
-        image, null_effects = _best_inside(space, None if after else null, mask, settings.count), space.apply(null)
+        null_effects = space.apply(null)
+        image = None if after else _best_inside(space, null, mask, settings.count)
         del outside, space  # and all that is recorded there
     null_space = None if null is None or after else _columns(null)
     operator = RestrictedOperator(jacobian, mask, null_space, record=True)
@@ -230,15 +234,11 @@ def _is_stopped(found: SingularTriplets, max_pairs: int) -> bool:
     return not found.converged and found.pairs >= max_pairs
 
 
-def _best_inside(space: KrylovSpace, null: Tensor | None, mask: Tensor, count: int) -> Tensor | None:
-    """The image J v (1, ...) of the best moves inside, off the vectors `null`, that the search outside has come across.
-
-    None where it has come across none.
-    """
-    if null is not None and len(space) <= len(null):
+def _best_inside(space: KrylovSpace, null: Tensor, mask: Tensor, count: int) -> Tensor | None:
+    """The image J v (1, ...) of the best moves inside that the search outside has come across; None where of none."""
+    if len(space) <= len(null):
         return None
-    rest = space if null is None else space.off(null)
-    return space.apply(rest.triplets(count, mask).right.sum(dim=0, keepdim=True))
+    return space.apply(space.off(null).triplets(count, mask).right.sum(dim=0, keepdim=True))
 
 
 def _outside(outside: RestrictedOperator, start: Tensor, rank: int, max_pairs: int) -> SingularTriplets:
