@@ -10,20 +10,25 @@ Moves and effects have the noisy latent's shape (k, C, H, W) or (k, C, 1, H, W);
 
 from __future__ import annotations
 
+import functools
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor
 
 from .errors import EverythingRuledOutError, NothingInsideError
-from .jacobian_directions import APPROXIMATE, ASYMMETRIC, RULED_OUT, TOO_ASYMMETRIC, has_outside
+from .jacobian_directions import APPROXIMATE, ASYMMETRIC, EXACT, RULED_OUT, TOO_ASYMMETRIC, has_outside
 from .krylov import ForwardKrylovSpace, KrylovSpace
-from .linalg import KrylovBasis, in_float64
+from .linalg import KrylovBasis, in_float64, project_off
 from .operators import RestrictedOperator
 from .search import FoundDirection, Method, Search, Settings, check_evaluations
+from .self_check import SelfCheck
 from .svd import partial_svd
 from .words import COARSE, soft_mask
 
 # What a search may spend on products: pairs with J and J', or evaluations where no backward pass is taken.
 PAIRS, FORWARD_EVALUATIONS = 32, 60
+TOLERANCE = 1e-2  # of the singular vectors that the space of products is grown for
 MOST = 16  # singular vectors that are mixed, or `count` where that is more
 WEAK = 0.12  # those with a singular value below this share of the largest are left out of the mix
 SAME = 0.9  # |cosine| of two effects above which the weaker one is dropped
@@ -106,7 +111,8 @@ def explore(search: Search) -> list[FoundDirection]:
     and 3.
 
     Products are taken of J without a mask, so that a later search at the same point with the same cache reuses them
-    all, whatever its mask, its null space and, up to MOST, its count.
+    all, whatever its mask, its null space and, up to MOST, its count. For a larger count it takes those that are
+    missing. It looks at the latent and the plain prediction, whatever `decode` and guidance there are.
 
     Raises:
         NothingInsideError: the prediction does not change inside the mask.
@@ -159,41 +165,85 @@ def place_of(energy: Tensor) -> str:
 
 
 def _products(search: Search) -> tuple[Tensor, KrylovSpace]:
-    """D at the point, and the space of the moves whose products with J are known, from the cache where it has them."""
-    settings = search.settings
-    most = max(MOST, settings.count)
+    """D at the point, and the space of the moves whose products with J are known, from the cache where it has them.
 
-    def compute(missing: list) -> list[Tensor]:
-        with search.checked(backward=settings.backward) as check:
-            jacobian, probe = check.jacobian, check.probe
-            if check.backward:
-                recorded = RestrictedOperator(jacobian, None, record=True)
-                found = partial_svd(
-                    recorded.matvec, recorded.rmatvec, probe.back, most, tol=1e-2, max_pairs=max(PAIRS, 2 * most)
-                )
-                search.notes |= {"pairs": found.pairs, "converged": found.converged}
-                space = KrylovSpace.of(recorded)
-            else:
-                left = (FORWARD_EVALUATIONS - check.evaluations) // jacobian.approximate_cost
-                size = max(left, 2 * most) + 1
-                space = ForwardKrylovSpace(jacobian.approximate_matvec, probe.vector, size, image=probe.image)
-                search.notes |= {"products": space.products, "products_by": jacobian.approximate_mode}
-            found = {
-                VALUE: jacobian.value,
-                MOVES: space.basis.rows.view(-1, *search.x.shape[1:]),
-                IMAGES: space.images,
-                # with a backward pass it does not matter
-                ASYMMETRY: torch.tensor(0.0 if check.backward else space.asymmetry),
-            }
+    It holds what MOST directions need, and after that what a larger count needs besides, so that it is the same
+    whatever was asked for before.
+    """
+    settings, place = search.settings, ("explore", search.sigma, search.key)
+    with ExitStack() as stack:
+        check = functools.cache(lambda: stack.enter_context(search.checked(backward=settings.backward)))
+
+        def first(missing: list) -> list[Tensor]:
+            space = _space(search, check())
+            # with a backward pass it does not matter how far J is from symmetric
+            asymmetry = torch.tensor(0.0 if check().backward else space.asymmetry)
+            found = _parts(search, space) | {VALUE: check().jacobian.value, ASYMMETRY: asymmetry}
             return [found[part] for part, *_ in missing]
 
-    keys = [(part, most, settings.derivatives, settings.seed) for part in (VALUE, MOVES, IMAGES, ASYMMETRY)]
-    value, moves, images, asymmetry = search.cache.get(("explore", search.sigma, search.key), keys, compute)
+        def more(missing: list) -> list[Tensor]:
+            found = _parts(search, _larger(search, check(), space), len(space))
+            return [found[part] for part, *_ in missing]
+
+        keys = [(part, MOST, settings.derivatives, settings.seed) for part in (VALUE, MOVES, IMAGES, ASYMMETRY)]
+        value, moves, images, asymmetry = search.cache.get(place, keys, first)
+        space = KrylovSpace(KrylovBasis.of(moves), images)
+        if settings.count > MOST:
+            keys = [(part, settings.count, *rest) for part, _, *rest in keys if part in (MOVES, IMAGES)]
+            further, their_images = search.cache.get(place, keys, more)
+            space = KrylovSpace(KrylovBasis.of(torch.cat([moves, further])), torch.cat([images, their_images]))
     if asymmetry > 0:
         search.notes["asymmetry"] = float(asymmetry)
     if asymmetry > ASYMMETRIC:
         search.remarks.append(TOO_ASYMMETRIC.format(float(asymmetry)))
-    return value, KrylovSpace(KrylovBasis.of(moves), images)
+    return value, space
+
+
+def _parts(search: Search, space: KrylovSpace, after: int = 0) -> dict[str, Tensor]:
+    """What is stored of a space: its vectors and images after the first so many."""
+    return {MOVES: space.basis.rows[after:].view(-1, *search.x.shape[1:]), IMAGES: space.images[after:]}
+
+
+def _space(search: Search, check: SelfCheck) -> KrylovSpace:
+    """The space that MOST directions are taken from."""
+    jacobian, probe = check.jacobian, check.probe
+    if check.backward:
+        recorded = RestrictedOperator(jacobian, None, record=True)
+        found = partial_svd(recorded.matvec, recorded.rmatvec, probe.back, MOST, tol=TOLERANCE, max_pairs=PAIRS)
+        search.notes |= {"pairs": found.pairs, "converged": found.converged}
+        return KrylovSpace.of(recorded)
+    left = (FORWARD_EVALUATIONS - check.evaluations) // jacobian.approximate_cost
+    space = ForwardKrylovSpace(jacobian.approximate_matvec, probe.vector, max(left, 2 * MOST) + 1, image=probe.image)
+    search.notes |= {"products": space.products, "products_by": jacobian.approximate_mode}
+    return space
+
+
+def _larger(search: Search, check: SelfCheck, space: KrylovSpace) -> KrylovSpace:
+    """A space grown until `count` directions can be taken from it.
+
+    The last image leads on: what J' makes of it, off the space, is the next vector of the same Golub-Kahan process, and
+    without a backward pass the image itself, off the space, that of the same Krylov process.
+    """
+    jacobian, count, size = check.jacobian, search.settings.count, 2 * search.settings.count
+    last = space.images[-1:].view(1, *search.x.shape[1:])
+    if not check.backward:
+        larger = ForwardKrylovSpace(jacobian.approximate_matvec, last, size + 1, smaller=space)
+        search.notes["products"] = search.notes.get("products", 0) + larger.products
+        search.notes["products_by"] = jacobian.approximate_mode
+        return larger
+    recorded = RestrictedOperator(jacobian, None, space.basis.rows.T[None], record=True)
+    raw = jacobian.rmatvec(last)
+    start = project_off(project_off(raw, space.basis.rows.T[None]), space.basis.rows.T[None])
+    if size <= len(space) or start.norm() <= EXACT * raw.norm():  # the space holds all that moves
+        return space
+    found = partial_svd(
+        recorded.matvec, recorded.rmatvec, start, count - MOST, tol=TOLERANCE, max_pairs=size - len(space)
+    )
+    search.notes["pairs"] = search.notes.get("pairs", 0) + found.pairs
+    search.notes["converged"] = found.converged
+    added = KrylovSpace.of(recorded)
+    rows = torch.cat([space.basis.rows, added.basis.rows]).view(-1, *search.x.shape[1:])
+    return KrylovSpace(KrylovBasis.of(rows), torch.cat([space.images, added.images]))
 
 
 def _leading(space: KrylovSpace, mask: Tensor | None, settings: Settings) -> Tensor:

@@ -181,7 +181,7 @@ class _Found(NamedTuple):
 def _by_svd(
     jacobian: Jacobian, probe: Probe, mask: Tensor | None, settings: Settings, null_rank: int, max_pairs: int
 ) -> _Found:
-    """By Golub-Kahan; a restricted SVD inside the mask starts from the best vector that the one outside has found (ours).
+    """By Golub-Kahan; a restricted SVD inside starts from the best vector that the one outside has found (ours).
 
     In the paper's order it starts from the probe: what the search outside has found may lack moves of the inside alone.
     """

@@ -87,7 +87,6 @@ class _Decoding(torch.nn.Module):
     def __init__(self, network: torch.nn.Module):
         super().__init__()
         self.network = network
-        self.training = network.training  # that of the wrapper alone
 
     def forward(self, latents: Tensor) -> Tensor:
         with _cast_to_input(self.network):
