@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .errors import EverythingRuledOutError, NothingInsideError
-from .jacobian_directions import APPROXIMATE, ASYMMETRIC, EXACT, RULED_OUT, TOO_ASYMMETRIC, has_outside
+from .jacobian_directions import APPROXIMATE, ASYMMETRIC, RULED_OUT, TOO_ASYMMETRIC, has_outside
 from .krylov import ForwardKrylovSpace, KrylovSpace
-from .linalg import KrylovBasis, in_float64, project_off
+from .linalg import KrylovBasis, in_float64
 from .operators import RestrictedOperator
 from .search import FoundDirection, Method, Search, Settings, check_evaluations
 from .self_check import SelfCheck
@@ -28,7 +28,6 @@ from .words import COARSE, soft_mask
 
 # What a search may spend on products: pairs with J and J', or evaluations where no backward pass is taken.
 PAIRS, FORWARD_EVALUATIONS = 32, 60
-TOLERANCE = 1e-2  # of the singular vectors that the space of products is grown for
 MOST = 16  # singular vectors that are mixed, or `count` where that is more
 WEAK = 0.12  # those with a singular value below this share of the largest are left out of the mix
 SAME = 0.9  # |cosine| of two effects above which the weaker one is dropped
@@ -188,7 +187,7 @@ def _products(search: Search) -> tuple[Tensor, KrylovSpace]:
         keys = [(part, MOST, settings.derivatives, settings.seed) for part in (VALUE, MOVES, IMAGES, ASYMMETRY)]
         value, moves, images, asymmetry = search.cache.get(place, keys, first)
         space = KrylovSpace(KrylovBasis.of(moves), images)
-        if settings.count > MOST:
+        if settings.count > MOST and 2 * settings.count > len(space):
             keys = [(part, settings.count, *rest) for part, _, *rest in keys if part in (MOVES, IMAGES)]
             further, their_images = search.cache.get(place, keys, more)
             space = KrylovSpace(KrylovBasis.of(torch.cat([moves, further])), torch.cat([images, their_images]))
@@ -209,7 +208,7 @@ def _space(search: Search, check: SelfCheck) -> KrylovSpace:
     jacobian, probe = check.jacobian, check.probe
     if check.backward:
         recorded = RestrictedOperator(jacobian, None, record=True)
-        found = partial_svd(recorded.matvec, recorded.rmatvec, probe.back, MOST, tol=TOLERANCE, max_pairs=PAIRS)
+        found = partial_svd(recorded.matvec, recorded.rmatvec, probe.back, MOST, tol=1e-2, max_pairs=PAIRS)
         search.notes |= {"pairs": found.pairs, "converged": found.converged}
         return KrylovSpace.of(recorded)
     left = (FORWARD_EVALUATIONS - check.evaluations) // jacobian.approximate_cost
@@ -219,31 +218,29 @@ def _space(search: Search, check: SelfCheck) -> KrylovSpace:
 
 
 def _larger(search: Search, check: SelfCheck, space: KrylovSpace) -> KrylovSpace:
-    """A space grown until `count` directions can be taken from it.
+    """A space grown to twice `count` vectors.
 
-    The last image leads on: what J' makes of it, off the space, is the next vector of the same Golub-Kahan process, and
-    without a backward pass the image itself, off the space, that of the same Krylov process.
+    Its last image leads on: what J' makes of it, off the space, is the next right vector of the same Golub-Kahan
+    process, and without a backward pass the image itself, off the space, that of the same Krylov process.
     """
-    jacobian, count, size = check.jacobian, search.settings.count, 2 * search.settings.count
-    last = space.images[-1:].view(1, *search.x.shape[1:])
+    jacobian, size = check.jacobian, 2 * search.settings.count
+    shape = search.x.shape[1:]
     if not check.backward:
+        last = space.images[-1:].view(1, *shape)
         larger = ForwardKrylovSpace(jacobian.approximate_matvec, last, size + 1, smaller=space)
         search.notes["products"] = search.notes.get("products", 0) + larger.products
         search.notes["products_by"] = jacobian.approximate_mode
         return larger
-    recorded = RestrictedOperator(jacobian, None, space.basis.rows.T[None], record=True)
-    raw = jacobian.rmatvec(last)
-    start = project_off(project_off(raw, space.basis.rows.T[None]), space.basis.rows.T[None])
-    if size <= len(space) or start.norm() <= EXACT * raw.norm():  # the space holds all that moves
-        return space
-    found = partial_svd(
-        recorded.matvec, recorded.rmatvec, start, count - MOST, tol=TOLERANCE, max_pairs=size - len(space)
-    )
-    search.notes["pairs"] = search.notes.get("pairs", 0) + found.pairs
-    search.notes["converged"] = found.converged
-    added = KrylovSpace.of(recorded)
-    rows = torch.cat([space.basis.rows, added.basis.rows]).view(-1, *search.x.shape[1:])
-    return KrylovSpace(KrylovBasis.of(rows), torch.cat([space.images, added.images]))
+    basis, images = KrylovBasis(size), [space.images]
+    basis.append(space.basis.rows)
+    while len(basis) < size:
+        _, new, _ = basis.split(jacobian.rmatvec(images[-1][-1:].view(1, *shape)))
+        if not len(new):  # the space holds all that moves
+            break
+        basis.append(new)
+        images.append(jacobian.matvec(new.view(1, *shape)).flatten(1))
+    search.notes["pairs"] = search.notes.get("pairs", 0) + len(images) - 1
+    return KrylovSpace(basis, torch.cat(images))
 
 
 def _leading(space: KrylovSpace, mask: Tensor | None, settings: Settings) -> Tensor:
@@ -283,7 +280,8 @@ def _root_mean_square(effect: Tensor, mask: Tensor) -> float:
 
 def _evaluations(settings: Settings, _masked: bool) -> float:
     check = check_evaluations(settings, settings.backward)
-    return check + 4 * 26 if settings.backward else max(FORWARD_EVALUATIONS, check + 2 * max(MOST, settings.count))
+    pairs = 26 if settings.count <= MOST else 2 * settings.count
+    return check + 4 * pairs if settings.backward else max(FORWARD_EVALUATIONS, check + 2 * max(MOST, settings.count))
 
 
 EXPLORE = Method(

@@ -25,7 +25,13 @@ CHANGED = {
     "seed": 1,
     "words_source": "free",
     "derivatives": "central differences",
+    "guided": True,
+    "projection": "project after",
+    "path": "geodesic shooting",
+    "path_steps": 3,
 }
+# what a setting has an effect beside
+BESIDE = {"guided": {"guidance": 2.0}, "guidance": {"guided": True}}
 
 
 def outcome(search: Search, name: str) -> tuple:
@@ -41,13 +47,13 @@ class TestTable:
 
     @pytest.mark.parametrize("name", METHODS)
     def test_reads_names_what_there_is(self, name):
-        known = {field.name for field in fields(Settings)} | {"mask", "free"}
+        known = {field.name for field in fields(Settings)} | {"mask", "free", "decode", "features"}
         assert set(METHODS[name].reads) <= known
         assert len(set(METHODS[name].reads)) == len(METHODS[name].reads)
 
     def test_every_setting_is_read_by_some_method(self):
         read = {setting for method in METHODS.values() for setting in method.reads}
-        assert read == {field.name for field in fields(Settings)} | {"mask", "free"}
+        assert read == {field.name for field in fields(Settings)} | {"mask", "free", "decode"}
 
     def test_changed_has_another_value_for_every_setting(self):
         assert set(CHANGED) == {field.name for field in fields(Settings)}
@@ -71,8 +77,9 @@ class TestReads:
     @pytest.mark.parametrize("setting", CHANGED)
     def test_settings(self, name, setting):
         model = analytic()
-        usual = outcome(model.search(box()), name)
-        other = outcome(model.search(box(), **{setting: CHANGED[setting]}), name)
+        beside = BESIDE.get(setting, {})
+        usual = outcome(model.search(box(), **beside), name)
+        other = outcome(model.search(box(), **beside, **{setting: CHANGED[setting]}), name)
         assert (usual != other) == (setting in METHODS[name].reads)
 
     @pytest.mark.parametrize("name", SEARCHES)
@@ -124,9 +131,9 @@ class TestRuns:
 
     @pytest.mark.parametrize("name", SEARCHES)
     @pytest.mark.parametrize("derivatives", DERIVATIVES)
-    @pytest.mark.parametrize("guidance", [1.0, 3.0])
-    def test_evaluations_are_near_what_it_takes(self, model, mask, name, derivatives, guidance):
-        search = model.search(mask, derivatives=derivatives, guidance=guidance, keep=1)
+    @pytest.mark.parametrize(("guidance", "guided"), [(1.0, False), (3.0, False), (3.0, True)])
+    def test_evaluations_are_near_what_it_takes(self, model, mask, name, derivatives, guidance, guided):
+        search = model.search(mask, derivatives=derivatives, guidance=guidance, guided=guided, keep=1)
         METHODS[name].run(search)
         ratio = METHODS[name].evaluations(search.settings, mask is not None) / model.denoiser.counter.evaluations
         assert abs(math.log(ratio)) < math.log(3)
