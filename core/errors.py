@@ -120,6 +120,10 @@ class TooFewSamplesError(LatentDirectionsError):
     """There are not enough samples for a statistic."""
 
 
+class DecodedBackwardError(NoBackwardError):
+    """Directions of decoded pictures need products with J', and there are none."""
+
+
 class TargetDerivativeError(DerivativeError):
     """Products passed their self-check under the source prompt, but disagree under the target prompt."""
 

@@ -43,6 +43,9 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.BasisError: "Find the directions again.",
     errors.NothingInCommonError: "Find the direction on this picture itself, or raise 'level' of Invert Image.",
     errors.TooFewSamplesError: "Give more pictures.",
+    errors.DecodedBackwardError: (
+        "Let the search look at the latent in place of the decoded picture, or set 'derivatives' to 'automatic'."
+    ),
     errors.TargetDerivativeError: "Use the method 'HSDS' or 'LOCO', which take none there.",
     errors.NothingToMoveError: "Raise 'level' of Invert Image.",
     errors.EqualPredictionsError: (
