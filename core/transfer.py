@@ -22,7 +22,7 @@ from .self_check import SelfCheck
 # What strength 1 changes of D inside the mask, root mean square, in standard deviations of D, as LOCO has it.
 CHANGE = 0.25
 WELL, PARTLY, BADLY = "well", "partly", "badly"
-WEAK, STRONG, EVEN, BENT = 1.0, 2.0, 0.5, 1.0
+WEAK, STRONG, EVEN, BENT, HALF = 1.0, 2.0, 0.5, 1.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Measured:
         nonlinearity: |D(x + s v) - D(x) - s J v| / |s J v|, s the step.
         change_before: what the step before changes of D inside the mask, as `change`, to first order.
         change: what the step changes: root mean square in standard deviations of D.
-        bounded: whether a longer step would be needed than is allowed.
+        wanted: what strength 1 is to change; None where the step is kept.
     """
 
     step: float
@@ -47,7 +47,17 @@ class Measured:
     nonlinearity: float
     change_before: float
     change: float
-    bounded: bool
+    wanted: float | None
+
+    @property
+    def kept(self) -> float | None:
+        """The share of its effect at the picture where it was found that it has here; None where that is not known."""
+        return None if self.wanted is None else self.change_before / self.wanted
+
+    @property
+    def bounded(self) -> bool:
+        """Whether strength 1 changes less than is wanted, because the step would become too long."""
+        return self.wanted is not None and self.change < 0.999 * self.wanted
 
     @property
     def carries(self) -> str:
@@ -55,7 +65,8 @@ class Measured:
         inside = None if self.area is None else self.share_inside / self.area
         if self.strength < WEAK or self.nonlinearity > BENT or (inside is not None and inside < 1):
             return BADLY
-        return WELL if self.strength >= STRONG and self.nonlinearity <= EVEN and not self.bounded else PARTLY
+        faint = self.kept is not None and self.kept < HALF
+        return WELL if self.strength >= STRONG and self.nonlinearity <= EVEN and not faint else PARTLY
 
 
 def resampled(cells: Tensor, size: tuple[int, int]) -> Tensor:
@@ -110,7 +121,8 @@ def measure_move(
 ) -> Measured:
     """What a move does at the point of a checked Jacobian: 3 evaluations.
 
-    The new step changes D by `change` inside the mask, to first order. It is no longer than the step before, or than
+    The new step changes D by `change` inside the mask, to first order, as the step before did at the picture where the
+    move was found. It is no longer than the step before, or than
     FARTHEST times the noise's norm where that is more: a move of little effect would else be stretched beyond what the
     model knows.
 
@@ -149,5 +161,5 @@ def measure_move(
         nonlinearity=float((moved - length * effect).norm() / (length * effect).norm()),
         change_before=step * rms / deviation,
         change=length * rms / deviation,
-        bounded=length < wanted,
+        wanted=change,
     )

@@ -15,6 +15,7 @@ from ..core.direction import Direction
 from ..core.errors import size_in_words
 from ..core.exploration import EXPLORE
 from ..core.exploration import STEP as STEP_OF_EXPLORE
+from ..core.methods import METHODS
 from ..core.self_check import SelfCheck
 from ..core.transfer import BADLY, CHANGE, PARTLY, WELL, Measured, measure_move, resampled, resampled_move
 from .effects import at_picture
@@ -151,10 +152,11 @@ def _measure(denoiser: Denoiser, check: SelfCheck, sigma: float, direction: Dire
 
 
 def _change_of(direction: Direction) -> float | None:
-    """What strength 1 of a method's directions changes of the prediction; None where the words set the length."""
-    if direction.words is not None:
+    """What strength 1 of a direction changed of the prediction; None where words set that, or it is not known."""
+    method = METHODS.get(direction.method)
+    if direction.words is not None or method is None or method.compares_words:
         return None
-    return STEP_OF_EXPLORE if direction.method == EXPLORE.name else CHANGE
+    return STEP_OF_EXPLORE if method is EXPLORE else CHANGE
 
 
 def _row(before: Direction, direction: Direction, found: Measured) -> dict:
@@ -170,6 +172,8 @@ def _row(before: Direction, direction: Direction, found: Measured) -> dict:
         "change_with_step_before": round(found.change_before, 4),
         "change": round(found.change, 4),
     }
+    if found.kept is not None:
+        row["effect_kept"] = round(found.kept, 4)
     if found.share_inside is not None:
         row |= {"share_inside_mask": round(found.share_inside, 4), "share_of_cells": round(found.area, 4)}
     if before.latent.shape[-2:] != direction.latent.shape[-2:]:
@@ -180,6 +184,8 @@ def _row(before: Direction, direction: Direction, found: Measured) -> dict:
 def _sentence(found: Measured) -> str:
     """How well a direction carries, and why, in words."""
     said = f"carries {found.carries}: it changes the picture {found.strength:.1f} times as much as a random move"
+    if found.kept is not None:
+        said += f" and {found.kept:.0%} as much as the picture where it was found"
     if found.share_inside is not None:
         said += f", {found.share_inside:.0%} of it inside its mask of {found.area:.0%} of the picture"
     said += f"; at strength 1 the change differs from the expected one by {found.nonlinearity:.0%} of its size."
