@@ -31,6 +31,7 @@ class Measured:
 
     Attributes:
         step: its length at strength 1, so that D changes as asked for.
+        step_before: that of the move as it was given.
         strength: |M J v| relative to that of a random move of the same length, M the mask.
         share_inside: share of |J v|^2 inside the mask, 0 to 1; None without a mask.
         area: share of the cells inside the mask; None without a mask.
@@ -41,6 +42,7 @@ class Measured:
     """
 
     step: float
+    step_before: float
     strength: float
     share_inside: float | None
     area: float | None
@@ -155,6 +157,7 @@ def measure_move(
     random = float((weights * probe.image).norm() / probe.vector.norm())
     return Measured(
         step=length,
+        step_before=step,
         strength=inside / max(random, 1e-30),
         share_inside=None if mask is None else float(((weights * effect).norm() / effect.norm()) ** 2),
         area=None if mask is None else float(in_float64(weights).square().mean()),

@@ -11,10 +11,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.combining import Combined, Held, added, held
-from ..core.denoiser import Denoiser
 from ..core.direction import Direction
 from ..core.errors import size_in_words
-from ..core.self_check import SelfCheck
+from ..core.search import Search
 from .effects import at_picture
 from .errors import InputError, with_advice
 from .inputs import DIRECTIONS, INDEX, check_inputs
@@ -212,18 +211,19 @@ def _held(direction: Direction, others: Sequence[Direction], model, inversion: I
     if inversion is None:
         return held(moves[0], direction.step, moves[1:], moves[0], moves[1:]), {"model_evaluations": 0}
 
-    def effects_of(_denoiser: Denoiser, check: SelfCheck) -> Tensor:
-        like = check.jacobian.x
+    def effects_of(search: Search) -> Tensor:
+        like = search.x
         if moves[0].numel() != like.numel():
             msg = (
                 f"The direction '{direction.name}' moves a latent of {size_in_words(moves[0])}, but this picture's is"
                 f" {size_in_words(like[0])}. Put Transfer Direction before this node, with this 'inversion'."
             )
             raise InputError(msg)
-        # one at a time, which takes no more memory than a search
-        return torch.cat([check.jacobian.matvec(move.view_as(like).to(like)).cpu() for move in moves])
+        with search.checked(backward=False) as check:
+            # one at a time, which takes no more memory than a search
+            return torch.cat([check.jacobian.matvec(move.view_as(like).to(like)).cpu() for move in moves])
 
-    effects, cost = at_picture(model, inversion, effects_of, products=len(moves))
+    effects, cost = at_picture(model, inversion, effects_of, expected=2 * len(moves))
     effects = effects.view_as(moves)
     return held(moves[0], direction.step, moves[1:], effects[0], effects[1:], direction.mask), cost
 

@@ -1,4 +1,4 @@
-"""What directions do to the prediction at an encoded picture, by products with its Jacobian that were checked first."""
+"""What directions do at an encoded picture: runs `core` at its noisy latent, for nodes that measure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.search import FORWARD_ONLY, Search, Settings, check_evaluations
-from ..core.self_check import SelfCheck
 from .anchored import without_anchor
 from .errors import InputError
 from .host import family_of, run
@@ -24,22 +23,22 @@ SETTINGS = Settings(derivatives=FORWARD_ONLY)
 def at_picture(
     model: ModelPatcher,
     inversion: Inversion,
-    body: Callable[[Denoiser, SelfCheck], Result],
+    body: Callable[[Search], Result],
     *,
-    products: int,
-    more: int = 0,
+    expected: float,
+    block: int | None = None,
 ) -> tuple[Result, dict]:
-    """Run `body` with the checked Jacobian of the prediction at the noisy latent of a picture.
+    """Run `body` on a search at the noisy latent of a picture, whose derivatives need no backward pass.
 
     Args:
         model: the MODEL; it is left as it was.
         inversion: of one picture; its sliders do not count.
-        body: (denoiser, self-check) -> result. No backward products are taken.
-        products: the products it is expected to take, for the progress bar.
-        more: evaluations that it is expected to take beside them.
+        body: what is done there.
+        expected: evaluations that it is expected to take beside one self-check, for the progress bar.
+        block: the block whose features can be read, as `find_layer` numbers them; None for none.
 
     Returns:
-        What `body` returned, and what goes into a report: the self-check, evaluations, seconds and memory.
+        What `body` returned, and what goes into a report: the notes of the search, evaluations, seconds and memory.
 
     Raises:
         InputError: the model is of another family than that of the inversion, or there are several pictures.
@@ -48,14 +47,15 @@ def at_picture(
     bare = without_anchor(model)
     prompts = {SOURCE: inversion.positive} | negative_prompt(bare, 1.0, inversion.negative or None)
 
-    def with_jacobian(denoiser: Denoiser, x0: Tensor) -> tuple[Result, dict]:
+    def searching(denoiser: Denoiser, x0: Tensor) -> tuple[Result, dict]:
         x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
         search = Search(denoiser, x, inversion.sigma, settings=SETTINGS)
-        with search.checked(backward=False) as check:
-            return body(denoiser, check), search.notes
+        return body(search), search.notes
 
-    expected = check_evaluations(SETTINGS, False) + 2 * products + more
-    (result, notes), cost = run(bare, prompts, inversion.latent, inversion.sigma, with_jacobian, expected=expected)
+    evaluations = round(check_evaluations(SETTINGS, False) + expected)
+    (result, notes), cost = run(
+        bare, prompts, inversion.latent, inversion.sigma, searching, expected=evaluations, block=block
+    )
     return result, notes | cost
 
 

@@ -133,7 +133,7 @@ class TestMeasured:
 
 
 def measured(**changes) -> Measured:
-    usual = {"step": 1.0, "strength": 3.0, "share_inside": None, "area": None, "nonlinearity": 0.1}
+    usual = {"step": 1.0, "step_before": 1.0, "strength": 3.0, "share_inside": None, "area": None, "nonlinearity": 0.1}
     return Measured(**{**usual, "change_before": 0.2, "change": 0.25, "wanted": 0.25, **changes})
 
 
