@@ -60,6 +60,10 @@ class NothingInsideError(NothingToMoveError):
     """The prediction does not change inside the mask."""
 
 
+class NothingLeftError(NothingToMoveError):
+    """A combination of directions leaves no move."""
+
+
 class NoChangeError(LatentDirectionsError):
     """Two prompts give the same picture, so that a measure has nothing to compare with."""
 

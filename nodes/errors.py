@@ -65,7 +65,10 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.DirectionTooLargeError: (
         "Find the direction again; fewer lines in 'keep' and shorter prompts make the file smaller."
     ),
-    errors.ShapeError: "Find the direction again on a picture of this size.",
+    errors.ShapeError: (
+        "Put Transfer Direction before this node, with this 'inversion', or find the direction again on a picture of"
+        " this size."
+    ),
     errors.DirectionFormatError: "Update the pack: the file was saved by a newer version.",
     errors.DirectionFileError: "Choose a file made by Save Direction, or save the direction again.",
 }
