@@ -61,8 +61,8 @@ class Preset:
     largest: float | None = None
     decoded: bool = False
     steps: int = 1
-    gamma: float | None = None
-    delta: float | None = None
+    gamma: float = Settings.path_gamma
+    delta: float = Settings.path_delta
 
     @property
     def guided(self) -> bool:
@@ -106,6 +106,8 @@ def with_preset(settings: Settings, preset: Preset) -> Settings:
         projection=PROJECT_AFTER if preset.method == LOCO else RESTRICT_FIRST,
         path=STRAIGHT if preset.steps == 1 else GUIDED,
         path_steps=Settings.path_steps if preset.steps == 1 else preset.steps,
+        path_delta=preset.delta,
+        path_gamma=preset.gamma,
     )
 
 

@@ -33,9 +33,6 @@ from .search import (
 from .self_check import AGREEMENT, DIFFERENCE_STEPS, SelfCheck
 
 CHANGE = 0.25  # root mean square change of D at strength 1, in its standard deviations, as LOCO has it
-# x-space guidance in a latent with a^2 + b^2 = 1: length of the probing move, and factor on the difference of the
-# predicted noises. Those of the papers for SD 2.1 at 0.7 of the schedule; for faces in pixels they took GAMMA 0.1.
-DELTA, GAMMA = 1.0, 1.0
 SHOTS = 4  # the most steps of geodesic shooting, each of which but the first needs a basis of its own
 RANK = 5  # the fewest vectors of these bases, on which a change of the features is projected
 SHOT_TOLERANCE = 1e-2  # of their residuals
@@ -46,14 +43,14 @@ NOT_CONVERGED = (
 )
 
 
-def pullback(
-    search: Search, *, delta: float = DELTA, gamma: float = GAMMA, shots: int = SHOTS, max_pairs: int = MAX_PAIRS
-) -> list[FoundDirection]:
+def pullback(search: Search, *, shots: int = SHOTS, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
     """The leading local basis of the latent, as moves by the path of the settings.
 
     STRAIGHT: the move is v_i.
 
-    GUIDED, x-space guidance: see `guided_path`; `path_steps` steps.
+    GUIDED, x-space guidance: see `guided_path`; `path_steps` steps of the settings' `path_delta` and `path_gamma`.
+    Where the model rounds so much that a probe of that length would be lost in the rounding, a longer one is taken
+    (ours); the notes tell it.
 
     GEODESIC, geodesic shooting: see `geodesic_path`; `path_steps` steps, at most `shots`. The path is as long as the
     straight move of strength 1 (ours).
@@ -71,9 +68,6 @@ def pullback(
 
     Args:
         search: the point.
-        delta: of `guided_path`. Where the model rounds so much that a probe of this length would be lost in the
-            rounding, a longer one is taken (ours); the notes tell it (`path_delta`).
-        gamma: of `guided_path`.
         shots: see above.
         max_pairs: bound on the pairs of products of a basis.
 
@@ -91,7 +85,7 @@ def pullback(
         if not basis.converged and basis.pairs >= max_pairs:
             search.remarks.append(NOT_CONVERGED.format(basis.pairs))
         with search.checked(backward=False, like=jacobian, note="prediction_check") as of_prediction:
-            delta = _probe_length(delta, of_prediction, search)
+            delta = _probe_length(settings.path_delta, of_prediction, search)
             for number in range(len(basis)):
                 own = slice(number, number + 1)
                 notes = {
@@ -102,7 +96,8 @@ def pullback(
                 }
                 found = _found(of_prediction, basis.moves[own], basis.changes[own], notes)
                 if found is not None and settings.path == GUIDED:
-                    end = guided_path(search, found.vector, steps=settings.path_steps, delta=delta, gamma=gamma)
+                    steps, gamma = settings.path_steps, settings.path_gamma
+                    end = guided_path(search, found.vector, steps=steps, delta=delta, gamma=gamma)
                     told = {"path_steps": settings.path_steps, "path_delta": delta}
                     found = _bent(of_prediction, found, end, told)
                 elif found is not None and settings.path == GEODESIC:
@@ -286,7 +281,7 @@ PULLBACK = Method(
     " be carried over to other pictures",
     run=pullback,
     evaluations=_evaluations,
-    reads=("count", "seed", "derivatives", "path", "path_steps", "features"),
+    reads=("count", "seed", "derivatives", "path", "path_steps", "path_delta", "path_gamma", "features"),
     compares_words=False,
     finds_several=True,
 )

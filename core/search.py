@@ -57,6 +57,9 @@ class Settings:
         projection: RESTRICT_FIRST or PROJECT_AFTER.
         path: STRAIGHT, GUIDED or GEODESIC.
         path_steps: steps of a path that is not straight.
+        path_delta: length of the move that x-space guidance probes the predicted noise with, of a latent with
+            a^2 + b^2 = 1.
+        path_gamma: share of the change of the predicted noise that each of its steps adds to such a latent.
     """
 
     count: int = 1
@@ -72,6 +75,8 @@ class Settings:
     projection: str = RESTRICT_FIRST
     path: str = STRAIGHT
     path_steps: int = 16
+    path_delta: float = 1.0
+    path_gamma: float = 1.0
 
     def __post_init__(self):
         for what, value, choices in (

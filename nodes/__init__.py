@@ -5,6 +5,7 @@ from typing_extensions import override
 
 from . import (
     combine,
+    common,
     demo_model,
     diffusers_model,
     encode,
@@ -32,6 +33,6 @@ class LatentDirectionsExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         measures = (measure_words, measure_disentanglement, measure_demo)
-        edits = (transfer, combine, manipulate, quick)
+        edits = (common, transfer, combine, manipulate, quick)
         modules = (encode, identify, *edits, inspect, *measures, library, diffusers_model, demo_model)
         return [node for module in modules for node in module.NODES]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core.direction import Direction, Words
+from ..core.direction import Direction, Feature, Words
 from ..core.methods import METHODS
 from ..core.search import FoundDirection
 from .model_fingerprint import fingerprint_of
@@ -25,12 +25,16 @@ class Found:
         cosines: (moves, labels) of their effects and those of the words that may name them; None without labels.
         notes: for the report.
         remarks: sentences for the report.
+        layer: of the network, whose features the moves' own are; empty where none were looked at.
+        step: length of a move of strength 1 where published settings say it; None where the method does.
     """
 
     moves: list[FoundDirection | None] = field(default_factory=lambda: [None])
     cosines: Tensor | None = None
     notes: dict = field(default_factory=lambda: {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None})
     remarks: tuple[str, ...] = ()
+    layer: str = ""
+    step: float | None = None
 
 
 def directions_of(inputs: Mapping, words: SearchWords, found: Found, acts: Tensor | None) -> list[Direction]:
@@ -61,15 +65,23 @@ def directions_of(inputs: Mapping, words: SearchWords, found: Found, acts: Tenso
             family=inversion.family,
             sigma=inversion.sigma,
             latent=None if move is None else move.vector[0].cpu(),
-            step=0.0 if move is None else move.step * (image_share if method.moves_words else 1.0),
+            step=_step_of(found, move, image_share if method.moves_words else 1.0),
             words=Words(words.target, words.source, text_share) if method.moves_words else None,
             keep=words.keep,
             mask=acts if method.moves_words else _mask_of(move, acts),
+            feature=None if move is None or move.feature is None else Feature(move.feature[0].cpu(), found.layer),
             model=fingerprint_of(inputs["model"]),
             notes=({} if move is None else move.notes) | typed,
         )
         for name, move in zip(names, moves, strict=True)
     ]
+
+
+def _step_of(found: Found, move: FoundDirection | None, share: float) -> float:
+    """Length of the move at strength 1."""
+    if move is None:
+        return 0.0
+    return share * (move.step if found.step is None else found.step)
 
 
 def _mask_of(move: FoundDirection | None, painted: Tensor | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.methods import METHODS, in_words
+from ..core.presets import PRESETS, paper_step, preset_remarks, with_preset
 from ..core.search import (
     AUTOMATIC,
     FREE,
+    RESTRICT_FIRST,
+    STRAIGHT,
     TARGET,
     WORDS_SOURCE,
     FoundDirection,
@@ -25,15 +29,18 @@ from ..core.search import (
 )
 from ..core.words import PathPoint, likeness_of_effects
 from .anchored import without_anchor
+from .decoded import decoder_of, with_vae
 from .errors import InputError, with_advice
+from .features import MIDDLE, find_layer
 from .found_directions import Found, directions_of, sum_of_costs
 from .host import family_of, run
-from .identify_inputs import DEFAULT, inputs
+from .identify_inputs import DEFAULT, LATENT, NO_PRESET, PICTURE, inputs
 from .inputs import check_inputs, quoted
-from .masks import covered_cells, mask_in_pixels, refuse_empty_mask, soft_mask_on_latent
+from .masks import covered_cells, mask_in_pixels, refuse_empty_mask, soft_mask_on_latent, soft_mask_on_picture
 from .prediction_keys import settings_of_search
 from .progress import result_line, show_line
 from .prompts import negative_prompt, with_prompt, wrong_words
+from .sampling import scale_at
 from .search_words import EVERYWHERE, SearchWords, words_of_search
 from .sockets import DirectionsSocket, Inversion
 from .wiring import refuse_wiring
@@ -43,6 +50,10 @@ NOT_LINKED = object()
 PLACES_APART = (
     "The words hardly change the picture inside 'mask', so with 'where' on 'found' they would act nowhere. Paint"
     " another area, or set 'where' to 'everywhere'."
+)
+LATENT_ALONE = (
+    "The settings of '{}' were published for a search that looks at the decoded picture. Connect 'vae' for that; here"
+    " it looked at the latent."
 )
 
 
@@ -110,6 +121,14 @@ class FindDirections(io.ComfyNode):
         find_keeps=NOTHING,
         candidates="",
         where=EVERYWHERE,
+        preset=NO_PRESET,
+        look_at=LATENT,
+        vae=None,
+        guided=False,
+        projection=RESTRICT_FIRST,
+        path=STRAIGHT,
+        path_steps=Settings.path_steps,
+        block=MIDDLE,
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
         given = locals()
@@ -126,8 +145,7 @@ class FindDirections(io.ComfyNode):
             refuse_empty_mask(acts, PLACES_APART)
         found = Found()
         if record.run is not None:
-            cells = None if soft is None else covered_cells(soft)
-            found = _search_moves(bare, inversion, record, _settings(given, words), words, cells, negative)
+            found = _search_moves(bare, given, words, soft)
         directions = directions_of(given, words, found, acts)
         notes = sum_of_costs(found.notes, words.seen.cost)
         if words.seen.rows:
@@ -150,8 +168,12 @@ class FindDirections(io.ComfyNode):
 
 
 def _settings(given: Mapping, words: SearchWords) -> Settings:
-    """How to look, from the inputs of the node."""
-    return Settings(
+    """How to look, from the inputs of the node; published settings take the place of those that they name.
+
+    Raises:
+        InputError: the published settings are of another method.
+    """
+    settings = Settings(
         count=given["count"],
         null_rank=given["hold_outside"],
         keep=len(words.keep),
@@ -159,7 +181,21 @@ def _settings(given: Mapping, words: SearchWords) -> Settings:
         seed=int(given["seed"]),
         words_source=SOURCE if words.source is None else WORDS_SOURCE,
         derivatives=given["derivatives"],
+        guided=given["guided"],
+        projection=given["projection"],
+        path=given["path"],
+        path_steps=given["path_steps"],
     )
+    preset = PRESETS.get(given["preset"])
+    if preset is None:
+        return settings
+    if preset.method != given["method"]:
+        msg = (
+            f"'preset' is {quoted(preset.name)}, which belongs to the method '{preset.method}', but 'method' is"
+            f" '{given['method']}'. Choose that method, or set 'preset' to '{NO_PRESET}'."
+        )
+        raise InputError(msg)
+    return with_preset(settings, preset)
 
 
 def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) -> None:
@@ -177,35 +213,37 @@ def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) 
         raise InputError(msg)
 
 
-def _search_moves(
-    model: ModelPatcher,
-    inversion: Inversion,
-    method: Method,
-    settings: Settings,
-    words: SearchWords,
-    cells: Tensor | None,
-    negative: list | None,
-) -> Found:
+def _search_moves(model: ModelPatcher, given: Mapping, words: SearchWords, soft: Tensor | None) -> Found:
     """Run a method on an encoded picture.
 
     Args:
         model: the artist's MODEL without an anchor.
-        inversion: the encoded picture.
-        method: what runs.
-        settings: how to look.
+        given: the inputs of the node by name.
         words: the prompts of the search.
-        cells: where to look, (1, 1, H, W) in cells of the latent; None for everywhere.
-        negative: the negative prompt; None where there is none.
+        soft: the artist's mask in cells of the latent; None for everywhere.
+
+    Raises:
+        InputError: an input does not fit the others.
     """
-    negatives = negative_prompt(model, settings.guidance, negative)
+    method, inversion, settings = METHODS[given["method"]], given["inversion"], _settings(given, words)
+    negatives = negative_prompt(model, settings.guidance, given["negative"])
     beside, compared = named_prompts(inversion.positive, words.labels)
     prompts = _prompts(inversion, method, words) | negatives | compared
     key = settings_of_search(model, negatives)
+    cells = None if soft is None else covered_cells(soft)
+    decode, remarks = None, []
+    if _looks_at_picture(given, method, remarks):
+        decode, ratio = decoder_of(given["vae"], model)
+        model = with_vae(model, given["vae"])
+        if cells is not None:
+            cells = soft_mask_on_picture(given["mask"], tuple(ratio * cells for cells in soft.shape[-2:]))
+    block = given["block"] if "features" in method.reads else None
+    layer = "" if block is None else find_layer(model.get_model_object("diffusion_model"), block).name
 
     def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search, Tensor | None]:
         x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
         inside = None if cells is None else cells.to(x0)
-        search = Search(denoiser, x, inversion.sigma, inside, settings, cache=inversion.cache, key=key)
+        search = Search(denoiser, x, inversion.sigma, inside, settings, cache=inversion.cache, key=key, decode=decode)
         moves, cosines = method.run(search), None
         if beside:
             effects = torch.cat([move.effect for move in moves])
@@ -215,9 +253,36 @@ def _search_moves(
         return moves, search, cosines
 
     expected = round(method.evaluations(settings, cells is not None)) + 2 * len(beside)
-    (moves, search, cosines), cost = run(model, prompts, inversion.latent, inversion.sigma, body, expected=expected)
-    remarks = (*cost.pop("remarks", []), *search.remarks)
-    return Found(moves, cosines, search.notes | cost, remarks)
+    (moves, search, cosines), cost = run(
+        model, prompts, inversion.latent, inversion.sigma, body, expected=expected, block=block
+    )
+    step = None
+    if (preset := PRESETS.get(given["preset"])) is not None:
+        sampling = model.get_model_object("model_sampling")
+        remarks += preset_remarks(preset, inversion.sigma, lambda level: float(sampling.percent_to_sigma(1 - level)))
+        step = paper_step(preset, functools.partial(scale_at, model), inversion.sigma)
+    remarks = (*remarks, *cost.pop("remarks", []), *search.remarks)
+    return Found(moves, cosines, search.notes | cost, remarks, layer, step)
+
+
+def _looks_at_picture(given: Mapping, method: Method, remarks: list[str]) -> bool:
+    """Whether the search looks at the decoded picture; where published settings ask for it in vain, a remark.
+
+    Raises:
+        InputError: it should, but there is no VAE.
+    """
+    if "decode" not in method.reads:
+        return False
+    preset, vae = PRESETS.get(given["preset"]), given["vae"]
+    if given["look_at"] == PICTURE and vae is None:
+        msg = (
+            f"'look_at' is '{PICTURE}', which needs 'vae'. Connect the VAE that belongs to the model, or set 'look_at'"
+            f" to '{LATENT}'."
+        )
+        raise InputError(msg)
+    if preset is not None and preset.decoded and vae is None:
+        remarks.append(LATENT_ALONE.format(preset.name))
+    return vae is not None and (given["look_at"] == PICTURE or (preset is not None and preset.decoded))
 
 
 def _prompts(inversion: Inversion, method: Method, words: SearchWords) -> dict[str, list]:

@@ -5,12 +5,28 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..core.methods import METHODS, names_of_methods_that_read
-from ..core.search import AUTOMATIC, DERIVATIVES
+from ..core.presets import PRESETS
+from ..core.search import AUTOMATIC, DERIVATIVES, PATHS, PROJECTIONS, RESTRICT_FIRST, STRAIGHT
+from .features import MIDDLE
 from .search_words import EVERYWHERE, FOUND
 from .sockets import InversionSocket
 from .words import LISTS
 
 DEFAULT = next(iter(METHODS))
+NO_PRESET = "none"
+LATENT, PICTURE = "latent", "picture"  # what the Jacobian of LOCO and T-LOCO is of
+BLOCK = io.Int.Input(
+    "block",
+    default=MIDDLE,
+    min=MIDDLE,
+    max=1000,
+    optional=True,
+    advanced=True,
+    tooltip=(
+        "The block inside the model whose features are used, counted from 1. -1 takes the one in the middle. A U-Net"
+        " has one, its middle block."
+    ),
+)
 
 
 def inputs() -> list[io.Input]:
@@ -125,8 +141,8 @@ def inputs() -> list[io.Input]:
             tooltip=(
                 "How derivatives are taken. 'forward only' does without a backward pass, which takes the"
                 " most memory; 'central differences' uses plain model evaluations alone; 'double backward'"
-                " does without forward mode, where a model's code has none. T-LOCO always needs a backward"
-                " pass."
+                " does without forward mode, where a model's code has none. T-LOCO and pullback always need a"
+                " backward pass."
             ),
         ),
         io.Int.Input(
@@ -172,4 +188,75 @@ def inputs() -> list[io.Input]:
                 " finds a place for each direction itself."
             ),
         ),
+        io.Combo.Input(
+            "preset",
+            options=[NO_PRESET, *PRESETS],
+            default=NO_PRESET,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "Published settings of LOCO, T-LOCO and pullback. They take the place of 'count', 'hold_outside',"
+                " 'guidance', 'guided', 'projection', 'path' and 'path_steps', and strength 1 moves as far as in the"
+                " paper. The report says at which level the picture should be inverted."
+            ),
+        ),
+        io.Combo.Input(
+            "look_at",
+            options=[LATENT, PICTURE],
+            default=LATENT,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                f"{names_of_methods_that_read('decode')}: what the search looks at. 'latent' is fast. 'picture': the"
+                " decoded picture, with the mask in pixels, as in the paper; it needs 'vae', and more time and memory."
+            ),
+        ),
+        io.Vae.Input("vae", optional=True, advanced=True, tooltip="Decodes the pictures, for 'look_at' on 'picture'."),
+        io.Boolean.Input(
+            "guided",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                f"{names_of_methods_that_read('guided')}: looks at what the model predicts under 'guidance', which"
+                " takes twice as many model evaluations."
+            ),
+        ),
+        io.Combo.Input(
+            "projection",
+            options=list(PROJECTIONS),
+            default=RESTRICT_FIRST,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                f"{names_of_methods_that_read('projection')}: when the changes outside the mask are ruled out."
+                " 'restrict first' finds the strongest moves that leave the outside as it is. 'project after', as in"
+                " the paper, finds the strongest moves and takes out of them what changes the outside."
+            ),
+        ),
+        io.Combo.Input(
+            "path",
+            options=list(PATHS),
+            default=STRAIGHT,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                f"{names_of_methods_that_read('path')}: how a direction is followed. 'x-space guidance' follows what"
+                " the model makes of it in small steps. 'geodesic shooting' looks for the direction again after each"
+                " step, which takes a search each time. A slider goes straight to where the path ends."
+            ),
+        ),
+        io.Int.Input(
+            "path_steps",
+            default=16,
+            min=1,
+            max=64,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                f"{names_of_methods_that_read('path_steps')}: steps of a path that is not straight; geodesic shooting"
+                " takes at most 4."
+            ),
+        ),
+        BLOCK,
     ]

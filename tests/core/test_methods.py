@@ -29,9 +29,15 @@ CHANGED = {
     "projection": PROJECT_AFTER,
     "path": GUIDED,
     "path_steps": 3,
+    "path_delta": 3.0,
+    "path_gamma": 0.3,
 }
 # what a setting has an effect beside
-BESIDE = {"guided": {"guidance": 2.0}, "guidance": {"guided": True}, "path_steps": {"path": GUIDED}}
+BESIDE = {
+    "guided": {"guidance": 2.0},
+    "guidance": {"guided": True},
+    **dict.fromkeys(("path_steps", "path_delta", "path_gamma"), {"path": GUIDED}),
+}
 # what a record may name beside the fields of Settings
 FURTHER = {"mask", "decode", "features", "free"}
 

@@ -218,7 +218,10 @@ class TestGuided:
             )
             return Search(denoiser, x, 30.0, None, Settings(path=GUIDED, path_steps=2))
 
-        (rounded,), (exact,) = (pullback(search(which), delta=0.05) for which in (True, False))
+        (rounded,), (exact,) = (
+            pullback(replace(search(which), settings=replace(search(which).settings, path_delta=0.05)))
+            for which in (True, False)
+        )
         assert exact.notes["path_delta"] == 0.05
         assert rounded.notes["path_delta"] == pytest.approx(0.08 * float(x.norm()) / math.sqrt(901))
         assert cosine(rounded.vector, exact.vector) > 0.99
