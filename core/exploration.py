@@ -98,11 +98,12 @@ def _energies(products: Tensor, rotation: Tensor) -> Tensor:
 
 
 def explore(search: Search) -> list[FoundDirection]:
-    """Moves that each change mainly one part of the picture, those with the largest effect first.
+    """Moves that each change mainly one part of the picture, those first whose effect is large and in one place.
 
     The leading singular vectors of J are mixed by `varimax_by_cell`; with a mask those of the masked J, restricted to
     the complement of the `null_rank` leading ones outside the mask, as LOCO has them. Each move has a mask: that of the
-    search, or where there is none its own, where its effect is. Moves whose effect is that of a larger one are dropped.
+    search, or where there is none its own, where its effect is. Moves whose effect is that of a larger one are dropped,
+    and the others are ordered by the norm of their effect in their mask times the share of the effect's energy there.
 
     The step at strength 1 is the largest for which the root mean square change of D, both in the move's mask and over
     the whole picture, is at most STEP standard deviations of D, and whose norm is at most FARTHEST times the noise's.
@@ -134,8 +135,10 @@ def explore(search: Search) -> list[FoundDirection]:
         sign = -1.0 if (acts * effect).sum() < 0 else 1.0
         step = min(STEP * float(value.std()) / largest, farthest)
         energy = (acts * effect).square().flatten(0, -3).sum(0)
-        notes = {"effect": float(effect.norm()), "place": place_of(energy)}
+        inside = float((acts * effect).norm() / effect.norm()) ** 2
+        notes = {"effect": float(effect.norm()), "share_inside": inside, "place": place_of(energy)}
         moves.append(FoundDirection(sign * vectors[i : i + 1], step, notes, acts, sign * effect))
+    moves.sort(key=lambda move: move.notes["effect"] * move.notes["share_inside"] ** 1.5, reverse=True)
     if len(moves) < settings.count:
         search.remarks.append(FEWER.format(len(moves), settings.count))
     return moves[: settings.count]

@@ -105,8 +105,8 @@ def inputs() -> list[io.Input]:
             step=0.1,
             advanced=True,
             tooltip=(
-                f"{names_of_methods_that_read('guidance')}: guidance for comparing source and target. Above 1"
-                " it needs 'negative'."
+                f"{names_of_methods_that_read('guidance')}: guidance for comparing source and target, and of"
+                " the search where 'guided' is on. Above 1 it needs 'negative'."
             ),
         ),
         io.Conditioning.Input(

@@ -134,8 +134,11 @@ class TestExplore:
         svd = (right @ jacobian.T).view(seen.shape) if mask is None else mask * (right @ jacobian.T).view(seen.shape)
         one = torch.eye(len(moves)).double()
         assert dense_sparsity(seen, one) == pytest.approx(dense_sparsity(svd, varimax_by_cell(svd)), rel=error)
-        sizes = seen.flatten(1).norm(dim=1)
-        assert (sizes.diff() <= error).all()
+        weighted = torch.stack([move.mask[0] * effect for move, effect in zip(moves, effects, strict=True)])
+        sizes = weighted.flatten(1).norm(dim=1)
+        shares = sizes.square() / effects.flatten(1).square().sum(1)
+        assert ((sizes * shares).diff() <= error).all()
+        assert [move.notes["share_inside"] for move in moves] == pytest.approx(shares.tolist(), abs=error)
         exact = effects.flatten(1).norm(dim=1).tolist()
         assert [move.notes["effect"] for move in moves] == pytest.approx(exact, rel=error)
 
