@@ -22,14 +22,14 @@ from ..core.transfer import BADLY, CHANGE, PARTLY, WELL, Measured, measure_move,
 from .effects import at_picture
 from .errors import InputError, UnsupportedModelError, with_advice
 from .features import find_layer
-from .inputs import DIRECTIONS, check_inputs
+from .inputs import DIRECTIONS, INDEX, check_inputs
 from .manipulate import chosen, usable
 from .masks import refuse_empty_mask
 from .progress import show_line
 from .sampling import scale_at
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
-ALL = -1
+ALL, ONE = "all", "the one at index"
 BY_FEATURES, AS_IT_IS = "by what it changes inside the network", "as it is"
 CUT_OFF = (
     "The direction '{}' acts in a part of the picture that is cut off at this picture's shape, so it would move nothing"
@@ -61,13 +61,13 @@ class TransferDirection(io.ComfyNode):
                     "inversion", tooltip="The picture that the directions are for, from Invert Image."
                 ),
                 DIRECTIONS,
-                io.Int.Input(
-                    "index",
+                io.Combo.Input(
+                    "which",
+                    options=[ALL, ONE],
                     default=ALL,
-                    min=ALL,
-                    max=1000,
-                    tooltip="Which direction to transfer, counted from 0. -1: all of them.",
+                    tooltip="Which directions to transfer; with 'the one at index' the others are left out.",
                 ),
+                INDEX,
                 io.Combo.Input(
                     "move",
                     options=[BY_FEATURES, AS_IT_IS],
@@ -85,10 +85,10 @@ class TransferDirection(io.ComfyNode):
 
     @classmethod
     @with_advice()
-    def execute(cls, model, inversion, directions, index=ALL, move=BY_FEATURES) -> io.NodeOutput:
+    def execute(cls, model, inversion, directions, which=ALL, index=0, move=BY_FEATURES) -> io.NodeOutput:
         """Resample, measure and set the step of each that is wanted; the others of the list are left out."""
         check_inputs(cls, locals())
-        wanted = directions if index == ALL else [chosen(directions, index)]
+        wanted = directions if which == ALL else [chosen(directions, index)]
         made, rows, cost = transferred(model, inversion, wanted, by_features=move == BY_FEATURES)
         summary = " ".join(f"'{row['name']}': {row['sentence']}" for row in rows)
         report = {"stage": "transfer", "summary": summary, "sigma": inversion.sigma, **cost, "directions": rows}
