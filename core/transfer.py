@@ -22,7 +22,12 @@ from .self_check import SelfCheck
 # What strength 1 changes of D inside the mask, root mean square, in standard deviations of D, as LOCO has it.
 CHANGE = 0.25
 WELL, PARTLY, BADLY = "well", "partly", "badly"
-WEAK, STRONG, EVEN, BENT, HALF = 1.0, 2.0, 0.5, 1.0, 0.5
+# Below WEAK a move does no more than a random one: in `python -m benchmarks.transfer` random moves came to at most 1.2,
+# those that were found on another portrait to 1.8 and more. STRONG is above the weakest of these.
+WEAK, STRONG = 1.5, 2.0
+# Bounds on the nonlinearity, and on the share of its effect that a move still has, by judgement: with half of the
+# change unexpected, or half of the effect gone, a move is not well carried; with all of the change unexpected, badly.
+EVEN, BENT, HALF = 0.5, 1.0, 0.5
 
 
 @dataclass(frozen=True)

@@ -195,11 +195,19 @@ def choose(inversion: Inversion, directions: list[Direction], index: int) -> Dir
 def usable(inversion: Inversion, direction: Direction) -> Direction:
     """The direction itself; InputError where a slider cannot run it, or it belongs to another model family or level."""
     if direction.latent is None and direction.words is None:
+        what_to_do = "Use Quick Slider, or find the direction again."
+        if direction.feature is not None:
+            what_to_do = "Connect it to Transfer Direction first, which finds its move for this picture."
         msg = (
             f"The direction '{direction.name}' holds neither a move of the latent nor words, so a slider cannot run it."
-            " Use Quick Slider, or find the direction again."
+            f" {what_to_do}"
         )
         raise InputError(msg)
+    return of_its_model(inversion, direction)
+
+
+def of_its_model(inversion: Inversion, direction: Direction) -> Direction:
+    """The direction itself; InputError where it belongs to another model family or noise level than the picture."""
     sampling = inversion.source_model.get_model_object("model_sampling")
     lowest, highest = float(sampling.sigma_min), float(sampling.sigma_max)
     if direction.family != inversion.family:

@@ -22,14 +22,14 @@ from ..core.transfer import BADLY, CHANGE, PARTLY, WELL, Measured, measure_move,
 from .effects import at_picture
 from .errors import InputError, UnsupportedModelError, with_advice
 from .features import find_layer
-from .inputs import DIRECTIONS, check_inputs
-from .manipulate import chosen, usable
+from .inputs import DIRECTIONS, INDEX, check_inputs
+from .manipulate import chosen, of_its_model, usable
 from .masks import refuse_empty_mask
 from .progress import show_line
 from .sampling import scale_at
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
-ALL = -1
+ALL, ONE = "all", "the one at index"
 BY_FEATURES, AS_IT_IS = "by what it changes inside the network", "as it is"
 CUT_OFF = (
     "The direction '{}' acts in a part of the picture that is cut off at this picture's shape, so it would move nothing"
@@ -61,13 +61,13 @@ class TransferDirection(io.ComfyNode):
                     "inversion", tooltip="The picture that the directions are for, from Invert Image."
                 ),
                 DIRECTIONS,
-                io.Int.Input(
-                    "index",
+                io.Combo.Input(
+                    "which",
+                    options=[ALL, ONE],
                     default=ALL,
-                    min=ALL,
-                    max=1000,
-                    tooltip="Which direction to transfer, counted from 0. -1: all of them.",
+                    tooltip="Which directions to transfer; with 'the one at index' the others are left out.",
                 ),
+                INDEX,
                 io.Combo.Input(
                     "move",
                     options=[BY_FEATURES, AS_IT_IS],
@@ -85,10 +85,10 @@ class TransferDirection(io.ComfyNode):
 
     @classmethod
     @with_advice()
-    def execute(cls, model, inversion, directions, index=ALL, move=BY_FEATURES) -> io.NodeOutput:
+    def execute(cls, model, inversion, directions, which=ALL, index=0, move=BY_FEATURES) -> io.NodeOutput:
         """Resample, measure and set the step of each that is wanted; the others of the list are left out."""
         check_inputs(cls, locals())
-        wanted = directions if index == ALL else [chosen(directions, index)]
+        wanted = directions if which == ALL else [chosen(directions, index)]
         made, rows, cost = transferred(model, inversion, wanted, by_features=move == BY_FEATURES)
         summary = " ".join(f"'{row['name']}': {row['sentence']}" for row in rows)
         report = {"stage": "transfer", "summary": summary, "sigma": inversion.sigma, **cost, "directions": rows}
@@ -131,8 +131,12 @@ def transferred(
     Raises:
         InputError: a direction does not fit the model, or what it acts on is cut off.
     """
-    fitted = [_fitted(inversion, usable(inversion, direction)) for direction in directions]
-    moving = [number for number, direction in enumerate(fitted) if direction.latent is not None]
+    for direction in directions:
+        _check(inversion, direction, by_features)
+    fitted = [_fitted(inversion, direction) for direction in directions]
+    moving = [
+        number for number, direction in enumerate(fitted) if direction.latent is not None or _is_common(direction)
+    ]
     layers: dict[str | None, list[int]] = {}
     for number in moving:
         feature = fitted[number].feature
@@ -151,6 +155,24 @@ def transferred(
         for number, before in enumerate(directions)
     ]
     return made, rows, cost
+
+
+def _is_common(direction: Direction) -> bool:
+    """Whether all that a direction holds is what it changes inside the network, as that of several pictures does."""
+    return direction.feature is not None and direction.latent is None and direction.words is None
+
+
+def _check(inversion: Inversion, direction: Direction, by_features: bool) -> None:
+    if not _is_common(direction):
+        usable(inversion, direction)
+        return
+    of_its_model(inversion, direction)
+    if not by_features:
+        msg = (
+            f"The direction '{direction.name}' has no move of the latent that could be taken as it is, only what it"
+            f" changes inside the network. Set 'move' to '{BY_FEATURES}'."
+        )
+        raise InputError(msg)
 
 
 def _at_layer(
@@ -189,16 +211,22 @@ def _block_of(model: ModelPatcher, layer: str) -> int | None:
 
 def _carried(search: Search, direction: Direction, remark: str) -> tuple[Direction, float | None, str]:
     """A direction with the move that makes its change of the features here, and the cosine; or the same, and why."""
+    is_common = _is_common(direction)
+    if remark and is_common:
+        msg = f"The direction '{direction.name}' was found at the layer '{direction.feature.layer}', which this model"
+        msg += " does not have. Find common directions again with this model."
+        raise InputError(msg)
     if remark:
         return direction, None, remark
-    change = direction.feature.change[None]
     try:
-        found = carry_over(search, change)
+        found = carry_over(search, direction.feature.change[None])
     except (ShapeError, DerivativeError, NothingToMoveError) as error:
+        if is_common:
+            raise
         return direction, None, NOT_CARRIED.format(error)
     feature = Feature(found.feature[0].cpu(), direction.feature.layer)
-    vector = found.vector[0].to(direction.latent).view_as(direction.latent)
-    return replace(direction, latent=vector, feature=feature), found.notes["cosine"], ""
+    step = found.step if is_common else direction.step
+    return replace(direction, latent=found.vector[0].cpu(), step=step, feature=feature), found.notes["cosine"], ""
 
 
 def _fitted(inversion: Inversion, direction: Direction) -> Direction:
@@ -261,7 +289,7 @@ def _row(before: Direction, moved: _Moved) -> dict:
         row |= {"share_inside_mask": round(found.share_inside, 4), "share_of_cells": round(found.area, 4)}
     if moved.cosine is not None:
         row["cosine_inside_the_network"] = round(moved.cosine, 4)
-    if before.latent.shape[-2:] != direction.latent.shape[-2:]:
+    if before.latent is not None and before.latent.shape[-2:] != direction.latent.shape[-2:]:
         row["resampled_from"] = size_in_words(before.latent)
     return row
 

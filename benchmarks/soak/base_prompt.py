@@ -183,8 +183,9 @@ def base() -> dict:
     slider = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0, "strength": 1.0, "weight": 1.0}
     slider |= {"words": "live", "start": 0.0, "end": 1.0}
     moves = find | {"method": "LOCO", "count": 2, "hold_outside": 0, "derivatives": "forward only"}
-    transfer = {"model": ["demo", 0], "inversion": ["invert", 4], "directions": ["moves", 0], "index": -1}
-    combine = transfer | {"index": 0, "others": ["moves", 0], "how": "hold what the others do", "amount": 1.0}
+    transfer = {"model": ["demo", 0], "inversion": ["invert", 4], "directions": ["moves", 0], "index": 0}
+    combine = transfer | {"others": ["moves", 0], "how": "hold what the others do", "amount": 1.0}
+    transfer |= {"which": "all", "move": "as it is"}
     slid = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0}
     strip = {"start": -1.0, "end": 1.0, "keyframes": 3, "frames": 5, "steps": 2}
     measured = {"image": ["portrait", 0], "edited": ["decoded", 0]}

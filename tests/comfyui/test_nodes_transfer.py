@@ -14,7 +14,7 @@ from latent_directions.core.exploration import STEP as STEP_OF_EXPLORE
 from latent_directions.core.transfer import CHANGE, WELL
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.manipulate import DirectionSlider
-from latent_directions.nodes.transfer import AS_IT_IS, TransferDirection
+from latent_directions.nodes.transfer import AS_IT_IS, ONE, TransferDirection
 
 
 def transfer(test_model, encoded, directions, **options) -> tuple[list, dict]:
@@ -96,11 +96,11 @@ class TestTransfer:
 
     def test_one_of_several(self, case):
         test_model, encoded, directions = case
-        made, report = transfer(test_model, encoded, directions, index=1)
+        made, report = transfer(test_model, encoded, directions, which=ONE, index=1)
         assert [one.name for one in made] == [directions[1].name]
         assert len(report["directions"]) == 1
         with pytest.raises(InputError, match="'index' is 2, but there are 2 directions"):
-            transfer(test_model, encoded, directions, index=2)
+            transfer(test_model, encoded, directions, which=ONE, index=2)
 
     def test_words_are_left_as_they_are_but_for_their_mask(self, case):
         test_model, encoded, _ = case

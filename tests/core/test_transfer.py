@@ -141,11 +141,11 @@ def measured(**changes) -> Measured:
     ("changes", "carries"),
     [
         ({}, WELL),
-        ({"strength": 0.9}, BADLY),
+        ({"strength": 1.4}, BADLY),
         ({"nonlinearity": 1.5}, BADLY),
         ({"share_inside": 0.1, "area": 0.2}, BADLY),
         ({"share_inside": 0.6, "area": 0.2}, WELL),
-        ({"strength": 1.5}, PARTLY),
+        ({"strength": 1.8}, PARTLY),
         ({"change_before": 0.1}, PARTLY),
         ({"change_before": 0.1, "wanted": None}, WELL),
         ({"nonlinearity": 0.8}, PARTLY),
