@@ -12,9 +12,9 @@ from ..core.denoiser import SOURCE, Denoiser
 from ..core.search import FORWARD_ONLY, Search, Settings, check_evaluations
 from .anchored import without_anchor
 from .errors import InputError
-from .host import family_of, run
+from .host import run
 from .prompts import negative_prompt
-from .sockets import Inversion
+from .sockets import Inversion, check_family
 
 Result = TypeVar("Result")
 SETTINGS = Settings(derivatives=FORWARD_ONLY)
@@ -60,12 +60,7 @@ def at_picture(
 
 
 def _check(model: ModelPatcher, inversion: Inversion) -> None:
-    if family_of(model) != inversion.family:
-        msg = (
-            f"'model' is of the family {family_of(model)}, but the picture was inverted with {inversion.family}."
-            " Connect the model that Invert Image used."
-        )
-        raise InputError(msg)
+    check_family(model, inversion)
     pictures = inversion.latent["samples"].shape[0]
     if pictures != 1:
         msg = (

@@ -33,7 +33,7 @@ from .decoded import decoder_of, with_vae
 from .errors import InputError, with_advice
 from .features import MIDDLE, find_layer
 from .found_directions import Found, directions_of, sum_of_costs
-from .host import family_of, run
+from .host import run
 from .identify_inputs import DEFAULT, LATENT, NO_PRESET, PICTURE, inputs
 from .inputs import check_inputs, quoted
 from .masks import covered_cells, mask_in_pixels, refuse_empty_mask, soft_mask_on_latent, soft_mask_on_picture
@@ -42,7 +42,7 @@ from .progress import result_line, show_line
 from .prompts import negative_prompt, with_prompt, wrong_words
 from .sampling import scale_at
 from .search_words import EVERYWHERE, SearchWords, words_of_search
-from .sockets import DirectionsSocket, Inversion
+from .sockets import DirectionsSocket, Inversion, check_family
 from .wiring import refuse_wiring
 from .words import NOTHING, named_prompts
 
@@ -199,12 +199,7 @@ def _settings(given: Mapping, words: SearchWords) -> Settings:
 
 
 def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) -> None:
-    if family_of(model) != inversion.family:
-        msg = (
-            f"'model' is of the family {family_of(model)}, but the picture was inverted with {inversion.family}."
-            " Connect the model that Invert Image used."
-        )
-        raise InputError(msg)
+    check_family(model, inversion)
     if inversion.latent["samples"].shape[0] != 1 and method.run is not None:
         msg = (
             f"The inversion holds several pictures, and what method '{method.name}' finds belongs to one. Use the"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.anchor import NoisePaths, ReferenceCache
 from ..core.direction import Direction
+from .errors import InputError
 from .host import family_of
 from .progress import RunStatistics
 
@@ -90,3 +91,13 @@ class Inversion:
     def family(self) -> str:
         """The model family, within which directions carry over."""
         return family_of(self.source_model)
+
+
+def check_family(model: ModelPatcher, inversion: Inversion) -> None:
+    """Refuse a MODEL of another family than that of the picture's inversion."""
+    if family_of(model) != inversion.family:
+        msg = (
+            f"'model' is of the family {family_of(model)}, but the picture was inverted with {inversion.family}."
+            " Connect the model that Invert Image used."
+        )
+        raise InputError(msg)
