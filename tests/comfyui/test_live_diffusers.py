@@ -80,7 +80,9 @@ def with_defaults(prompt: dict, info: dict) -> dict:
     [
         ("DDPM on pixels", None, {"method": "LOCO", "count": 1}),
         ("DDPM on pixels", None, {"method": "explore", "count": 2}),
+        ("DDPM on pixels", None, {"method": "pullback", "count": 1}),
         ("DeepFloyd IF", "a face", {"method": "LOCO", "count": 1}),
+        ("DeepFloyd IF", "a face", {"method": "pullback", "count": 1}),
         ("DeepFloyd IF", "a face", {"method": "T-LOCO", "source": "a face", "target": "a smiling face"}),
     ],
     ids=lambda value: value["method"] if isinstance(value, dict) else None,
