@@ -5,24 +5,29 @@ directions a search. A direction is looked at where it first changes an attribut
 or 0.5 of a class's probability) at strengths 0.5, 1 and 2 of either sign; it changes one thing when that attribute
 changes more than all others together. LOCO's strengths are half of these, for its steps are twice as long. "random" are
 random orthonormal mixes of LOCO's directions. A name is right when it is of the attribute that changes most. The
-evaluations of explore include 22 for the eleven pairs of words of the demo's list, which give the names.
+evaluations of explore include 22 for the eleven pairs of words of the demo's list, which give the names. "prepared" is
+what Prepare Quick Slider takes with four steps for a direction of explore, and how near Quick Slider's picture at
+strength 1 is to a sampled one of ten steps.
 
     python -m benchmarks.explore [--quick] [--json FILE]
 """
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from benchmarks.command import parser, write
-from benchmarks.portraits import Bench, Case
+from benchmarks.portraits import Bench, Case, eight_bit
 from benchmarks.tables import print_table
 from latent_directions.core.anchor import ReferenceCache
 from latent_directions.core.direction import Direction
+from latent_directions.core.metrics import psnr
 from latent_directions.core.search import AUTOMATIC, FORWARD_ONLY
 from latent_directions.demo.measures import changes, named_in
 from latent_directions.demo.world import ATTRIBUTES, sample_portrait
+from latent_directions.nodes.quick import PrepareQuickSlider, QuickSlider
 
 SEED, LEVEL, PROMPT = 70311, 0.8, "a face"
 COUNT, PORTRAITS = 12, 6
@@ -34,6 +39,7 @@ SEARCHES = {
     "LOCO": ("LOCO", AUTOMATIC, 0.5),
 }
 RANDOM = "random"
+PREPARED_STEPS = 4  # of each of the two runs from which a direction is prepared for Quick Slider
 
 
 def portrait_case(number: int) -> Case:
@@ -91,6 +97,15 @@ def find_anew(bench: Bench, case: Case, inversion, method: str, derivatives: str
     return bench.find_all(case, alone, method, count=COUNT, find_keeps="demo portraits", derivatives=derivatives)
 
 
+def prepared(bench: Bench, inversion, sigmas, direction: Direction) -> dict:
+    """What preparing a direction for Quick Slider takes, and the PSNR of its picture at strength 1 to a sampled one."""
+    made, report = PrepareQuickSlider.execute(inversion, [direction], 0, steps=PREPARED_STEPS).result[:2]
+    quick = bench.vae.decode(QuickSlider.execute(inversion, made, 0, 1.0).result[0]["samples"])[0]
+    (sampled,) = bench.edit(inversion, sigmas, direction, [1.0])
+    near = psnr(torch.from_numpy(eight_bit(quick)) / 255.0, torch.from_numpy(sampled) / 255.0)
+    return {"prepared_evaluations": json.loads(report)["model_evaluations"], "prepared_psnr": near}
+
+
 def rows_of(bench: Bench, number: int) -> list[dict]:
     """One row a direction of every search on one portrait."""
     case, rows = portrait_case(number), []
@@ -107,9 +122,11 @@ def rows_of(bench: Bench, number: int) -> list[dict]:
             seen = seen_in(changes_of(bench, encoded, direction, factor * STRENGTHS))
             named = None if direction.name.startswith("direction ") else seen["attribute"] in named_in(direction.name)
             evaluations = report["model_evaluations"]
+            quick = prepared(bench, inversion, sigmas, direction) if name == "explore" else {}
             rows.append(
                 {"case": case.name, "search": name, "name": direction.name, "named": named, "evaluations": evaluations}
                 | seen
+                | quick
             )
     return rows
 
@@ -133,9 +150,22 @@ def summary(rows: list[dict]) -> list[dict]:
                 "named": len(named) / len(cases),
                 "named right": float(np.mean(named)) if named else None,
                 "evaluations, at most": max(row["evaluations"] for row in mine),
+                **_prepared_in(mine),
             }
         )
     return lines
+
+
+def _prepared_in(rows: list[dict]) -> dict:
+    """The columns on preparing; the first direction of a portrait also pays for what all share."""
+    known = [row for row in rows if "prepared_evaluations" in row]
+    if not known:
+        return {"prepared, evaluations": None, "prepared, PSNR": None}
+    near = [row["prepared_psnr"] for row in known if row["prepared_psnr"] is not None]
+    return {
+        "prepared, evaluations": float(np.median([row["prepared_evaluations"] for row in known])),
+        "prepared, PSNR": float(np.mean(near)),
+    }
 
 
 def main() -> None:
