@@ -9,24 +9,11 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { PREFIX, isOurs, nodeOf } from "./graph.js";
 
-const PREFIX = "LatentDirections_";
 const SECONDS = 20; // that a toast stays
 // The folder of this pack, by which the errors of its modules are known.
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname).split("/extensions/")[1]?.split("/")[0];
-
-const isOurs = (type) => String(type ?? "").startsWith(PREFIX);
-
-/** The node with an execution id, which is a path such as "5:3" for a node inside a subgraph. */
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById?.(/^\d+$/.test(part) ? Number(part) : part) ?? null;
-    graph = node?.subgraph;
-  }
-  return node;
-}
 
 function toast(summary, detail) {
   app.extensionManager?.toast?.add?.({ severity: "error", summary, detail, life: SECONDS * 1000 });
