@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 from torch import Tensor
 
 from ..core.contact_sheet import contact_sheet
@@ -20,6 +21,7 @@ from .pictures import image_of, picture_of
 from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
 from .sockets import Inversion, InversionSocket
 
+TILE = 256  # pixels of the longer side of a picture in the page's gallery, at most
 EXACT = 1e-5  # largest difference to the encoded latent that is its rounding, relative to the largest value
 
 
@@ -78,7 +80,9 @@ class PreviewDirections(io.ComfyNode):
         image = image_of(sheet)
         report = {"stage": "preview", "pictures": sum(len(row) for _, row in rows), **cost.report()}
         show_line(result_line(report["pictures"], "picture", report["seconds"]))
-        return io.NodeOutput(image, json.dumps(report, indent=1), ui=ui.PreviewImage(image, cls=cls))
+        # as text, because ComfyUI counts every entry that is a dict as a file that was made
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | {"gallery": [json.dumps(_gallery(rows, strengths))]}
+        return io.NodeOutput(image, json.dumps(report, indent=1), ui=shown)
 
 
 class EditReport(io.ComfyNode):
@@ -162,6 +166,29 @@ def _strengths(most: float, columns: int) -> list[float]:
     """Evenly spaced from -most to most, an odd number of them, so that the middle one is 0 and nothing else."""
     half = columns // 2
     return [most * k / half for k in range(-half, half + 1)]
+
+
+def _gallery(rows: list[tuple[str, list[tuple[str, Image.Image]]]], strengths: list[float]) -> list[dict]:
+    """What the page's gallery shows (web/gallery.js): of each row its name, and its first, middle and last picture.
+
+    The pictures are made small and saved where ComfyUI keeps previews; each is given as {strength, filename, subfolder,
+    type}. The one at strength 0 is the same for all rows, and saved once.
+    """
+    ends = [(strengths[k], k) for k in (0, -1)]
+    middle = len(strengths) // 2
+    pictures = [rows[0][1][middle][1], *(row[k][1] for _, row in rows for _, k in ends)]
+    small = torch.cat([image_of(_small(picture)) for picture in pictures])
+    zero, *saved = ui.PreviewImage(small).values
+    gallery = []
+    for n, (name, _) in enumerate(rows):
+        below, above = (file | {"strength": value} for file, (value, _) in zip(saved[2 * n :], ends, strict=False))
+        gallery.append({"name": name, "pictures": [below, zero | {"strength": 0.0}, above]})
+    return gallery
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    factor = min(1.0, TILE / max(picture.size))
+    return picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.LANCZOS)
 
 
 def _sample(inversion: Inversion, direction: Direction, strength: float, steps: int) -> Tensor:

@@ -61,3 +61,43 @@ export function nodeOf(/** @type {unknown} */ id) {
   }
   return node;
 }
+
+/** The name by which the page keeps what a node has shown. */
+export function locatorOf(/** @type {any} */ node) {
+  const inRoot = node.graph?.isRootGraph ?? node.graph === (app.rootGraph ?? app.graph);
+  return inRoot ? String(node.id) : `${node.graph?.id}:${node.id}`;
+}
+
+const linkOf = (/** @type {any} */ graph, /** @type {any} */ id) => graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id];
+const isReroute = (/** @type {any} */ node) => node?.type === "Reroute";
+
+/**
+ * The node and the output that an input is linked to in the same graph.
+ * @returns {{node: any, slot: number} | null}
+ */
+export function sourceOf(/** @type {any} */ node, /** @type {string} */ name) {
+  let input = node.inputs?.find((/** @type {any} */ one) => one.name === name);
+  for (let link; input?.link != null; ) {
+    link = linkOf(node.graph, input.link);
+    const source = link && node.graph.getNodeById(link.origin_id);
+    if (!source) return null;
+    if (!isReroute(source)) return { node: source, slot: link.origin_slot };
+    input = source.inputs[0];
+  }
+  return null;
+}
+
+/**
+ * The nodes of the same graph whose input `name` is linked to an output.
+ * @returns {any[]}
+ */
+export function readersOf(/** @type {any} */ node, /** @type {number} */ slot, /** @type {string} */ name) {
+  const readers = [];
+  for (const id of node.outputs?.[slot]?.links ?? []) {
+    const link = linkOf(node.graph, id);
+    const reader = link && node.graph.getNodeById(link.target_id);
+    if (isReroute(reader)) readers.push(...readersOf(reader, 0, name));
+    else if (reader?.inputs?.[link.target_slot]?.name === name) readers.push(reader);
+  }
+  return readers;
+}

@@ -9,7 +9,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { PREFIX, isOurs, nodeOf } from "./graph.js";
+import { PREFIX, isOurs, locatorOf, nodeOf } from "./graph.js";
 
 const SECONDS = 20; // that a toast stays
 // The folder of this pack, by which the errors of its modules are known.
@@ -116,8 +116,7 @@ function showErrors() {
 
 /** Take away the live preview of a node; the page would show it in place of the result until the node starts again. */
 function dropPreview(node) {
-  const inRoot = node.graph?.isRootGraph ?? node.graph === (app.rootGraph ?? app.graph);
-  const locator = inRoot ? String(node.id) : `${node.graph?.id}:${node.id}`;
+  const locator = locatorOf(node);
   // The page keeps previews twice, in app.nodePreviewImages and, for Nodes 2.0, in its store "nodeOutput".
   const pinia = document.getElementById("vue-app")?.__vue_app__?.config?.globalProperties?.$pinia;
   try {
