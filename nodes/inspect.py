@@ -18,6 +18,7 @@ from .host import samples_of
 from .inputs import DIRECTIONS, check_inputs
 from .manipulate import choose, sampled, schedule_of, with_slider
 from .pictures import image_of, picture_of
+from .previews import save_previews
 from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
 from .sockets import Inversion, InversionSocket
 
@@ -171,24 +172,15 @@ def _strengths(most: float, columns: int) -> list[float]:
 def _gallery(rows: list[tuple[str, list[tuple[str, Image.Image]]]], strengths: list[float]) -> list[dict]:
     """What the page's gallery shows (web/gallery.js): of each row its name, and its first, middle and last picture.
 
-    The pictures are made small and saved where ComfyUI keeps previews; each is given as {strength, filename, subfolder,
-    type}. The one at strength 0 is the same for all rows, and saved once.
+    Each picture is {strength, filename, subfolder, type}. The one at strength 0 is the same for all, and saved once.
     """
-    ends = [(strengths[k], k) for k in (0, -1)]
-    middle = len(strengths) // 2
-    pictures = [rows[0][1][middle][1], *(row[k][1] for _, row in rows for _, k in ends)]
-    small = torch.cat([image_of(_small(picture)) for picture in pictures])
-    zero, *saved = ui.PreviewImage(small).values
+    middle, ends = len(strengths) // 2, (strengths[0], strengths[-1])
+    zero, *saved = save_previews((rows[0][1][middle][1], *(row[k][1] for _, row in rows for k in (0, -1))), TILE)
     gallery = []
     for n, (name, _) in enumerate(rows):
-        below, above = (file | {"strength": value} for file, (value, _) in zip(saved[2 * n :], ends, strict=False))
+        below, above = (saved[2 * n + k] | {"strength": ends[k]} for k in (0, 1))
         gallery.append({"name": name, "pictures": [below, zero | {"strength": 0.0}, above]})
     return gallery
-
-
-def _small(picture: Image.Image) -> Image.Image:
-    factor = min(1.0, TILE / max(picture.size))
-    return picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.LANCZOS)
 
 
 def _sample(inversion: Inversion, direction: Direction, strength: float, steps: int) -> Tensor:

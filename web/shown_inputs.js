@@ -91,7 +91,7 @@ function hideUnused(/** @type {any} */ node) {
     changed ||= Boolean(widget.options.hidden) !== hidden;
     widget.options.hidden = hidden;
   }
-  if (changed && globalThis.LiteGraph?.vueNodesMode) node.widgets = [...node.widgets]; // draws the node anew
+  if (changed && /** @type {any} */ (globalThis).LiteGraph?.vueNodesMode) node.widgets = [...node.widgets]; // draws the node anew
 }
 
 function followMethod(/** @type {any} */ node) {
