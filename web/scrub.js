@@ -74,6 +74,7 @@ class Scrub extends Panel {
         return createImageBitmap(await answer.blob());
       }));
       if (this.strip !== strip) return; // another run was faster
+      for (const bitmap of this.bitmaps) bitmap.close(); // gives their memory back
       this.bitmaps = bitmaps;
     } catch {
       this.status.textContent = "The server no longer has these pictures. Run again to see them.";
