@@ -92,6 +92,11 @@ _ROWS = (
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ROWS}
 
 
+def has_presets(method: str) -> bool:
+    """Whether settings were published for the method of this name."""
+    return any(preset.method == method for preset in PRESETS.values())
+
+
 def with_preset(settings: Settings, preset: Preset) -> Settings:
     """Settings with what a preset says; the rest, such as seed and derivatives, stays.
 

@@ -16,6 +16,7 @@ from . import (
     measure_demo,
     measure_disentanglement,
     measure_words,
+    method_inputs,
     quick,
     transfer,
     wiring,
@@ -28,6 +29,7 @@ class LatentDirectionsExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
         library.register_folder()
+        method_inputs.register_route()
         wiring.register_route()
 
     @override

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.methods import METHODS, in_words
-from ..core.presets import PRESETS, paper_step, preset_remarks, with_preset
+from ..core.presets import PRESETS, Preset, has_presets, paper_step, preset_remarks, with_preset
 from ..core.search import (
     AUTOMATIC,
     FREE,
@@ -186,16 +186,26 @@ def _settings(given: Mapping, words: SearchWords) -> Settings:
         path=given["path"],
         path_steps=given["path_steps"],
     )
+    preset = _preset(given)
+    return settings if preset is None else with_preset(settings, preset)
+
+
+def _preset(given: Mapping) -> Preset | None:
+    """The published settings that were chosen; None for none, or where there are none for the method.
+
+    Raises:
+        InputError: they are of another method.
+    """
     preset = PRESETS.get(given["preset"])
-    if preset is None:
-        return settings
+    if preset is None or not has_presets(given["method"]):
+        return None
     if preset.method != given["method"]:
         msg = (
             f"'preset' is {quoted(preset.name)}, which belongs to the method '{preset.method}', but 'method' is"
             f" '{given['method']}'. Choose that method, or set 'preset' to '{NO_PRESET}'."
         )
         raise InputError(msg)
-    return with_preset(settings, preset)
+    return preset
 
 
 def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) -> None:
@@ -221,7 +231,8 @@ def _search_moves(model: ModelPatcher, given: Mapping, words: SearchWords, soft:
         InputError: an input does not fit the others.
     """
     method, inversion, settings = METHODS[given["method"]], given["inversion"], _settings(given, words)
-    negatives = negative_prompt(model, settings.guidance, given["negative"])
+    guides = "guidance" in method.reads and (method.compares_words or settings.guided)
+    negatives = negative_prompt(model, settings.guidance if guides else 1.0, given["negative"])
     beside, compared = named_prompts(inversion.positive, words.labels)
     prompts = _prompts(inversion, method, words) | negatives | compared
     key = settings_of_search(model, negatives)
@@ -252,7 +263,7 @@ def _search_moves(model: ModelPatcher, given: Mapping, words: SearchWords, soft:
         model, prompts, inversion.latent, inversion.sigma, body, expected=expected, block=block
     )
     step = None
-    if (preset := PRESETS.get(given["preset"])) is not None:
+    if (preset := _preset(given)) is not None:
         sampling = model.get_model_object("model_sampling")
         remarks += preset_remarks(preset, inversion.sigma, lambda level: float(sampling.percent_to_sigma(1 - level)))
         step = paper_step(preset, functools.partial(scale_at, model), inversion.sigma)
@@ -268,7 +279,7 @@ def _looks_at_picture(given: Mapping, method: Method, remarks: list[str]) -> boo
     """
     if "decode" not in method.reads:
         return False
-    preset, vae = PRESETS.get(given["preset"]), given["vae"]
+    preset, vae = _preset(given), given["vae"]
     if given["look_at"] == PICTURE and vae is None:
         msg = (
             f"'look_at' is '{PICTURE}', which needs 'vae'. Connect the VAE that belongs to the model, or set 'look_at'"

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 from torch import Tensor
 
 from ..core.contact_sheet import contact_sheet
@@ -17,9 +18,11 @@ from .host import samples_of
 from .inputs import DIRECTIONS, check_inputs
 from .manipulate import choose, sampled, schedule_of, with_slider
 from .pictures import image_of, picture_of
+from .previews import save_previews
 from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
 from .sockets import Inversion, InversionSocket
 
+TILE = 256  # pixels of the longer side of a picture in the page's gallery, at most
 EXACT = 1e-5  # largest difference to the encoded latent that is its rounding, relative to the largest value
 
 
@@ -78,7 +81,9 @@ class PreviewDirections(io.ComfyNode):
         image = image_of(sheet)
         report = {"stage": "preview", "pictures": sum(len(row) for _, row in rows), **cost.report()}
         show_line(result_line(report["pictures"], "picture", report["seconds"]))
-        return io.NodeOutput(image, json.dumps(report, indent=1), ui=ui.PreviewImage(image, cls=cls))
+        # as text, because ComfyUI counts every entry that is a dict as a file that was made
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | {"gallery": [json.dumps(_gallery(rows, strengths))]}
+        return io.NodeOutput(image, json.dumps(report, indent=1), ui=shown)
 
 
 class EditReport(io.ComfyNode):
@@ -162,6 +167,20 @@ def _strengths(most: float, columns: int) -> list[float]:
     """Evenly spaced from -most to most, an odd number of them, so that the middle one is 0 and nothing else."""
     half = columns // 2
     return [most * k / half for k in range(-half, half + 1)]
+
+
+def _gallery(rows: list[tuple[str, list[tuple[str, Image.Image]]]], strengths: list[float]) -> list[dict]:
+    """What the page's gallery shows (web/gallery.js): of each row its name, and its first, middle and last picture.
+
+    Each picture is {strength, filename, subfolder, type}. The one at strength 0 is the same for all, and saved once.
+    """
+    middle, ends = len(strengths) // 2, (strengths[0], strengths[-1])
+    zero, *saved = save_previews((rows[0][1][middle][1], *(row[k][1] for _, row in rows for k in (0, -1))), TILE)
+    gallery = []
+    for n, (name, _) in enumerate(rows):
+        below, above = (saved[2 * n + k] | {"strength": ends[k]} for k in (0, 1))
+        gallery.append({"name": name, "pictures": [below, zero | {"strength": 0.0}, above]})
+    return gallery
 
 
 def _sample(inversion: Inversion, direction: Direction, strength: float, steps: int) -> Tensor:

@@ -17,6 +17,8 @@ from .errors import InputError, with_advice
 from .host import samples_of
 from .inputs import DIRECTIONS, INDEX, STRENGTH, STRENGTH_RANGE, check_inputs
 from .manipulate import choose, sampled, schedule_of, with_slider
+from .pictures import picture_of
+from .previews import save_previews
 from .progress import RunsCost, SearchProgress, result_line, show_line
 from .prompts import digest
 from .sockets import DirectionsSocket, Inversion, InversionSocket
@@ -24,6 +26,7 @@ from .sockets import DirectionsSocket, Inversion, InversionSocket
 # From here on ghosts were seen between the strengths that were sampled, of the demo model's portraits
 # (`python -m benchmarks.quick`).
 LARGE_BEND = 0.3
+MOST_SHOWN, SHOWN_SIDE = 65, 512  # pictures of a strip that the page shows, and their pixels a side
 STEPS = io.Int.Input(
     "steps", default=20, min=1, max=200, tooltip="Sampling steps of each true run. As many as your sampler takes."
 )
@@ -183,14 +186,23 @@ class SliderStrip(io.ComfyNode):
                 ),
                 STEPS,
                 SIGMAS,
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip=(
+                        "Decodes the pictures to show them in this node, where they follow the strength of a slider."
+                        " Not connected: none are shown."
+                    ),
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+            is_output_node=True,  # its pictures are shown in the node itself
         )
 
     @classmethod
     @with_advice()
     def execute(
-        cls, inversion, directions, index=0, start=-1.0, end=1.0, keyframes=5, frames=9, steps=20, sigmas=None
+        cls, inversion, directions, index=0, start=-1.0, end=1.0, keyframes=5, frames=9, steps=20, sigmas=None, vae=None
     ) -> io.NodeOutput:
         """Sample the keyframes, mix the latents between them, and say where that may show ghosts."""
         check_inputs(cls, locals())
@@ -223,9 +235,12 @@ class SliderStrip(io.ComfyNode):
         show_line(result_line(keyframes, "run", report["seconds"]))
         # the numbers of a batch's pictures would be those of another batch
         strip = {name: value for name, value in inversion.latent.items() if name != "batch_index"}
-        return io.NodeOutput(
-            {**strip, "samples": latents}, json.dumps(report, indent=1), ui=ui.PreviewText(report["summary"])
-        )
+        shown = ui.PreviewText(report["summary"]).as_dict()
+        if vae is not None:
+            pictures = {"index": int(index), "frames": _pictures(vae, latents[:frames], report["strengths"])}
+            # as text, because ComfyUI counts every entry that is a dict as a file that was made
+            shown["scrub"] = [json.dumps(pictures)]
+        return io.NodeOutput({**strip, "samples": latents}, json.dumps(report, indent=1), ui=shown)
 
 
 def _runs(
@@ -248,6 +263,14 @@ def _runs(
         return latent
 
     return run
+
+
+def _pictures(vae, latents: Tensor, strengths: list[float]) -> list[dict]:
+    """What the page shows of a strip (web/scrub.js): evenly chosen ones, each {strength, filename, subfolder, type}."""
+    count = min(len(strengths), MOST_SHOWN)
+    chosen = [round(k * (len(strengths) - 1) / (count - 1)) for k in range(count)]
+    saved = save_previews((picture_of(vae.decode(latents[k : k + 1])) for k in chosen), SHOWN_SIDE)
+    return [file | {"strength": round(strengths[k], 4)} for k, file in zip(chosen, saved, strict=True)]
 
 
 def _prepared(direction: Direction, samples: Tensor) -> Distilled:

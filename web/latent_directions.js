@@ -9,44 +9,31 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { PREFIX, isOurs, locatorOf, nodeOf } from "./graph.js";
 
-const PREFIX = "LatentDirections_";
 const SECONDS = 20; // that a toast stays
 // The folder of this pack, by which the errors of its modules are known.
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname).split("/extensions/")[1]?.split("/")[0];
 
-const isOurs = (type) => String(type ?? "").startsWith(PREFIX);
-
-/** The node with an execution id, which is a path such as "5:3" for a node inside a subgraph. */
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById?.(/^\d+$/.test(part) ? Number(part) : part) ?? null;
-    graph = node?.subgraph;
-  }
-  return node;
-}
-
-function toast(summary, detail) {
+function toast(/** @type {string} */ summary, /** @type {string} */ detail) {
   app.extensionManager?.toast?.add?.({ severity: "error", summary, detail, life: SECONDS * 1000 });
 }
 
 /** Write a line on a node, in place of its last one, as ComfyUI's server does by its message "progress_text". */
-function say(id, text) {
+function say(/** @type {unknown} */ id, /** @type {string} */ text) {
   api.dispatchCustomEvent?.("progress_text", { nodeId: String(id), text });
 }
 
 /** The widget of a node's line of text; the page makes it with the first line. */
-const lineOf = (node) => node?.widgets?.find((widget) => widget.name === "$$node-text-preview");
+const lineOf = (/** @type {any} */ node) => node?.widgets?.find((/** @type {any} */ widget) => widget.name === "$$node-text-preview");
 
 /** Replace what a node said while it ran; a node without a line gets none, since it takes room. */
-function sayInstead(id, text) {
+function sayInstead(/** @type {unknown} */ id, /** @type {string} */ text) {
   if (lineOf(nodeOf(id))) say(id, text);
 }
 
 /** Give the text on a node as much height as it takes; the classic canvas cuts it off after two lines. */
-function fitText(node, text) {
+function fitText(/** @type {any} */ node, /** @type {string} */ text) {
   const widget = lineOf(node);
   if (!widget?.options?.getMinHeight) return;
   widget.options.getMinHeight = () => {
@@ -59,7 +46,7 @@ function fitText(node, text) {
 // 1. Refuse wiring before queueing ---------------------------------------------------------------------------------
 
 /** What the server knows to be wrong with a prompt; nothing where it does not answer. */
-async function problemsOf(prompt, outputs) {
+async function problemsOf(/** @type {any} */ prompt, /** @type {unknown} */ outputs) {
   if (!Object.values(prompt ?? {}).some((node) => isOurs(node?.class_type))) return [];
   try {
     const body = JSON.stringify({ prompt, outputs: outputs ?? null });
@@ -73,7 +60,8 @@ async function problemsOf(prompt, outputs) {
 }
 
 /** The error that the page's own check of a prompt ends with, so that the page marks node and input, and opens its panel. */
-function refusal(problems, prompt) {
+function refusal(/** @type {any[]} */ problems, /** @type {any} */ prompt) {
+  /** @type {Record<string, any>} */
   const nodeErrors = {};
   for (const { node, input, message } of problems) {
     nodeErrors[node] ??= { class_type: prompt[node].class_type, dependent_outputs: [], errors: [] };
@@ -85,14 +73,14 @@ function refusal(problems, prompt) {
     });
   }
   const error = { type: "prompt_outputs_failed_validation", message: problems[0].message, details: "", extra_info: {} };
-  const Refused = window.comfyAPI?.api?.PromptExecutionError;
+  const Refused = /** @type {any} */ (window).comfyAPI?.api?.PromptExecutionError;
   return Refused ? new Refused({ error, node_errors: nodeErrors }, 400) : new Error(problems[0].message);
 }
 
 function checkBeforeQueueing() {
   const queuePrompt = api.queuePrompt;
   if (typeof queuePrompt !== "function") return;
-  api.queuePrompt = async function (number, data, options, ...rest) {
+  api.queuePrompt = async function (/** @type {any[]} */ ...[number, data, options, ...rest]) {
     const prompt = data?.output;
     const problems = await problemsOf(prompt, options?.partialExecutionTargets);
     const known = problems.filter((problem) => prompt[problem?.node] && problem.input && problem.message);
@@ -109,18 +97,18 @@ function checkBeforeQueueing() {
 // 2. Sentences of failed runs --------------------------------------------------------------------------------------
 
 /** An error of a node of this pack, or one that this pack raised inside another node, such as a sampler. */
-function isOurError({ node_type, exception_type }) {
+function isOurError(/** @type {any} */ { node_type, exception_type }) {
   const module = FOLDER && `${FOLDER.replaceAll(".", "_x_")}.`;
   return isOurs(node_type) || Boolean(module && /\.errors\.\w+$/.test(exception_type) && exception_type.includes(module));
 }
 
 function showErrors() {
-  api.addEventListener("execution_error", ({ detail }) => {
+  api.addEventListener("execution_error", (/** @type {any} */ { detail }) => {
     if (!detail || !isOurError(detail)) return;
     toast(nodeOf(detail.node_id)?.title ?? detail.node_type, String(detail.exception_message ?? "").trim());
     if (isOurs(detail.node_type)) sayInstead(detail.node_id, "failed");
   });
-  api.addEventListener("execution_interrupted", ({ detail }) => {
+  api.addEventListener("execution_interrupted", (/** @type {any} */ { detail }) => {
     if (isOurs(detail?.node_type)) sayInstead(detail.node_id, "cancelled");
   });
 }
@@ -128,11 +116,10 @@ function showErrors() {
 // 3. Results in place of previews ----------------------------------------------------------------------------------
 
 /** Take away the live preview of a node; the page would show it in place of the result until the node starts again. */
-function dropPreview(node) {
-  const inRoot = node.graph?.isRootGraph ?? node.graph === (app.rootGraph ?? app.graph);
-  const locator = inRoot ? String(node.id) : `${node.graph?.id}:${node.id}`;
+function dropPreview(/** @type {any} */ node) {
+  const locator = locatorOf(node);
   // The page keeps previews twice, in app.nodePreviewImages and, for Nodes 2.0, in its store "nodeOutput".
-  const pinia = document.getElementById("vue-app")?.__vue_app__?.config?.globalProperties?.$pinia;
+  const pinia = /** @type {any} */ (document.getElementById("vue-app"))?.__vue_app__?.config?.globalProperties?.$pinia;
   try {
     pinia?._s?.get("nodeOutput")?.revokePreviewsByLocatorId?.(locator);
   } catch {
@@ -145,7 +132,7 @@ function dropPreview(node) {
 }
 
 function showResults() {
-  api.addEventListener("executed", ({ detail }) => {
+  api.addEventListener("executed", (/** @type {any} */ { detail }) => {
     const id = detail?.display_node ?? detail?.node;
     const node = id == null ? null : nodeOf(id);
     if (!node || !isOurs(node.comfyClass ?? node.type)) return;
@@ -160,8 +147,8 @@ function showResults() {
 
 // 4. The button of Load Direction ----------------------------------------------------------------------------------
 
-function addRefreshButton(node) {
-  const file = node.widgets?.find((widget) => widget.name === "file");
+function addRefreshButton(/** @type {any} */ node) {
+  const file = node.widgets?.find((/** @type {any} */ widget) => widget.name === "file");
   if (file && file.value === undefined) file.value = ""; // when the list is empty, the classic canvas would show "undefined"
   if (typeof app.refreshComboInNodes !== "function") return;
   const refresh = async () => {
@@ -179,7 +166,7 @@ app.registerExtension({
     showErrors();
     showResults();
   },
-  nodeCreated(node) {
+  nodeCreated(/** @type {any} */ node) {
     if (node.comfyClass === `${PREFIX}LoadDirection`) addRefreshButton(node);
     if (node.comfyClass === `${PREFIX}EditReport`) node.size[0] = Math.max(node.size[0], 320); // room for sentences
   },

@@ -44,7 +44,7 @@ class Browser:
         )
         self.loop = asyncio.new_event_loop()
         self.number = 0
-        self.problems: list[str] = []  # uncaught errors and console.error of the page
+        self.problems: list[str] = []  # uncaught errors and console.error of the page, and warnings of the pack
 
     def __enter__(self) -> "Browser":
         try:
@@ -86,7 +86,7 @@ class Browser:
             if message.get("method") == "Runtime.exceptionThrown":
                 details = message["params"]["exceptionDetails"]
                 self.problems.append(details.get("exception", {}).get("description") or details["text"])
-            elif message.get("method") == "Runtime.consoleAPICalled" and message["params"]["type"] == "error":
+            elif message.get("method") == "Runtime.consoleAPICalled" and is_problem(message["params"]):
                 parts = (str(a.get("value", a.get("description"))) for a in message["params"]["args"])
                 self.problems.append(" ".join(parts))
             if message.get("id") == self.number:
@@ -126,6 +126,13 @@ class Browser:
     def screenshot(self, path: Path) -> Path:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
         return path
+
+
+def is_problem(said: dict) -> bool:
+    """Whether what a page wrote to its console is an error, or a warning with a file of this pack on the call stack."""
+    frames = said.get("stackTrace", {}).get("callFrames", [])
+    ours = any("/extensions/latent-directions/" in frame["url"] for frame in frames)
+    return said["type"] == "error" or (said["type"] == "warning" and ours)
 
 
 def as_json(value) -> str:

@@ -2,6 +2,7 @@ import os
 
 import pytest
 from browser import Browser, find_chromium
+from canvas import HELPERS, setting
 
 from scripts.comfy_server import Server
 from scripts.environment import ROOT, add_comfyui_to_path, ensure
@@ -37,3 +38,13 @@ def page(comfy):
         browser.open(comfy.client.url)
         browser.wait_for("Boolean(window.app && app.vueAppReady && app.graph)")
         yield browser
+
+
+@pytest.fixture(params=["classic", "nodes 2.0"], scope="module")
+def renderer(page, request):
+    """The page, drawn by one of its two renderers."""
+    if not page.evaluate("Boolean(window.test)"):
+        page.evaluate(HELPERS)
+    setting(page, "Comfy.VueNodes.Enabled", request.param == "nodes 2.0")
+    yield page
+    setting(page, "Comfy.VueNodes.Enabled", False)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from browser import Browser
+from canvas import shown
 
 from scripts import workflow
 from scripts.environment import ROOT
@@ -13,13 +13,6 @@ from scripts.environment import ROOT
 TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
 # ComfyUI's own templates, for what ours do not hold: reroutes, primitive nodes, bypassed nodes, seeds, notes.
 STOCK = ["default", "hidream_e1_1", "image_omnigen2_image_edit", "sdxl_refiner_prompt_example", "flux_schnell"]
-
-
-def shown(page: Browser, graph: dict, name: str) -> dict:
-    """Open a graph in the page and return the page's own API prompt."""
-    page.problems.clear()
-    page.evaluate(f"app.loadGraphData({json.dumps(graph)}, true, true, {json.dumps(name)}).then(() => true)")
-    return page.evaluate("app.graphToPrompt().then(made => made.output)")
 
 
 @pytest.mark.parametrize("name", STOCK)

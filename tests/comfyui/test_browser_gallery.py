@@ -1,0 +1,148 @@
+"""The gallery of Preview Directions: its tiles, and which sliders they set."""
+
+import pytest
+from browser import as_json
+from canvas import PREFIX, SEEDS, opened, run, screenshot, shown
+
+# The gallery's own elements, which lie in a shadow root, of the one Preview Directions of the graph.
+GALLERY = """window.gallery = {
+  root: () => test.find("PreviewDirections").widgets.find((w) => w.name === "gallery")?.element.shadowRoot,
+  tiles: () => [...(gallery.root()?.querySelectorAll("button") ?? [])],
+  pressed: () => gallery.tiles().map((tile) => tile.getAttribute("aria-pressed") === "true"),
+  list: () => gallery.root().querySelector("select"),
+  status: () => gallery.root().querySelector("[role=status]").textContent,
+  index: (id) => app.graph.getNodeById(id).widgets.find((w) => w.name === "index").value,
+};"""
+TILES = "((t) => t.length && t.every((b) => [...b.querySelectorAll('img')].every((i) => i.naturalWidth)) && t.length)"
+
+
+@pytest.fixture(scope="module")
+def previewed(renderer):
+    """A run of Preview Directions on three directions, with a slider and a Quick Slider that are given the same."""
+    page = opened(renderer)
+    page.evaluate(GALLERY)
+    page.evaluate(f"""
+      test.add("{PREFIX}PreviewDirections", -400, 0); test.add("{PREFIX}PrepareQuickSlider", -400, 900);
+      test.add("{PREFIX}QuickSlider", 0, 900);
+      test.link("LoadDemoModel", "VAE", "PreviewDirections", "vae");
+      for (const type of ["PreviewDirections", "PrepareQuickSlider", "QuickSlider"])
+        test.link("InvertImage", "inversion", type, "inversion");
+      for (const type of ["PreviewDirections", "PrepareQuickSlider"])
+        test.link("FindDirections", "directions", type, "directions");
+      test.link("PrepareQuickSlider", "directions", "QuickSlider", "directions");
+      test.set("PreviewDirections", "steps", 1); test.set("PreviewDirections", "columns", 3);
+      test.set("FindDirections", "method", "LOCO"); test.set("FindDirections", "count", 3);
+      test.set("FindDirections", "seed", {next(SEEDS)});
+    """)
+    run(page)
+    assert page.wait_for(f"{TILES}(gallery.tiles())", 20) == 3
+    yield page
+    assert page.problems == []
+
+
+def id_of(page, node: str) -> int:
+    return page.evaluate(f"test.find('{node}').id")
+
+
+def indices(page) -> list[int]:
+    """`index` of Direction Slider, Prepare Quick Slider and Quick Slider."""
+    nodes = ("DirectionSlider", "PrepareQuickSlider", "QuickSlider")
+    return [page.evaluate(f"test.widget('{node}', 'index').value") for node in nodes]
+
+
+def set_by_click(page, which: str, tile: int) -> None:
+    page.evaluate(f"""{{
+      const list = gallery.list(), option = [...list.options].find((o) => o.text.startsWith({as_json(which)}));
+      list.value = option.value; list.dispatchEvent(new Event("change")); gallery.tiles()[{tile}].click();
+    }}""")
+
+
+def test_a_tile_names_its_direction_and_shows_it_at_three_strengths(previewed):
+    screenshot(previewed, "gallery")
+    names = previewed.evaluate("gallery.tiles().map((t) => t.querySelector('.name').textContent)")
+    assert names == ["0: direction 1", "1: direction 2", "2: direction 3"]
+    tiles = "gallery.tiles().map((t) => [...t.querySelectorAll('img')]"
+    assert previewed.evaluate(f"{tiles}.map((i) => i.alt))") == [["-2", "0", "+2"]] * 3
+    addresses = previewed.evaluate(f"{tiles}.map((i) => i.src))")
+    assert len({address for row in addresses for address in row}) == 2 * 3 + 1  # the picture at 0 is one for all
+    labels = previewed.evaluate("gallery.tiles().map((t) => t.getAttribute('aria-label'))")
+    assert labels[1] == "Choose direction 1: direction 2. Pictures at strengths -2, 0, +2."
+
+
+def test_a_click_sets_the_slider_that_the_list_names(previewed):
+    page = previewed
+    quick, slider = id_of(page, "QuickSlider"), id_of(page, "DirectionSlider")
+    names = page.evaluate("[...gallery.list().options].map((o) => o.text)")
+    assert sorted(names) == sorted([f"Direction Slider #{slider}", f"Quick Slider #{quick}", "all of them"])
+    set_by_click(page, "all", 0)
+    assert indices(page) == [0, 0, 0]
+    set_by_click(page, "Direction Slider", 1)
+    assert indices(page) == [1, 0, 0]
+    assert page.evaluate("gallery.pressed()") == [False, True, False]
+    assert page.evaluate("gallery.status()") == f"Direction 1 is chosen for Direction Slider #{slider}. Run to see it."
+    set_by_click(page, "Quick Slider", 2)
+    assert indices(page) == [1, 2, 2]
+    assert page.evaluate("gallery.pressed()") == [False, False, True]
+    set_by_click(page, "all", 0)
+    assert indices(page) == [0, 0, 0]
+
+
+def test_keys_reach_the_tiles_and_what_the_slider_says_is_marked(previewed):
+    page = previewed
+    set_by_click(page, "Direction Slider", 0)
+    page.evaluate("gallery.tiles()[0].focus()")
+    for key, code in (("Tab", 9), ("Enter", 13)):
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if (key, kind) == ("Enter", "keyDown") else {}
+            page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+    assert indices(page)[0] == 1
+    assert page.evaluate("gallery.pressed()") == [False, True, False]
+    page.evaluate("""{
+      const node = test.find("DirectionSlider"), widget = test.widget("DirectionSlider", "index");
+      widget.value = 2; widget.callback(2, app.canvas, node);
+    }""")
+    assert page.evaluate("gallery.pressed()") == [False, False, True]
+
+
+def test_what_cannot_be_set_is_said(previewed):
+    page = previewed
+    set_by_click(page, "Direction Slider", 0)
+    page.evaluate("""
+      test.add("PrimitiveInt", 800, 900); test.link("PrimitiveInt", "INT", "DirectionSlider", "index");
+      gallery.tiles()[1].click();
+    """)
+    assert "comes from a link. Change it there." in page.evaluate("gallery.status()")
+    assert indices(page)[0] == 0
+    page.evaluate("{const n = test.find('DirectionSlider'); n.disconnectInput(n.findInputSlot('index'))}")
+    page.evaluate("gallery.tiles()[1].click()")
+    assert indices(page)[0] == 1
+
+
+def test_the_choice_is_saved_and_a_run_gives_the_tiles_back(previewed):
+    """Saved are the indices and which slider a click sets; the tiles are those of the last run, as all pictures are."""
+    page = previewed
+    set_by_click(page, "Quick Slider", 2)
+    graph, before = page.evaluate("app.graph.serialize()"), indices(page)
+    (saved,) = (node for node in graph["nodes"] if node["type"] == f"{PREFIX}PreviewDirections")
+    assert len(saved["widgets_values"]) == 3
+    shown(page, graph, "reloaded")
+    assert indices(page) == before
+    prompt = page.evaluate("app.graphToPrompt().then(made => made.output)")
+    (node,) = (node for node in prompt.values() if node["class_type"] == f"{PREFIX}PreviewDirections")
+    assert set(node["inputs"]) == {"inversion", "directions", "vae", "strength", "columns", "steps"}
+    run(page)
+    assert page.wait_for(f"{TILES}(gallery.tiles())", 20) == 3
+    assert page.evaluate("gallery.pressed()") == [False, False, True]
+    assert page.evaluate("gallery.list().selectedOptions[0].text").startswith("Quick Slider")
+
+
+def test_the_tiles_come_back_with_the_tab_of_the_workflow(previewed):
+    page = previewed
+    tiles = page.evaluate("gallery.tiles().map((t) => t.getAttribute('aria-label'))")
+    assert tiles
+    path = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
+    page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow').then(() => true)")
+    page.wait_for("!test.find('PreviewDirections')", 20)
+    page.evaluate("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow').then(() => true)")
+    page.wait_for(f"app.extensionManager.workflow.activeWorkflow.path === {as_json(path)}", 20)
+    assert page.wait_for("gallery.tiles().length && gallery.tiles().map((t) => t.getAttribute('aria-label'))") == tiles

@@ -1,0 +1,171 @@
+"""The pictures of Slider Strip, which follow a slider without a run."""
+
+import statistics
+
+import pytest
+from browser import as_json
+from canvas import PREFIX, SEEDS, opened, run, screenshot, shown
+
+FRAMES, KEYFRAMES = 5, 3  # from strength -1 to 1
+LONGEST = 50  # milliseconds from a slider's event to the changed picture
+SCRUB = """window.scrub = {
+  root: () => test.find("SliderStrip").widgets.find((w) => w.name === "scrub")?.element.shadowRoot,
+  canvas: () => scrub.root()?.querySelector("canvas"),
+  range: () => scrub.root().querySelector("input"),
+  button: () => scrub.root().querySelector("button"),
+  said: () => scrub.root().querySelector("output").textContent,
+  strength: () => test.widget("DirectionSlider", "strength").value,
+  // the colours of the picture that is seen
+  pixels: () => {
+    const canvas = scrub.canvas();
+    return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.join();
+  },
+  move: (frame) => { scrub.range().value = frame; scrub.range().dispatchEvent(new Event("input")); },
+  slide: (strength) => {
+    const node = test.find("DirectionSlider"), widget = test.widget("DirectionSlider", "strength");
+    widget.value = strength; widget.callback(strength, app.canvas, node);
+  },
+};"""
+
+# The middle of the picture in the window, once the view has stopped moving and nothing else lies there.
+STILL = """(async () => {
+  const middle = () => (b => [b.left + b.width / 2, b.top + b.height / 2])(scrub.canvas().getBoundingClientRect());
+  const before = middle();
+  await new Promise((done) => setTimeout(done, 700));
+  const [x, y] = middle();
+  return x === before[0] && y === before[1] && document.elementFromPoint(x, y) === scrub.root().host && [x, y];
+})()"""
+
+
+@pytest.fixture(scope="module")
+def strip(renderer):
+    """A run of Slider Strip with a VAE, beside the template's Direction Slider on the same direction."""
+    page = opened(renderer)
+    page.evaluate(SCRUB)
+    page.evaluate(f"""
+      test.add("{PREFIX}SliderStrip", -400, 0);
+      test.link("LoadDemoModel", "VAE", "SliderStrip", "vae");
+      test.link("InvertImage", "inversion", "SliderStrip", "inversion");
+      test.link("FindDirections", "directions", "SliderStrip", "directions");
+      test.set("SliderStrip", "frames", {FRAMES}); test.set("SliderStrip", "keyframes", {KEYFRAMES});
+      test.set("SliderStrip", "steps", 2); test.set("InvertImage", "seed", {next(SEEDS)});
+    """)
+    run(page)
+    page.wait_for("scrub.canvas() && scrub.said()", 20)
+    yield page
+    assert page.problems == []
+
+
+def press(page, key: str, code: int) -> None:
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+
+def test_the_pictures_follow_the_strength_of_the_slider_within_50_ms(strip):
+    seen = strip.evaluate("""(() => {
+      const seen = [];
+      for (const strength of [-1, -0.5, 0, 0.5, 1, 0.5, 0, -0.5, -1]) {
+        const began = performance.now();
+        scrub.slide(strength);
+        const pixels = scrub.pixels();
+        seen.push([strength, performance.now() - began, pixels, scrub.said(), Number(scrub.range().value)]);
+      }
+      return seen;
+    })()""")
+    pictures = {strength: pixels for strength, _, pixels, _, _ in seen}
+    assert len(set(pictures.values())) == FRAMES
+    for strength, _, pixels, said, frame in seen:
+        assert pixels == pictures[strength]
+        assert float(said) == strength
+        assert frame == round((strength + 1) * 2)
+    assert statistics.median(took for _, took, *_ in seen) < LONGEST
+
+
+def test_the_slider_follows_the_pictures(strip):
+    page = strip
+    for frame in range(FRAMES):
+        page.evaluate(f"scrub.move({frame})")
+        assert page.evaluate("scrub.strength()") == -1 + frame / 2
+    page.evaluate("scrub.range().dispatchEvent(new Event('change'))")
+    status = page.evaluate("scrub.root().querySelector('[role=status]').textContent")
+    assert status.startswith("Strength +1 is set for Direction Slider #")
+    prompt = page.evaluate("app.graphToPrompt().then(made => made.output)")
+    (slider,) = (node for node in prompt.values() if node["class_type"] == f"{PREFIX}DirectionSlider")
+    assert slider["inputs"]["strength"] == 1
+
+
+def test_arrow_keys_and_the_wheel_go_to_the_next_picture(strip):
+    page = strip
+    screenshot(page, "scrub")
+    page.evaluate("scrub.move(2); scrub.range().focus()")
+    press(page, "ArrowRight", 39)
+    assert page.evaluate("scrub.strength()") == 0.5
+    press(page, "ArrowLeft", 37)
+    press(page, "ArrowLeft", 37)
+    assert page.evaluate("scrub.strength()") == -0.5
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    x, y = page.wait_for(STILL, 20)
+    scale = page.evaluate("app.canvas.ds.scale")
+    page.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-100)
+    page.wait_for("scrub.strength() === 0", 10)
+    assert page.evaluate("app.canvas.ds.scale") == scale
+    page.evaluate("scrub.range().blur()")  # without the focus the wheel is the canvas's
+    page.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-100)
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 300))")
+    assert page.evaluate("scrub.strength()") == 0
+
+
+def test_before_is_shown_while_the_button_or_the_key_is_held(strip):
+    page = strip
+    page.evaluate("scrub.move(2)")
+    still = page.evaluate("scrub.pixels()")
+    page.evaluate("scrub.move(4)")
+    moved = page.evaluate("scrub.pixels()")
+    assert moved != still
+    page.evaluate("scrub.button().dispatchEvent(new PointerEvent('pointerdown'))")
+    assert page.evaluate("scrub.pixels()") == still
+    page.evaluate("scrub.button().dispatchEvent(new PointerEvent('pointerup'))")
+    assert page.evaluate("scrub.pixels()") == moved
+    page.evaluate("scrub.range().focus()")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="b", code="KeyB", windowsVirtualKeyCode=66)
+    assert page.evaluate("scrub.pixels()") == still
+    page.call("Input.dispatchKeyEvent", type="keyUp", key="b", code="KeyB", windowsVirtualKeyCode=66)
+    assert page.evaluate("scrub.pixels()") == moved
+    assert page.evaluate("scrub.strength()") == 1
+
+
+def test_a_strength_between_or_beyond_the_pictures_says_so(strip):
+    page = strip
+    page.evaluate("scrub.slide(0.3)")
+    assert page.evaluate("scrub.said()") == "+0.3 (picture at +0.5)"
+    page.evaluate("scrub.slide(2)")
+    assert page.evaluate("scrub.said()") == "+2 (picture at +1)"
+
+
+def test_a_slider_of_another_direction_or_with_a_link_is_left_alone(strip):
+    page = strip
+    page.evaluate("scrub.move(4); test.set('DirectionSlider', 'index', 1); scrub.move(0)")
+    assert page.evaluate("scrub.strength()") == 1
+    page.evaluate("test.set('DirectionSlider', 'index', 0)")
+    page.evaluate(
+        'test.add("PrimitiveFloat", 800, 900); test.link("PrimitiveFloat", "FLOAT", "DirectionSlider", "strength")'
+    )
+    page.evaluate("scrub.move(1)")
+    assert page.evaluate("scrub.strength()") == 1
+    assert page.evaluate("scrub.said()") == "-0.5"
+    page.evaluate("{const n = test.find('DirectionSlider'); n.disconnectInput(n.findInputSlot('strength'))}")
+    page.evaluate("scrub.move(2)")
+    assert page.evaluate("scrub.strength()") == 0
+
+
+def test_what_a_strip_shows_is_not_saved_and_comes_back_with_a_run(strip):
+    page = strip
+    graph = page.evaluate("app.graph.serialize()")
+    (saved,) = (node for node in graph["nodes"] if node["type"] == f"{PREFIX}SliderStrip")
+    assert len(saved["widgets_values"]) == 6
+    shown(page, graph, "reloaded")
+    assert page.evaluate("scrub.canvas() ?? null") is None
+    run(page)
+    page.wait_for("scrub.canvas() && scrub.said()", 20)
+    strength = page.evaluate("scrub.strength()")
+    assert page.evaluate(f"scrub.said().startsWith({as_json(f'{strength:g}')})")

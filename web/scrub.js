@@ -1,0 +1,158 @@
+// The pictures of Slider Strip, which follow a slider: the one under them, and `strength` of the slider that the list names.
+// These two always say the same. All pictures are decoded when they arrive, so that nothing is loaded while a slider moves.
+
+import { isLinked, widgetOf } from "./graph.js";
+import { Panel, addPanels, addressOf, element, named, setAll, setOne, signed } from "./panel.js";
+
+/** @typedef {{index: number, frames: import("./panel.js").Picture[]}} Strip */
+
+const TALLEST = 320; // pixels of the picture
+const SAME = 0.005; // strengths that are nearer than that are written the same
+const STYLE = `
+  canvas { display: block; width: 100%; max-height: ${TALLEST}px; object-fit: contain; border-radius: 4px; }
+  .row { display: flex; gap: 8px; align-items: center; padding: 4px 2px 0; }
+  input { flex: 1; min-width: 0; accent-color: var(--p-primary-color, #60a5fa); }
+  output { flex: none; min-width: 3em; text-align: right; }
+  button { flex: none; border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; padding: 2px 8px; cursor: pointer;
+    touch-action: none; }
+`;
+
+class Scrub extends Panel {
+  constructor(/** @type {any} */ node) {
+    super(node, "scrub", "The slider moves", STYLE);
+    /** @type {Strip} */
+    this.strip = { index: 0, frames: [] };
+    /** @type {ImageBitmap[]} */
+    this.bitmaps = [];
+    /** @type {number[] | undefined} */
+    this.strengths = undefined;
+    /** @type {number | undefined} width of a picture over its height */
+    this.aspect = undefined;
+    this.before = false;
+    this.canvas = element("canvas", { role: "img" });
+    this.range = element("input", { type: "range", min: "0", step: "1", "aria-label": "Strength" });
+    this.output = element("output", {});
+    this.button = element("button", { type: "button", title: "Hold it, or the key B, to see the picture as it is" }, "Before");
+    const row = element("div", { class: "row" }, this.button, this.range, this.output);
+    this.root.append(this.canvas, row, this.status);
+    this.listen();
+  }
+
+  listen() {
+    this.range.addEventListener("input", () => this.move(Number(this.range.value)));
+    this.range.addEventListener("change", () => this.settle());
+    this.host.dataset.captureWheel = "true"; // what ComfyUI leaves to an element with the focus
+    this.canvas.addEventListener("pointerdown", () => setTimeout(() => this.range.focus()));
+    this.host.addEventListener("wheel", (event) => {
+      if (document.activeElement !== this.host || event.ctrlKey || event.metaKey) return; // it is the canvas's
+      event.preventDefault();
+      event.stopPropagation();
+      this.move(Number(this.range.value) - Math.sign(event.deltaY || event.deltaX));
+      clearTimeout(this.settling);
+      this.settling = setTimeout(() => this.settle(), 300);
+    }, { passive: false });
+    const hold = (/** @type {boolean} */ held) => () => this.hold(held);
+    this.button.addEventListener("pointerdown", hold(true));
+    for (const end of ["pointerup", "pointerleave", "pointercancel", "blur"]) this.button.addEventListener(end, hold(false));
+    const isHeld = (/** @type {KeyboardEvent} */ event) =>
+      event.key.toLowerCase() === "b" || (event.key === " " && event.composedPath()[0] === this.button);
+    this.host.addEventListener("keydown", (event) => isHeld(event) && !event.ctrlKey && !event.metaKey && this.hold(true));
+    this.host.addEventListener("keyup", (event) => isHeld(event) && this.hold(false));
+  }
+
+  height() {
+    return Math.min(TALLEST, (this.node.size[0] - 24) / (this.aspect ?? 1)) + 110;
+  }
+
+  async show(/** @type {Strip} */ strip) {
+    if (JSON.stringify(strip) === JSON.stringify(this.strip)) return;
+    const frames = [...strip.frames].sort((one, other) => one.strength - other.strength);
+    this.strip = strip;
+    try {
+      const bitmaps = await Promise.all(frames.map(async (frame) => {
+        const answer = await fetch(addressOf(frame));
+        return createImageBitmap(await answer.blob());
+      }));
+      if (this.strip !== strip) return; // another run was faster
+      for (const bitmap of this.bitmaps) bitmap.close(); // gives their memory back
+      this.bitmaps = bitmaps;
+    } catch {
+      this.status.textContent = "The server no longer has these pictures. Run again to see them.";
+      return;
+    }
+    this.strengths = frames.map(({ strength }) => strength);
+    this.aspect = this.bitmaps[0].width / this.bitmaps[0].height;
+    [this.canvas.width, this.canvas.height] = [this.bitmaps[0].width, this.bitmaps[0].height];
+    this.range.max = String(frames.length - 1);
+    this.range.value = String(this.nearest(1));
+    this.refresh();
+    this.fit();
+  }
+
+  /** The frame whose strength is nearest. */
+  nearest(/** @type {number} */ strength) {
+    const away = (this.strengths ?? []).map((one) => Math.abs(one - strength));
+    return away.indexOf(Math.min(...away));
+  }
+
+  /** Sliders alone, of the direction that the strip shows, whose strength is not set by a link. */
+  targets() {
+    return super
+      .targets()
+      .map((target) => ({ ...target, nodes: target.nodes.filter((node) => this.isShown(node)) }))
+      .filter(({ nodes }) => nodes.length);
+  }
+
+  isShown(/** @type {any} */ node) {
+    const strength = widgetOf(node, "strength");
+    return strength && !isLinked(node, "strength") && widgetOf(node, "index")?.value === this.strip.index;
+  }
+
+  /** Go to a frame, and with it the sliders. */
+  move(/** @type {number} */ frame) {
+    if (!this.strengths) return;
+    const at = Math.max(0, Math.min(this.strengths.length - 1, frame));
+    this.range.value = String(at);
+    for (const node of this.chosen().flatMap(({ nodes }) => nodes)) setOne(node, "strength", this.strengths[at]);
+    this.draw(this.strengths[at]);
+  }
+
+  /** Once a movement has ended: make it one step that can be undone, and say what it has done. */
+  settle() {
+    if (!this.strengths) return;
+    const nodes = this.chosen().flatMap(({ nodes }) => nodes), strength = this.strengths[Number(this.range.value)];
+    setAll(nodes, "strength", strength);
+    this.status.textContent = nodes.length
+      ? `Strength ${signed(strength)} is set for ${named(nodes)}. Run to sample this picture.`
+      : "No slider of this direction is there to set. Connect the directions to a Direction Slider.";
+  }
+
+  hold(/** @type {boolean} */ held) {
+    if (held === this.before) return;
+    this.before = held;
+    this.refresh();
+  }
+
+  /** Draw the frame at the range, and write the strength that is meant. */
+  draw(/** @type {number} */ strength) {
+    if (!this.strengths) return;
+    const frame = this.before ? this.nearest(0) : Number(this.range.value), seen = this.strengths[frame];
+    this.canvas.getContext("2d").drawImage(this.bitmaps[frame], 0, 0);
+    const text = this.before || Math.abs(seen - strength) < SAME ? signed(seen) : `${signed(strength)} (picture at ${signed(seen)})`;
+    this.output.textContent = text;
+    this.range.setAttribute("aria-valuetext", `Strength ${text}`);
+    this.canvas.setAttribute("aria-label", `The picture at strength ${signed(seen)}`);
+  }
+
+  /** Follow the slider that the list names. */
+  refresh() {
+    super.refresh();
+    if (!this.strengths) return;
+    const [node] = this.chosen().flatMap(({ nodes }) => nodes);
+    const strength = node ? Number(widgetOf(node, "strength")?.value) : this.strengths[Number(this.range.value)];
+    this.range.value = String(this.nearest(strength));
+    this.draw(strength);
+  }
+}
+
+addPanels("SliderStrip", "scrub", Scrub);
