@@ -157,6 +157,7 @@ NODES = {
     "apply": "ApplySliders",
     "transfer": "TransferDirection",
     "combine": "CombineDirections",
+    "common": "FindCommonDirections",
     "prepare": "PrepareQuickSlider",
     "quick": "QuickSlider",
     "strip": "SliderStrip",
@@ -186,6 +187,7 @@ def base() -> dict:
     transfer = {"model": ["demo", 0], "inversion": ["invert", 4], "directions": ["moves", 0], "index": 0}
     combine = transfer | {"others": ["moves", 0], "how": "hold what the others do", "amount": 1.0}
     transfer |= {"which": "all", "move": "as it is"}
+    common = {"model": ["demo", 0], "inversion": ["invert two", 4], "how": "principal components", "count": 1}
     slid = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0}
     strip = {"start": -1.0, "end": 1.0, "keyframes": 3, "frames": 5, "steps": 2}
     measured = {"image": ["portrait", 0], "edited": ["decoded", 0]}
@@ -221,6 +223,10 @@ def base() -> dict:
         "transfer text": ("PreviewAny", {"source": ["transfer", 1]}),
         "combine": (f"{PREFIX}CombineDirections", combine),
         "combine text": ("PreviewAny", {"source": ["combine", 1]}),
+        "two": ("RepeatLatentBatch", {"samples": ["encoded", 0], "amount": 2}),
+        "invert two": (f"{PREFIX}InvertImage", invert | {"latent": ["two", 0], "method": "seeded noise"}),
+        "common": (f"{PREFIX}FindCommonDirections", common),
+        "common text": ("PreviewAny", {"source": ["common", 1]}),
         "strip": (f"{PREFIX}SliderStrip", slid | strip),
         "strip decoded": ("VAEDecode", {"samples": ["strip", 0], "vae": ["demo", 2]}),
         "strip picture": ("PreviewImage", {"images": ["strip decoded", 0]}),
@@ -248,6 +254,7 @@ OUTPUTS_OF = {
     "quick": ("quick picture",),
     "transfer": ("transfer text",),
     "combine": ("combine text",),
+    "common": ("common text",),
     "strip": ("strip picture",),
     "words": ("words",),
     "score": ("score",),

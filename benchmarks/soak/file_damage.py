@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 
 from latent_directions.core import direction_files
-from latent_directions.core.direction import Direction, Distilled, Fingerprint, KeepPair, Prompt, Words
+from latent_directions.core.direction import Direction, Distilled, Feature, Fingerprint, KeepPair, Prompt, Words
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4}
 WIDTHS |= {"U64": 8, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8, "F4": 0.5, "F6_E2M3": 0.75}
@@ -23,7 +23,7 @@ ODD_TYPES = [*WIDTHS, "F6_E3M2", "F8_E4M3FNUZ", "F128", "", "f32", 5, None]
 ODD_SHAPES = [[], [0], [-1], [1], [0, 8, 8], [2**63], [2**31, 2**31, 2**31], [1] * 5, [1] * 1000, "16", None, [1.5]]
 DEEP = 100_000
 FIELDS = ["name", "method", "family", "sigma", "step", "keep", "notes", "model", "prompts", "parts"]
-PART_FIELDS = ["kind", "step", "share", "source", "change", "picture", "error", "names"]
+PART_FIELDS = ["kind", "step", "share", "source", "change", "picture", "error", "names", "layer"]
 MODEL_FIELDS = ["family", "structure", "weights", "rounding"]
 KINDS = [*direction_files.KINDS, "features", "subspace", "", "x" * 5000, "\ud800", 3, None, [], {}]
 OF_PARTS = (
@@ -95,8 +95,10 @@ def directions() -> list[Direction]:
         "mask": torch.full((1, 4, 4), 0.5),
         "distilled": Distilled(random(16, 4, 4), random(16, 4, 4), "f" * 64, 0.1),
     }
+    change = random(8, 4)
+    feature = Feature(change / change.norm(), "joint_blocks 2 of 4")
     return [
-        Direction("direction 1", "LOCO", **move, **common),
+        Direction("direction 1", "pullback", **move, feature=feature, **common),
         Direction("smiling", "text", words=Words(target), **common),
         Direction("smiling", "HSDS", **move, words=Words(target, source, 0.35), keep=keep, **more, **common),
     ]

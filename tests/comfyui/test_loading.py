@@ -15,6 +15,7 @@ NODE_IDS = {
     for name in (
         "InvertImage",
         "FindDirections",
+        "FindCommonDirections",
         "CombineDirections",
         "TransferDirection",
         "DirectionSlider",
