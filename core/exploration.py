@@ -21,7 +21,7 @@ from .jacobian_directions import APPROXIMATE, ASYMMETRIC, RULED_OUT, TOO_ASYMMET
 from .krylov import ForwardKrylovSpace, KrylovSpace
 from .linalg import KrylovBasis, in_float64
 from .operators import RestrictedOperator
-from .search import FoundDirection, Method, Search, Settings, check_evaluations
+from .search import CHANGE_NOTE, FoundDirection, Method, Search, Settings, check_evaluations
 from .self_check import SelfCheck
 from .svd import partial_svd
 from .words import COARSE, soft_mask
@@ -136,7 +136,8 @@ def explore(search: Search) -> list[FoundDirection]:
         step = min(STEP * float(value.std()) / largest, farthest)
         energy = (acts * effect).square().flatten(0, -3).sum(0)
         inside = float((acts * effect).norm() / effect.norm()) ** 2
-        notes = {"effect": float(effect.norm()), "share_inside": inside, "place": place_of(energy)}
+        change = step * _root_mean_square(effect, acts) / float(value.std())
+        notes = {"effect": float(effect.norm()), "share_inside": inside, "place": place_of(energy), CHANGE_NOTE: change}
         moves.append(FoundDirection(sign * vectors[i : i + 1], step, notes, acts, sign * effect))
     moves.sort(key=lambda move: move.notes["effect"] * move.notes["share_inside"] ** 1.5, reverse=True)
     if len(moves) < settings.count:

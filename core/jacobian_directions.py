@@ -27,6 +27,8 @@ from .krylov import ForwardKrylovSpace, KrylovSpace
 from .linalg import project_off
 from .operators import DIFFERENCES, Jacobian, RestrictedOperator
 from .search import (
+    CHANGE,
+    CHANGE_NOTE,
     NO_MOVE,
     PROJECT_AFTER,
     TARGET,
@@ -110,7 +112,9 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
                 found = _forward_only(jacobian, probe, mask, settings, null_rank, products)
             search.remarks.extend(_remarks(found))
             exact = check.backward and jacobian.mode != DIFFERENCES
-            moves = _moves_of(found, mask, float(jacobian.value.std()), EXACT if exact else APPROXIMATE)
+            is_plain = search.decode is None and settings.jacobian_guidance == 1.0
+            precision = EXACT if exact else APPROXIMATE
+            moves = _moves_of(found, mask, float(jacobian.value.std()), precision, is_plain)
             if not moves and not (probe.image if mask is None else mask * probe.image).any():
                 raise ZeroOperatorError
         except ZeroOperatorError as error:
@@ -131,8 +135,18 @@ def _remarks(found: _Found) -> list[str]:
     return remarks
 
 
-def _moves_of(found: _Found, mask: Tensor | None, deviation: float, precision: float) -> list[FoundDirection]:
-    """What was found as moves, each with its sign and the step of strength 1; those of rounding are left out."""
+def _moves_of(
+    found: _Found, mask: Tensor | None, deviation: float, precision: float, is_plain: bool
+) -> list[FoundDirection]:
+    """What was found as moves, each with its sign and the step of strength 1; those of rounding are left out.
+
+    Args:
+        found: of the search.
+        mask: where it looked.
+        deviation: standard deviation of the prediction, or of its picture.
+        precision: share of the largest effect below which values are rounding.
+        is_plain: whether the effects are those on the prediction without guidance, which the moves' notes then tell.
+    """
     moves, values, residuals = [], found.triplets.values, found.triplets.residuals
     for i in range(int((values > precision * found.largest).sum())):
         vector, effect = found.vectors[i : i + 1], found.effects[i : i + 1]
@@ -150,9 +164,11 @@ def _moves_of(found: _Found, mask: Tensor | None, deviation: float, precision: f
             "share_of_largest": float(values[i] / values[0]),
             "residual": None if math.isnan(residual) else residual,
         }
+        if is_plain:  # a slider of the move acts everywhere
+            own[CHANGE_NOTE] = CHANGE * float(effect.square().mean().sqrt()) / rms
         if found.left is not None:
             own["share_left_by_null_space"] = left
-        moves.append(FoundDirection(vector, 0.25 * deviation / rms, own | found.notes))
+        moves.append(FoundDirection(vector, CHANGE * deviation / rms, own | found.notes))
     return moves
 
 

@@ -20,6 +20,8 @@ from .jacobian_directions import APPROXIMATE, EXACT, MAX_PAIRS
 from .local_basis import basis_at, checked_features
 from .operators import DIFFERENCE_STEP, DIFFERENCES, Jacobian
 from .search import (
+    CHANGE,
+    CHANGE_NOTE,
     GEODESIC,
     GUIDED,
     STRAIGHT,
@@ -32,7 +34,6 @@ from .search import (
 )
 from .self_check import AGREEMENT, DIFFERENCE_STEPS, SelfCheck
 
-CHANGE = 0.25  # root mean square change of D at strength 1, in its standard deviations, as LOCO has it
 SHOTS = 4  # the most steps of geodesic shooting, each of which but the first needs a basis of its own
 RANK = 5  # the fewest vectors of these bases, on which a change of the features is projected
 SHOT_TOLERANCE = 1e-2  # of their residuals
@@ -246,7 +247,8 @@ def _found(
         return None
     size = float(effect.square().mean().sqrt())
     sign = -1.0 if signed and effect.sum() < 0 else 1.0
-    return FoundDirection(sign * vector, CHANGE * float(jacobian.value.std()) / size, notes, feature=sign * change)
+    step, notes = CHANGE * float(jacobian.value.std()) / size, notes | {CHANGE_NOTE: CHANGE}
+    return FoundDirection(sign * vector, step, notes, feature=sign * change)
 
 
 def _probe_length(delta: float, check: SelfCheck, search: Search) -> float:

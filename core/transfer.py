@@ -19,8 +19,6 @@ from .exploration import FARTHEST
 from .linalg import in_float64
 from .self_check import SelfCheck
 
-# What strength 1 changes of D inside the mask, root mean square, in standard deviations of D, as LOCO has it.
-CHANGE = 0.25
 WELL, PARTLY, BADLY = "well", "partly", "badly"
 # Below WEAK a move does no more than a random one: in `python -m benchmarks.transfer` random moves came to at most 1.2,
 # those that were found on another portrait to 1.8 and more. STRONG is above the weakest of these.
@@ -124,12 +122,11 @@ def measure_move(
     step: float,
     mask: Tensor | None = None,
     *,
-    change: float | None = CHANGE,
+    change: float | None,
 ) -> Measured:
     """What a move does at the point of a checked Jacobian: 3 evaluations.
 
-    The new step changes D by `change` inside the mask, to first order, as the step before did at the picture where the
-    move was found. It is no longer than the step before, or than
+    The new step changes D by `change` inside the mask, to first order. It is no longer than the step before, or than
     FARTHEST times the noise's norm where that is more: a move of little effect would else be stretched beyond what the
     model knows.
 

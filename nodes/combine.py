@@ -213,7 +213,7 @@ def _held(direction: Direction, others: Sequence[Direction], model, inversion: I
 
     def effects_of(search: Search) -> Tensor:
         like = search.x
-        if moves[0].numel() != like.numel():
+        if moves.shape[-2:] != like.shape[-2:] or moves[0].numel() != like.numel():
             msg = (
                 f"The direction '{direction.name}' moves a latent of {size_in_words(moves[0])}, but this picture's is"
                 f" {size_in_words(like[0])}. Put Transfer Direction before this node, with this 'inversion'."

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.direction import Direction, Feature
 from ..core.geometry import frechet_mean, matched_mean, principal_components
+from ..core.jacobian_directions import MAX_PAIRS
 from ..core.local_basis import LocalBasis, local_basis
 from ..core.search import Search, pairs_evaluations
 from .effects import at_picture
@@ -21,11 +22,12 @@ from .features import MIDDLE, find_layer
 from .identify_inputs import BLOCK
 from .inputs import check_inputs
 from .model_fingerprint import fingerprint_of
-from .progress import result_line, show_line
+from .progress import result_line, show_line, sum_of_costs
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 MEAN, SUBSPACE, COMPONENTS = "mean of directions", "mean of subspaces", "principal components"
-FEWER = "Only {} directions were found in place of {}, because {} pictures differ in no more ways."
+FEWER = "Only {} directions were found in place of {}, because one of the {} pictures has no more."
+FEWER_COMPONENTS = "Only {} directions were found in place of {}, because {} pictures differ in no more ways."
 NOT_CONVERGED = "The search stopped before it converged on {} of {} pictures, so the directions are only approximate."
 
 
@@ -79,21 +81,21 @@ class FindCommonDirections(io.ComfyNode):
             )
             raise InputError(msg)
         layer = find_layer(model.get_model_object("diffusion_model"), block).name
-        found, remarks = [], []
-        cost = {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
+        found, costs = [], []
         for one in _each(inversion):
             seen, spent = _features(model, one, block) if how == COMPONENTS else _basis(model, one, count, block)
             found.append(seen)
-            remarks += [remark for remark in spent.get("remarks", []) if remark not in remarks]
-            cost = spent | {name: cost[name] + spent[name] for name in ("model_evaluations", "seconds")}
+            costs.append(spent)
+        cost = sum_of_costs(*costs)
+        remarks = cost.get("remarks", [])
         if how == COMPONENTS:
             changes, notes = _components(torch.cat(found), count)
         else:
-            stopped = sum(not basis.converged for basis in found)
+            stopped = sum(not basis.converged and basis.pairs >= MAX_PAIRS for basis in found)
             remarks += [NOT_CONVERGED.format(stopped, pictures)] if stopped else []
             changes, notes = _mean([basis.changes for basis in found], how)
         if len(changes) < count:
-            remarks.append(FEWER.format(len(changes), count, pictures))
+            remarks.append((FEWER_COMPONENTS if how == COMPONENTS else FEWER).format(len(changes), count, pictures))
         directions = [
             Direction(
                 name=f"common direction {number}",

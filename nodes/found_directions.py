@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.direction import Direction, Feature, Words
 from ..core.methods import METHODS
-from ..core.search import FoundDirection
+from ..core.search import CHANGE_NOTE, FoundDirection
 from .model_fingerprint import fingerprint_of
 from .search_words import SearchWords
 from .words import named_by_words
@@ -71,7 +71,7 @@ def directions_of(inputs: Mapping, words: SearchWords, found: Found, acts: Tenso
             mask=acts if method.moves_words else _mask_of(move, acts),
             feature=None if move is None or move.feature is None else Feature(move.feature[0].cpu(), found.layer),
             model=fingerprint_of(inputs["model"]),
-            notes=({} if move is None else move.notes) | typed,
+            notes=_notes_of(found, move) | typed,
         )
         for name, move in zip(names, moves, strict=True)
     ]
@@ -84,20 +84,17 @@ def _step_of(found: Found, move: FoundDirection | None, share: float) -> float:
     return share * (move.step if found.step is None else found.step)
 
 
+def _notes_of(found: Found, move: FoundDirection | None) -> dict:
+    """What is known of a move, with the change that its step makes."""
+    if move is None:
+        return {}
+    if found.step is None or CHANGE_NOTE not in move.notes:
+        return move.notes
+    return move.notes | {CHANGE_NOTE: move.notes[CHANGE_NOTE] * found.step / move.step}
+
+
 def _mask_of(move: FoundDirection | None, painted: Tensor | None) -> Tensor | None:
     """Where a slider of a found move acts, (1, h, w): the artist's mask before the move's own; None for everywhere."""
     if move is None or move.mask is None:
         return None
     return move.mask.view(-1, *move.mask.shape[-2:]).cpu() if painted is None else painted
-
-
-def sum_of_costs(notes: dict, more: dict) -> dict:
-    """A report's notes with the cost of something else added, where there was any."""
-    if not more:
-        return notes
-    peaks = [cost["peak_megabytes"] for cost in (notes, more) if cost["peak_megabytes"] is not None]
-    return notes | {
-        "model_evaluations": notes["model_evaluations"] + more["model_evaluations"],
-        "seconds": round(notes["seconds"] + more["seconds"], 3),
-        "peak_megabytes": max(peaks, default=None),
-    }

@@ -32,15 +32,15 @@ from .anchored import without_anchor
 from .decoded import decoder_of, with_vae
 from .errors import InputError, with_advice
 from .features import MIDDLE, find_layer
-from .found_directions import Found, directions_of, sum_of_costs
+from .found_directions import Found, directions_of
 from .host import run
 from .identify_inputs import DEFAULT, LATENT, NO_PRESET, PICTURE, inputs
 from .inputs import check_inputs, quoted
 from .masks import covered_cells, mask_in_pixels, refuse_empty_mask, soft_mask_on_latent, soft_mask_on_picture
 from .prediction_keys import settings_of_search
-from .progress import result_line, show_line
+from .progress import result_line, show_line, sum_of_costs
 from .prompts import negative_prompt, with_prompt, wrong_words
-from .sampling import scale_at
+from .sampling import scale_at, sigma_at_level
 from .search_words import EVERYWHERE, SearchWords, words_of_search
 from .sockets import DirectionsSocket, Inversion, check_family
 from .wiring import refuse_wiring
@@ -51,6 +51,7 @@ PLACES_APART = (
     "The words hardly change the picture inside 'mask', so with 'where' on 'found' they would act nowhere. Paint"
     " another area, or set 'where' to 'everywhere'."
 )
+MASK_UNUSED = "'mask' was not used, because the method '{}' looks at the whole picture."
 LATENT_ALONE = (
     "The settings of '{}' were published for a search that looks at the decoded picture. Connect 'vae' for that; here"
     " it looked at the latent."
@@ -138,7 +139,8 @@ class FindDirections(io.ComfyNode):
         _check_inversion(model, inversion, record)
         bare = without_anchor(model)
         words = words_of_search(bare, inversion, record, given)
-        soft = None if mask is None else soft_mask_on_latent(mask, shape)
+        uses_mask = record.moves_words or "mask" in record.reads
+        soft = soft_mask_on_latent(mask, shape) if mask is not None and uses_mask else None
         acts = None if soft is None else soft.view(-1, *shape[-2:])
         if words.seen.mask is not None:
             acts = words.seen.mask if acts is None else words.seen.mask * acts
@@ -232,23 +234,33 @@ def _search_moves(model: ModelPatcher, given: Mapping, words: SearchWords, soft:
     """
     method, inversion, settings = METHODS[given["method"]], given["inversion"], _settings(given, words)
     guides = "guidance" in method.reads and (method.compares_words or settings.guided)
+    preset = _preset(given)
+    if guides and settings.guidance > 1 and preset is not None and given["negative"] is None:
+        msg = (
+            f"'preset' is {quoted(preset.name)}, which searches under a guidance of {settings.guidance:g} and needs"
+            " 'negative'. Connect a negative prompt (it may be empty text), or choose another preset."
+        )
+        raise InputError(msg)
     negatives = negative_prompt(model, settings.guidance if guides else 1.0, given["negative"])
     beside, compared = named_prompts(inversion.positive, words.labels)
     prompts = _prompts(inversion, method, words) | negatives | compared
     key = settings_of_search(model, negatives)
-    cells = None if soft is None else covered_cells(soft)
-    decode, remarks = None, []
+    place, decode, remarks = None, None, []
+    if given["mask"] is not None and "mask" not in method.reads:
+        remarks.append(MASK_UNUSED.format(method.name))
     if _looks_at_picture(given, method, remarks):
         decode, ratio = decoder_of(given["vae"], model)
         model = with_vae(model, given["vae"])
-        if cells is not None:
-            cells = soft_mask_on_picture(given["mask"], tuple(ratio * cells for cells in soft.shape[-2:]))
+        if soft is not None:
+            place = soft_mask_on_picture(given["mask"], tuple(ratio * cells for cells in soft.shape[-2:]))
+    elif soft is not None:
+        place = covered_cells(soft)
     block = given["block"] if "features" in method.reads else None
     layer = "" if block is None else find_layer(model.get_model_object("diffusion_model"), block).name
 
     def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search, Tensor | None]:
         x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
-        inside = None if cells is None else cells.to(x0)
+        inside = None if place is None else place.to(x0)
         search = Search(denoiser, x, inversion.sigma, inside, settings, cache=inversion.cache, key=key, decode=decode)
         moves, cosines = method.run(search), None
         if beside:
@@ -258,14 +270,17 @@ def _search_moves(model: ModelPatcher, given: Mapping, words: SearchWords, soft:
             )
         return moves, search, cosines
 
-    expected = round(method.evaluations(settings, cells is not None)) + 2 * len(beside)
+    expected = round(method.evaluations(settings, place is not None)) + 2 * len(beside)
     (moves, search, cosines), cost = run(
         model, prompts, inversion.latent, inversion.sigma, body, expected=expected, block=block
     )
     step = None
-    if (preset := _preset(given)) is not None:
+    if preset is not None:
         sampling = model.get_model_object("model_sampling")
-        remarks += preset_remarks(preset, inversion.sigma, lambda level: float(sampling.percent_to_sigma(1 - level)))
+        limits = float(sampling.sigma_min), float(sampling.sigma_max)
+        remarks += preset_remarks(
+            preset, inversion.sigma, lambda level: sigma_at_level(sampling.percent_to_sigma, level, *limits)
+        )
         step = paper_step(preset, functools.partial(scale_at, model), inversion.sigma)
     remarks = (*remarks, *cost.pop("remarks", []), *search.remarks)
     return Found(moves, cosines, search.notes | cost, remarks, layer, step)

@@ -110,6 +110,24 @@ class RunsCost:
         return cost | ({"remarks": list(dict.fromkeys(self._remarks))} if self._remarks else {})
 
 
+def sum_of_costs(*costs: dict) -> dict:
+    """The notes of several runs as those of one: evaluations and seconds added, the highest peak, all remarks.
+
+    Of all else the last counts.
+    """
+    total = {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
+    costs = [cost for cost in costs if cost]
+    for cost in costs:
+        peaks = [one["peak_megabytes"] for one in (total, cost) if one["peak_megabytes"] is not None]
+        total |= cost | {
+            "model_evaluations": total["model_evaluations"] + cost["model_evaluations"],
+            "seconds": round(total["seconds"] + cost["seconds"], 3),
+            "peak_megabytes": max(peaks, default=None),
+        }
+    remarks = list(dict.fromkeys(remark for cost in costs for remark in cost.get("remarks", [])))
+    return total | ({"remarks": remarks} if remarks else {})
+
+
 def reset_peak(device: torch.device) -> None:
     """Start to measure peak memory, where the device can."""
     if device.type == "cuda":

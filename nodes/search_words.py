@@ -72,14 +72,14 @@ def words_of_search(model: ModelPatcher, inversion: Inversion, method: Method, i
     Raises:
         InputError: words are missing, equal, or the text encoder does not know them.
     """
+    if not method.compares_words and not method.is_named:
+        return SearchWords()
     clip, source = inputs["clip"], inputs["source"].strip()
     pairs = candidates_of(inputs["find_keeps"], inputs["candidates"])
     if method.is_named:
         if clip is not None:
             return SearchWords(phrases=tuple(pairs), labels=tuple(encoded_pairs(clip, source, pairs)))
         return SearchWords(remarks=(NO_NAMES,) if inputs["candidates"].strip() else ())
-    if not method.compares_words:
-        return SearchWords()
     given = {name: inputs[f"{name}_conditioning"] for name in ("source", "target")}
     typed = {name: inputs[name] for name in given}
     words = _encode_words(clip, method, inversion.positive, typed, given, inputs["keep"], inputs["free"])

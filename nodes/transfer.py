@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,21 +12,18 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..core.direction import Direction, Feature
-from ..core.errors import DerivativeError, NothingToMoveError, ShapeError, size_in_words
-from ..core.exploration import EXPLORE
-from ..core.exploration import STEP as STEP_OF_EXPLORE
-from ..core.methods import METHODS
+from ..core.errors import DerivativeError, NothingInCommonError, NothingToMoveError, ShapeError, size_in_words
 from ..core.pullback import OTHER_RANK, carry_over
-from ..core.search import Search, pairs_evaluations
+from ..core.search import CHANGE_NOTE, Search, pairs_evaluations
 from ..core.self_check import SelfCheck
-from ..core.transfer import BADLY, CHANGE, PARTLY, WELL, Measured, measure_move, resampled, resampled_move
+from ..core.transfer import BADLY, PARTLY, WELL, Measured, measure_move, resampled, resampled_move
 from .effects import at_picture
 from .errors import InputError, UnsupportedModelError, with_advice
 from .features import find_layer
 from .inputs import DIRECTIONS, INDEX, check_inputs
 from .manipulate import chosen, of_its_model, usable
 from .masks import refuse_empty_mask
-from .progress import show_line
+from .progress import show_line, sum_of_costs
 from .sampling import scale_at
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
@@ -142,11 +140,11 @@ def transferred(
         feature = fitted[number].feature
         layers.setdefault(feature.layer if by_features and feature is not None else None, []).append(number)
     moved: dict[int, _Moved] = {}
-    cost = {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
+    costs = []
     for layer, numbers in layers.items():
         found, spent = _at_layer(model, inversion, [fitted[number] for number in numbers], layer)
         moved |= dict(zip(numbers, found, strict=True))
-        cost = spent | {name: cost[name] + spent[name] for name in ("model_evaluations", "seconds")}
+        costs.append(spent)
     made = [moved[number].direction if number in moved else direction for number, direction in enumerate(fitted)]
     rows = [
         _row(before, moved[number])
@@ -154,7 +152,7 @@ def transferred(
         else {"name": before.name, "carries": WELL, "sentence": WORDS_ALONE}
         for number, before in enumerate(directions)
     ]
-    return made, rows, cost
+    return made, rows, sum_of_costs(*costs)
 
 
 def _is_common(direction: Direction) -> bool:
@@ -190,12 +188,18 @@ def _at_layer(
         with search.checked(backward=False) as check:
             found = [_measure(search, check, direction) for direction, *_ in carried]
         return [
-            _Moved(replace(direction, step=measured.step), measured, cosine, said)
+            _Moved(_with_step(direction, measured), measured, cosine, said)
             for (direction, cosine, said), measured in zip(carried, found, strict=True)
         ]
 
     search_of_basis = 0 if block is None else 30 + pairs_evaluations(OTHER_RANK)
     return at_picture(model, inversion, body, expected=len(directions) * (3 + search_of_basis), block=block)
+
+
+def _with_step(direction: Direction, found: Measured) -> Direction:
+    """The direction with the step that was measured, and what that changes where it is known."""
+    known = {} if _change_of(direction) is None else {CHANGE_NOTE: found.change}
+    return replace(direction, step=found.step, notes=direction.notes | known)
 
 
 def _block_of(model: ModelPatcher, layer: str) -> int | None:
@@ -220,13 +224,16 @@ def _carried(search: Search, direction: Direction, remark: str) -> tuple[Directi
         return direction, None, remark
     try:
         found = carry_over(search, direction.feature.change[None])
-    except (ShapeError, DerivativeError, NothingToMoveError) as error:
+    except (ShapeError, DerivativeError, NothingToMoveError, NothingInCommonError) as error:
         if is_common:
             raise
         return direction, None, NOT_CARRIED.format(error)
     feature = Feature(found.feature[0].cpu(), direction.feature.layer)
-    step = found.step if is_common else direction.step
-    return replace(direction, latent=found.vector[0].cpu(), step=step, feature=feature), found.notes["cosine"], ""
+    carried = replace(direction, latent=found.vector[0].cpu(), feature=feature)
+    if is_common:  # its step and change are those of this picture, at its level
+        notes = direction.notes | {CHANGE_NOTE: found.notes[CHANGE_NOTE]}
+        carried = replace(carried, sigma=search.sigma, step=found.step, notes=notes)
+    return carried, found.notes["cosine"], ""
 
 
 def _fitted(inversion: Inversion, direction: Direction) -> Direction:
@@ -263,10 +270,9 @@ def _measure(search: Search, check: SelfCheck, direction: Direction) -> Measured
 
 def _change_of(direction: Direction) -> float | None:
     """What strength 1 of a direction changed of the prediction; None where words set that, or it is not known."""
-    method = METHODS.get(direction.method)
-    if direction.words is not None or method is None or method.compares_words:
-        return None
-    return STEP_OF_EXPLORE if method is EXPLORE else CHANGE
+    value = direction.notes.get(CHANGE_NOTE)
+    known = direction.words is None and type(value) in (int, float) and 0 < value < math.inf
+    return float(value) if known else None
 
 
 def _row(before: Direction, moved: _Moved) -> dict:

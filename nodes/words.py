@@ -191,7 +191,10 @@ def named_by_words(
             notes = notes | {"words": " | ".join(pairs[best]), "cosine_of_words": round(value * sign, 4)}
             is_best = int(cosines[:, best].abs().argmax()) == number - 1
             name = pairs[best][0] if is_best and abs(value) >= NAMING_COSINE else name
-        turned.append(replace(move, vector=sign * move.vector, effect=sign * move.effect, notes=notes))
+        feature = None if move.feature is None else sign * move.feature
+        turned.append(
+            replace(move, vector=sign * move.vector, effect=sign * move.effect, feature=feature, notes=notes)
+        )
         names.append(name)
     return turned, names
 

@@ -81,11 +81,11 @@ def test_components_are_those_of_the_features(case):
     assert first >= second > 0
 
 
-@pytest.mark.parametrize("how", [MEAN, COMPONENTS])
-def test_carried_to_a_picture_they_move_it(case, how):
+@pytest.mark.parametrize(("how", "level"), [(MEAN, 0.6), (COMPONENTS, 0.6), (COMPONENTS, 0.3)])
+def test_carried_to_a_picture_they_move_it(case, how, level):
     test_model, encoded = case
     directions, _ = common(case, how=how, count=1)
-    other = invert(test_model, picture(test_model, seed=9), method="seeded noise")
+    other = invert(test_model, picture(test_model, seed=9), method="seeded noise", level=level)
     with torch.inference_mode():
         made, report = TransferDirection.execute(test_model.model, other.inversion, directions).args[:2]
     (row,) = json.loads(report)["directions"]
@@ -93,6 +93,7 @@ def test_carried_to_a_picture_they_move_it(case, how):
     assert made[0].latent.shape == other.inversion.latent["samples"].shape[1:]
     assert float(made[0].latent.norm()) == pytest.approx(1)
     assert row["change"] == pytest.approx(0.25, rel=1e-2)
+    assert made[0].sigma == other.inversion.sigma
     samples = edit(test_model, other, made[0], 1.0)
     assert not torch.allclose(samples, other.latent["samples"].to(samples), atol=1e-3)
     assert torch.equal(edit(test_model, other, made[0], 0.0), sample(test_model, other))

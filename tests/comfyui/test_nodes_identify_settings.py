@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from families import Family, sd3
+from families import Family, sd1, sd3
 from node_runs import find, invert, loaded
 
 from latent_directions.core.methods import METHODS
@@ -68,6 +68,29 @@ def test_a_preset_of_another_method_is_refused(case):
         told(case, "LOCO", preset="Pullback, faces (DDPM)")
 
 
+def test_a_published_level_beyond_the_schedule_is_its_highest():
+    """The most noise of SD 1.5 is at sigma 14.6, where the share of the schedule is 1."""
+    test_model = loaded(Family("sd1", sd1))
+    _, report = told((test_model, invert(test_model)), "pullback", preset="Pullback, faces (DDPM)")
+    assert "which is 2.28 to 14.6 on this model" in report["remarks"][-1]
+
+
+def test_a_guided_preset_needs_a_negative_prompt(case):
+    with pytest.raises(InputError, match="'preset' is .* needs 'negative'. Connect a negative prompt"):
+        told(case, "LOCO", preset="LOCO, Stable Diffusion 2.1")
+
+
+def test_pullback_says_that_it_does_not_use_the_mask(case):
+    mask = torch.ones(1, 64, 64)
+    _, report = told(case, "pullback", mask=mask, count=1)
+    assert report["remarks"] == ["'mask' was not used, because the method 'pullback' looks at the whole picture."]
+
+
+@pytest.mark.parametrize("method", ["LOCO", "pullback"])
+def test_candidates_do_not_matter_where_nothing_is_named(case, method):
+    assert told(case, method, candidates="with freckles", count=1)[0]
+
+
 def test_every_preset_is_offered():
     (given,) = (given for given in inputs() if given.id == "preset")
     assert given.options == [NO_PRESET, *PRESETS]
@@ -84,6 +107,10 @@ def test_looking_at_the_picture(demo):
     assert "passed their self-check" in report["self_check"]["sentence"]
     assert abs(float((latent.latent * picture.latent).sum())) < 0.999
     assert picture.latent.shape == latent.latent.shape
+    few = torch.zeros(1, 64, 64)
+    few[:, 44:47, 31:34] = 1  # pixels, but not a quarter of a cell
+    (small,), _ = told(demo, "LOCO", count=1, hold_outside=0, mask=few, look_at="picture", vae=demo[0].vae)
+    assert abs(float((small.latent * picture.latent).sum())) < 0.999
 
 
 def test_looking_at_the_picture_needs_a_vae(case):

@@ -10,11 +10,15 @@ from more_families import wan
 from node_runs import edit, find, invert, loaded, picture, sample
 
 from latent_directions.core.direction import Distilled, Feature
-from latent_directions.core.exploration import STEP as STEP_OF_EXPLORE
-from latent_directions.core.transfer import CHANGE, WELL
+from latent_directions.core.search import CHANGE
+from latent_directions.core.transfer import WELL
+from latent_directions.nodes.combine import CombineDirections
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.manipulate import DirectionSlider
 from latent_directions.nodes.transfer import AS_IT_IS, ONE, TransferDirection
+
+MASK = torch.zeros(1, 64, 64)
+MASK[:, 16:48, 16:48] = 1
 
 
 def transfer(test_model, encoded, directions, **options) -> tuple[list, dict]:
@@ -124,12 +128,43 @@ class TestTransfer:
             assert made.words is direction.words
             assert "effect_kept" not in report["directions"][0]
 
-    def test_steps_of_explore_are_half_of_those_of_loco(self, case):
+    @pytest.mark.parametrize(
+        ("method", "options"),
+        [
+            ("LOCO", {"mask": MASK}),
+            ("LOCO", {"preset": "LOCO, animals (AFHQ, P2)"}),
+            ("explore", {"count": 16}),
+            ("explore", {"mask": MASK}),
+            ("pullback", {"path": "x-space guidance", "path_steps": 2}),
+        ],
+        ids=["LOCO in a mask", "LOCO as published", "explore", "explore in a mask", "pullback along a path"],
+    )
+    def test_at_its_own_picture_the_step_stays(self, case, method, options):
+        test_model, encoded, _ = case
+        directions, _ = find(test_model, encoded.inversion, method, clip=None, **{"count": 2, **options})
+        made, report = transfer(test_model, encoded, directions, move=AS_IT_IS)
+        for before, after, row in zip(directions, made, report["directions"], strict=True):
+            assert after.step == pytest.approx(before.step, rel=2e-2)
+            assert row["effect_kept"] == pytest.approx(1.0, rel=2e-2)
+            assert after.notes["change"] == pytest.approx(row["change"], abs=1e-4)
+
+    def test_a_step_whose_effect_is_not_known_is_kept(self, case):
+        """Of a guided search, whose effects are those of another prediction; and of an older file."""
         test_model, encoded, (direction, *_) = case
-        as_explored = replace(direction, method="explore")
-        (made,), report = transfer(test_model, encoded, [as_explored])
-        assert report["directions"][0]["change"] == pytest.approx(STEP_OF_EXPLORE, rel=1e-3)
-        assert made.step == pytest.approx(direction.step * STEP_OF_EXPLORE / CHANGE, rel=1e-3)
+        guided = {"guided": True, "guidance": 3.0, "negative": test_model.negative}
+        (found,), _ = find(test_model, encoded.inversion, "LOCO", count=1, clip=None, **guided)
+        older = replace(direction, notes={})
+        for made, before in zip(transfer(test_model, encoded, [found, older])[0], (found, older), strict=True):
+            assert made.step == before.step
+            assert "change" not in made.notes
+
+    @pytest.mark.parametrize("amount", [1.0, 3.0])
+    def test_a_sum_keeps_its_length(self, case, amount):
+        test_model, encoded, directions = case
+        with torch.inference_mode():
+            (added,) = CombineDirections.execute(directions, 0, directions, "add", amount).args[0]
+        (made,), _ = transfer(test_model, encoded, [added])
+        assert made.step == pytest.approx(added.step)
 
     def test_what_belongs_to_the_other_picture_is_left_out(self, case):
         test_model, encoded, (direction, *_) = case

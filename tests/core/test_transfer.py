@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from latent_directions.core.errors import NothingToMoveError
 from latent_directions.core.exploration import FARTHEST
+from latent_directions.core.search import CHANGE
 from latent_directions.core.transfer import (
     BADLY,
-    CHANGE,
     PARTLY,
     WELL,
     Measured,
@@ -80,10 +80,10 @@ class TestResampled:
 
 
 class TestMeasured:
-    def measure(self, model, move, mask=None, step=0.1, **options):
+    def measure(self, model, move, mask=None, step=0.1, change=CHANGE):
         with model.search().checked(backward=False) as check:
             before = model.denoiser.counter.evaluations
-            found = measure_move(model.denoiser, check, model.sigma, move, step, mask, **options)
+            found = measure_move(model.denoiser, check, model.sigma, move, step, mask, change=change)
             assert model.denoiser.counter.evaluations - before == 3
         return found, check.probe
 
