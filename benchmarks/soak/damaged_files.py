@@ -78,7 +78,8 @@ def unusable(direction: Direction) -> str:
             return f"{name} is empty, shape {list(tensor.shape)}"
     if direction.mask is not None and not (direction.mask.min() >= 0 and direction.mask.max() <= 1):
         return "the mask has values outside 0 to 1"
-    if all(part is None for part in (direction.latent, direction.words, direction.distilled)):
+    parts = (direction.latent, direction.words, direction.distilled, direction.feature)
+    if all(part is None for part in parts):
         return "nothing to move"
     numbers = [0.0 if direction.words is None else direction.words.share]
     numbers += [] if direction.distilled is None else [direction.distilled.bend]
