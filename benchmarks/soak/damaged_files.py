@@ -62,6 +62,8 @@ def unusable(direction: Direction) -> str:
         prompts = {"target": direction.words.target, "source": direction.words.source}
     if direction.distilled is not None:
         tensors |= {"move above 0": direction.distilled.above, "move below 0": direction.distilled.below}
+    if direction.feature is not None:
+        tensors["feature"] = direction.feature.change
     for i, pair in enumerate(direction.keep):
         prompts |= {f"keep {i} present": pair.present, f"keep {i} absent": pair.absent}
     for name, prompt in prompts.items():
