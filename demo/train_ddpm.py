@@ -1,4 +1,4 @@
-"""Train a small pixel-space DDPM of the demo's portraits, 32 x 32: python -m demo.train_ddpm --minutes 55.
+"""Train a small pixel-space DDPM of the demo's portraits, 32 x 32: python -m demo.train_ddpm --minutes 75.
 
 Writes a folder in the layout of diffusers, `ddpm`, for Load Diffusers Model. A run can be stopped and started again
 with the same command: it goes on where it was saved last, and --minutes is the time of all runs together.
@@ -54,7 +54,7 @@ def save(folder, average: Average, scheduler) -> None:
 
 def main() -> None:
     """Train until the time is over; save every two minutes."""
-    parser = arguments(__doc__, minutes=55)
+    parser = arguments(__doc__, minutes=75)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--pool", type=int, default=30000)
