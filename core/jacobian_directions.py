@@ -29,6 +29,7 @@ from .operators import DIFFERENCES, Jacobian, RestrictedOperator
 from .search import (
     CHANGE,
     CHANGE_NOTE,
+    FEWER,
     NO_MOVE,
     PROJECT_AFTER,
     TARGET,
@@ -122,6 +123,8 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
             raise NothingInsideError(msg) from error
     if not moves:
         raise EverythingRuledOutError(RULED_OUT)
+    if len(moves) < settings.count:
+        search.remarks.append(FEWER.format(len(moves), settings.count))
     return moves
 
 

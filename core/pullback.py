@@ -22,6 +22,7 @@ from .operators import DIFFERENCE_STEP, DIFFERENCES, Jacobian
 from .search import (
     CHANGE,
     CHANGE_NOTE,
+    FEWER,
     GEODESIC,
     GUIDED,
     STRAIGHT,
@@ -110,6 +111,8 @@ def pullback(search: Search, *, shots: int = SHOTS, max_pairs: int = MAX_PAIRS) 
     if not moves:
         msg = "The moves that change the features of the network do not change its prediction."
         raise NothingToMoveError(msg)
+    if len(moves) < settings.count:
+        search.remarks.append(FEWER.format(len(moves), settings.count))
     return moves
 
 

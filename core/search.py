@@ -24,6 +24,7 @@ NO_MOVE = "No move of the latent brings about what the target prompt changes."
 OUTSIDE_ALONE = "The source and the target prompt change the prediction only outside the mask."
 # The root mean square change of D that strength 1 makes, in standard deviations of D, where no words say how far.
 CHANGE = 0.25
+FEWER = "Only {} directions were found in place of the {} that were asked for, because there are no more here."
 # The note of a direction on that change where its slider acts, to first order, for methods that know it.
 CHANGE_NOTE = "change"
 TARGET, WORDS_SOURCE, FREE, NEGATIVE = "target", "words source", "free", "negative"

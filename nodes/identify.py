@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
+from ..core.jacobian_directions import has_outside
 from ..core.methods import METHODS, in_words
 from ..core.presets import PRESETS, Preset, has_presets, paper_step, preset_remarks, with_preset
 from ..core.search import (
@@ -50,6 +51,10 @@ NOT_LINKED = object()
 PLACES_APART = (
     "The words hardly change the picture inside 'mask', so with 'where' on 'found' they would act nowhere. Paint"
     " another area, or set 'where' to 'everywhere'."
+)
+NO_OUTSIDE = (
+    "'mask' covers the whole picture, so there is nothing outside of it that 'hold_outside' could hold. Paint only the"
+    " area where the change should happen."
 )
 MASK_UNUSED = "'mask' was not used, because the method '{}' looks at the whole picture."
 LATENT_ALONE = (
@@ -255,6 +260,8 @@ def _search_moves(model: ModelPatcher, given: Mapping, words: SearchWords, soft:
             place = soft_mask_on_picture(given["mask"], tuple(ratio * cells for cells in soft.shape[-2:]))
     elif soft is not None:
         place = covered_cells(soft)
+    if place is not None and "null_rank" in method.reads and settings.null_rank and not has_outside(place):
+        remarks.append(NO_OUTSIDE)
     block = given["block"] if "features" in method.reads else None
     layer = "" if block is None else find_layer(model.get_model_object("diffusion_model"), block).name
 

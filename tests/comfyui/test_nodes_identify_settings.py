@@ -150,3 +150,13 @@ def test_paths_of_pullback(case, path):
 def test_truth_values_are_checked(case, value):
     with pytest.raises(InputError, match="'guided' "):
         told(case, "LOCO", guided=value) if value is not None else told(case, "LOCO", guided=[])
+
+
+@pytest.mark.parametrize("method", ["LOCO", "T-LOCO", "explore"])
+def test_a_mask_of_everything_is_said_to_hold_nothing(case, method):
+    words = {} if method != "T-LOCO" else {"source": "a person", "target": "a hat"}
+    test_model, encoded = case
+    options = {"mask": torch.ones(1, 64, 64), "count": 1, "hold_outside": 3}
+    given = {**(WITHOUT_WORDS if not words else {}), **words, **options}
+    report = json.loads(find(test_model, encoded.inversion, method, **given)[1])
+    assert any("'mask' covers the whole picture" in remark for remark in report["remarks"])

@@ -18,7 +18,7 @@ from latent_directions.core.errors import (
 )
 from latent_directions.core.jacobian_directions import forward_products, has_outside, loco, t_loco
 from latent_directions.core.methods import METHODS
-from latent_directions.core.search import PROJECT_AFTER, PROJECTIONS, RESTRICT_FIRST, Search, Settings
+from latent_directions.core.search import FEWER, PROJECT_AFTER, PROJECTIONS, RESTRICT_FIRST, Search, Settings
 
 PICTURE = (1, 3, 6, 8)  # two pixels a cell on each side
 
@@ -184,7 +184,7 @@ class TestLoco:
         search = model.search(mask, count=8, null_rank=0, derivatives=derivatives)
         moves = loco(search)
         assert len(moves) == 2
-        assert search.remarks == []  # these are all there are: nothing was stopped
+        assert search.remarks == [FEWER.format(2, 8)]  # these are all there are: nothing was stopped
         assert all(move.step < 1e3 for move in moves)
 
     def test_less_changes_outside_than_with_the_raw_direction(self, model):
@@ -214,6 +214,13 @@ class TestLoco:
         (move,) = loco(model.search(null_rank=0), max_pairs=2)
         assert move.notes["pairs"] == 2
         assert not move.notes["converged"]
+
+
+    def test_more_directions_than_there_are(self, model, mask):
+        search = model.search(mask, count=SIZE + 6, null_rank=2)
+        moves = loco(search)
+        assert 0 < len(moves) <= SIZE
+        assert search.remarks[-1].startswith(f"Only {len(moves)} directions were found in place of the {SIZE + 6}")
 
 
 class TestOrderOfProjection:

@@ -160,6 +160,12 @@ class TestStraight:
         assert not moves[0].notes["converged"]
         assert ["stopped after 3 pairs" in remark for remark in search.remarks] == [True]
 
+    def test_more_directions_than_there_are(self, model):
+        search = model.search(count=40)
+        moves = pullback(search)
+        assert 0 < len(moves) < 40
+        assert search.remarks[-1].startswith(f"Only {len(moves)} directions were found in place of the 40")
+
 
 class TestGuided:
     @pytest.mark.parametrize("steps", [1, 5])
