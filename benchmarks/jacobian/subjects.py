@@ -1,0 +1,225 @@
+"""The models of the benchmark, and drawn portraits encoded with them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import folder_paths
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.portraits import INVERTED, Bench, eight_bit
+from benchmarks.unet import trained_unet
+from latent_directions.core.anchor import ReferenceCache
+from latent_directions.core.denoiser import SOURCE, Denoiser
+from latent_directions.core.direction import Direction
+from latent_directions.core.search import Search, Settings
+from latent_directions.demo.architecture import WEIGHTS
+from latent_directions.demo.measures import Reader, changes, spread
+from latent_directions.demo.world import ATTRIBUTES, Portrait, draw, masks, sample_portrait
+from latent_directions.nodes.diffusers_folder import KIND
+from latent_directions.nodes.diffusers_model import LoadDiffusersModel
+from latent_directions.nodes.encode import InvertImage
+from latent_directions.nodes.host import run
+from latent_directions.nodes.manipulate import outputs, with_slider
+from latent_directions.nodes.masks import covered_cells, soft_mask_on_latent
+from latent_directions.nodes.sampling import sample_euler
+from scripts.environment import ROOT
+
+Result = TypeVar("Result")
+HELD_OUT, TUNING = 120411, 120412  # seeds of the portraits
+PROMPT, STEPS = "a face", 8
+# Attributes that are drawn inside a region. The brows are drawn above the box of the eyes, so they are outside of it.
+REGIONS = {
+    "mouth": ("smile", "mouth_opening"),
+    "eyes": ("eye_size", "glasses"),
+    "hair": ("hair_length", "hair_colour"),
+}
+DRAWN = 40  # tuning portraits by which `wanted_change` is drawn
+
+
+class UNetBench(Bench):
+    """The U-Net of `benchmarks.unet` in place of the demo model's transformer."""
+
+    def __post_init__(self):
+        """Load the demo's text encoder and VAE, and the U-Net, which is trained where that has not been done yet."""
+        super().__post_init__()
+        self.model = trained_unet()
+
+
+class PixelBench(Bench):
+    """The pixel-space DDPM of the demo world through Load Diffusers Model; it takes no text."""
+
+    empty: list
+    size = 32
+
+    def __post_init__(self):
+        """Load the folder that comes with the demo, or where there is none yet the one that its training writes."""
+        folder = next((path for path in ddpm_folders() if path.is_dir()), None)
+        if folder is None:
+            msg = "The demo's DDPM is missing. Train it with: python -m demo.train_ddpm"
+            raise FileNotFoundError(msg)
+        folder_paths.add_model_folder_path(KIND, str(folder.parent), is_default=True)
+        self.model, self.clip, self.vae, self.empty = LoadDiffusersModel.execute(folder=folder.name).result
+
+    def prompt(self, text: str) -> list:
+        """The empty CONDITIONING, whatever the text."""
+        return self.empty
+
+    def picture(self, portrait: Portrait) -> Tensor:
+        """The portrait drawn at 32 pixels, as IMAGE, 1HWC in 0..1."""
+        return torch.from_numpy(draw(portrait, self.size).copy())[None].float() / 255
+
+
+def ddpm_folders() -> tuple[Path, ...]:
+    """Where the demo's DDPM may be: in the repository, and where its training writes it."""
+    return Path(WEIGHTS) / "ddpm", ROOT / ".cache" / "demo" / "ddpm"
+
+
+class Sampled(NamedTuple):
+    """The end of a sampling run: the clean latent in ComfyUI's latent space, and the 8-bit picture (HWC)."""
+
+    latent: Tensor
+    picture: np.ndarray
+
+
+@dataclass
+class Subject:
+    """A model of the benchmark.
+
+    Attributes:
+        name: in the tables.
+        load: loads it.
+        level: share of the noise schedule at which directions are looked for.
+        seed: of the portraits.
+    """
+
+    name: str
+    load: Callable[[], Bench]
+    level: float
+    seed: int = HELD_OUT
+    _encoded: dict = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def bench(self) -> Bench:
+        """The model, loaded when it is first asked for."""
+        return _loaded(self.load)
+
+    def encoded(self, number: int, level: float | None = None) -> "Encoded":
+        """Portrait `number` of the subject's seed, encoded once at a level; None for the subject's own."""
+        key = number, self.level if level is None else level
+        if key not in self._encoded:
+            portrait = sample_portrait(np.random.default_rng([self.seed, number]))
+            self._encoded[key] = Encoded(self.bench, portrait, list(REGIONS)[number % len(REGIONS)], key[1])
+        return self._encoded[key]
+
+
+_loaded = functools.cache(lambda load: load())
+
+
+class Encoded:
+    """A portrait encoded at a noise level, the region of it that is to change, and runs from there.
+
+    Attributes:
+        region: a key of REGIONS.
+        inversion: INVERSION of the pack's own node.
+        cells: the region in cells of the latent, (1, 1, h, w) of 0 and 1, as Find Directions makes it of a mask.
+        pixels: these cells in pixels, (H, W) of 0 and 1.
+        unmoved: the run at strength 0.
+        wanted: the change inside the region at which edits are compared (`wanted_change`).
+        searches: results of searches here, by what they were.
+    """
+
+    def __init__(self, bench: Bench, portrait: Portrait, region: str, level: float):
+        self.bench, self.region, self.searches = bench, region, {}
+        image = bench.picture(portrait)
+        out = InvertImage.execute(
+            bench.model,
+            bench.prompt(PROMPT),
+            {"samples": bench.vae.encode(image)},
+            level=level,
+            steps=STEPS,
+            method=INVERTED,
+        ).result
+        self.inversion, self._sigmas = out[4], out[2]
+        samples = self.inversion.latent["samples"]
+        self.cells = cells_of(portrait, region, samples.shape)
+        self.pixels = in_pixels(self.cells, image.shape[1])
+        self.unmoved = self.sampled()
+        self.wanted = wanted_change(region, image.shape[1], tuple(samples.shape))
+
+    def sampled(self, *sliders: tuple[Direction, float]) -> Sampled:
+        """What ComfyUI's euler gives with these sliders, chained as in a graph, at guidance 1."""
+        moved = self.inversion
+        for direction, strength in sliders:
+            moved = with_slider(moved, direction, strength)
+        model, positive, noise = outputs(moved)
+        latent = sample_euler(model, noise.noise, self._sigmas, positive, self.inversion.latent)
+        return Sampled(latent, eight_bit(self.bench.vae.decode(latent))[0])
+
+    def searched(self, work: Callable[[Search], Result], settings: Settings) -> Result:
+        """What a search gives here, which finds nothing in the picture's cache."""
+
+        def body(denoiser: Denoiser, x0: Tensor) -> Result:
+            x = denoiser.noised(x0, self.inversion.paths.base.to(x0), self.inversion.sigma)
+            return work(Search(denoiser, x, self.inversion.sigma, self.cells.to(x0), settings, cache=ReferenceCache()))
+
+        prompts = {SOURCE: self.inversion.positive}
+        return run(self.bench.model, prompts, self.inversion.latent, self.inversion.sigma, body)[0]
+
+    def changes(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """(pictures, attributes) of the change against the unmoved picture, read by the probe (`Change`)."""
+        return changes_between(self.bench.reader, self.unmoved.picture, pictures)
+
+
+def changes_between(reader: Reader, before: np.ndarray, after: Sequence[np.ndarray]) -> np.ndarray:
+    """(pictures, attributes) in the order of ATTRIBUTES, in standard deviations or probability."""
+    read = reader.read([before, *after])
+    first, rest = ({name: values[part] for name, values in read.items()} for part in (slice(1), slice(1, None)))
+    found = changes(first, rest)
+    return np.stack([found[name].change for name in ATTRIBUTES], -1)
+
+
+def cells_of(portrait: Portrait, region: str, shape: Sequence[int]) -> Tensor:
+    """A region of a portrait in cells of a latent of a shape (1, C, h, w): (1, 1, h, w) of 0 and 1."""
+    mask = torch.from_numpy(masks(portrait)[region])[None]
+    return covered_cells(soft_mask_on_latent(mask, torch.Size(shape)))
+
+
+def in_pixels(cells: Tensor, size: int) -> np.ndarray:
+    """Cells (1, 1, h, w) as a mask (size, size) of pixels."""
+    return torch.nn.functional.interpolate(cells, (size, size), mode="nearest")[0, 0].numpy()
+
+
+@functools.cache
+def wanted_change(region: str, size: int, shape: tuple[int, ...]) -> float:
+    """Root mean square change of the region's pixels, in 8-bit steps, when one standard deviation more is drawn.
+
+    It is the mean over the region's continuous attributes and DRAWN tuning portraits, drawn at the model's size without
+    any model, so that no method has a say in it.
+    """
+    names = [name for name in REGIONS[region] if ATTRIBUTES[name].kind == "continuous"]
+    found = []
+    for number in range(DRAWN):
+        portrait = sample_portrait(np.random.default_rng([TUNING, number]))
+        pixels = in_pixels(cells_of(portrait, region, shape), size)
+        for name in names:
+            attribute, value = ATTRIBUTES[name], getattr(portrait, name)
+            up = value < (attribute.low + attribute.high) / 2
+            moved = replace(portrait, **{name: value + (spread(attribute) if up else -spread(attribute))})
+            change = draw(moved, size).astype(float) - draw(portrait, size)
+            found.append((np.square(change)[pixels > 0]).mean() ** 0.5)
+    return float(np.mean(found))
+
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject("MMDiT", Bench, 0.7),
+        Subject("U-Net", UNetBench, 0.7),
+        Subject("DDPM", PixelBench, 0.7),
+    )
+}
