@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from .direction import Direction, Distilled, Fingerprint, KeepPair, Prompt, Words
+from .direction import LONGEST_NAME, Direction, Distilled, Feature, Fingerprint, KeepPair, Prompt, Words
 from .errors import (
     DirectionFileError,
     DirectionFormatError,
@@ -40,6 +40,9 @@ LARGEST_SHARE = 1e3
 LARGEST_BEND_IN_FILE = 1e6
 LARGEST_THUMBNAIL = 128 * 2**10  # bytes
 DIGEST = re.compile("[0-9a-f]{64}")
+NOT_UNIT = 1e-2  # how far the norm of a change of features may be from 1: half precision
+MOST_DIMENSIONS = 6  # of features; those of a video have channels, time, height and width
+MOVING = {"latent", "words", "distilled", "feature"}  # the kinds of parts of which there must be one
 PICTURE, STORED = "picture", "stored"  # what the target's words are compared with
 TEXTS = ("source", "target")  # notes that are stored as the direction's prompts
 KINDS_OF_JSON = {dict: "object", list: "list", str: "text", bool: "truth value"}
@@ -152,8 +155,8 @@ def _loaded(path: Path) -> Direction:
             tensors = TensorFile(file)
             fields = (_read if metadata["format"] == FORMAT else _read_first_format)(described, tensors)
         direction = Direction(**fields)
-        if direction.latent is None and direction.words is None and direction.distilled is None:
-            msg = "neither a move of the latent nor of the words"
+        if not MOVING.intersection(fields):
+            msg = "neither a move of the latent nor of the words, nor a change of features"
             raise _Refused(msg)
         _check_widths(direction.prompts())
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -297,6 +300,21 @@ def _read_distilled(part: dict, tensors: TensorFile) -> dict:
     return {"distilled": Distilled(above, below, part["picture"], _number(part, "bend", 0.0, LARGEST_BEND_IN_FILE))}
 
 
+def _write_feature(direction: Direction):
+    made = direction.feature
+    return None if made is None else ({"layer": made.layer}, {"change": made.change})
+
+
+def _read_feature(part: dict, tensors: TensorFile) -> dict:
+    layer = printable(_checked(part["layer"], str, "layer of the features"), LONGEST_NAME)
+    change = tensors.tensor("feature.change", 1, MOST_DIMENSIONS)
+    norm = float(change.double().norm())
+    if abs(norm - 1) > NOT_UNIT:
+        msg = f"tensor feature.change has the norm {norm:.4g}, not 1"
+        raise ValueError(msg)
+    return {"feature": Feature(change, layer)}
+
+
 def _write_keep(direction: Direction):
     if not direction.keep:
         return None
@@ -327,6 +345,7 @@ KINDS: dict[str, _Kind] = {
     "latent": _Kind(_write_latent, _read_latent),
     "words": _Kind(_write_words, _read_words),
     "distilled": _Kind(_write_distilled, _read_distilled),
+    "feature": _Kind(_write_feature, _read_feature),
     "keep": _Kind(_write_keep, _read_keep),
     "mask": _Kind(_write_mask, _read_mask),
 }

@@ -96,6 +96,30 @@ class NoBackwardError(DerivativeError):
     """A method needs products with J', and those failed their self-check."""
 
 
+class NoFeaturesError(LatentDirectionsError):
+    """A method looks at features inside the network, and the host reads none."""
+
+
+class FeaturesShapeError(LatentDirectionsError):
+    """The features at a layer are not one set of numbers for each latent."""
+
+
+class EqualFeaturesError(LatentDirectionsError):
+    """The features are the same at two points that are compared."""
+
+
+class BasisError(LatentDirectionsError):
+    """Vectors that should be an orthonormal basis are none."""
+
+
+class NothingInCommonError(LatentDirectionsError):
+    """A change of the features has no part among those that another picture can make."""
+
+
+class TooFewSamplesError(LatentDirectionsError):
+    """There are not enough samples for a statistic."""
+
+
 class TargetDerivativeError(DerivativeError):
     """Products passed their self-check under the source prompt, but disagree under the target prompt."""
 

@@ -7,6 +7,7 @@ To add one: write its file beside core/hessian_directions.py, with a `Method` at
 from .exploration import EXPLORE
 from .hessian_directions import DDS, HSDS, LOW_PASS
 from .jacobian_directions import LOCO, T_LOCO
+from .pullback import PULLBACK
 from .search import Method
 
 TEXT = Method(
@@ -19,7 +20,9 @@ TEXT = Method(
     moves_words=True,
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (TEXT, HSDS, T_LOCO, LOCO, EXPLORE, DDS, LOW_PASS)}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (TEXT, HSDS, T_LOCO, LOCO, EXPLORE, PULLBACK, DDS, LOW_PASS)
+}
 
 
 def names_of_methods_that_read(setting: str) -> str:

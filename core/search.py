@@ -52,7 +52,7 @@ class Settings:
         seed: of the vector that the self-check draws, from which searches start.
         words_source: name of the prompt that the target is compared with.
         derivatives: AUTOMATIC, FORWARD_ONLY (no backward pass), DIFFERENCES (neither that nor forward AD: memory as in
-            sampling) or DOUBLE_BACKWARD (no forward AD). T-LOCO takes a backward pass with any of them.
+            sampling) or DOUBLE_BACKWARD (no forward AD). T-LOCO and pullback take a backward pass with any of them.
         guided: whether the Jacobian is that of the prediction under `guidance`, at twice the evaluations.
         projection: RESTRICT_FIRST or PROJECT_AFTER.
         path: STRAIGHT, GUIDED or GEODESIC.
@@ -169,7 +169,12 @@ class Search:
 
         The check starts from the mode of `like`, or where that is None from the one that the settings ask for.
         """
-        candidate = self.jacobian(prompt, like)
+        with self.checking(self.jacobian(prompt, like), backward=backward, note=note) as check:
+            yield check
+
+    @contextmanager
+    def checking(self, candidate: Jacobian, *, backward: bool, note: str = "self_check") -> Iterator[SelfCheck]:
+        """The self-check of any Jacobian at this point, told and freed as `checked` does."""
         try:
             with torch.no_grad():  # products that need a graph build their own
                 check = self_check(candidate, self.settings.seed, backward=backward)

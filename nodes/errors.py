@@ -37,6 +37,12 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.NotRepeatableError: "Remove nodes that add randomness to the MODEL.",
     errors.NoTrustedModeError: "Use the method 'text', which needs none.",
     errors.NoBackwardError: "Use 'HSDS' or 'LOCO', which can do without.",
+    errors.NoFeaturesError: "Use the method 'LOCO' or 'explore', which need no words either.",
+    errors.FeaturesShapeError: "Choose another layer, or use the method 'LOCO' or 'explore'.",
+    errors.EqualFeaturesError: "Choose two pictures that differ more, or another layer.",
+    errors.BasisError: "Find the directions again.",
+    errors.NothingInCommonError: "Find the direction on this picture itself, or raise 'level' of Invert Image.",
+    errors.TooFewSamplesError: "Give more pictures.",
     errors.TargetDerivativeError: "Use the method 'HSDS' or 'LOCO', which take none there.",
     errors.NothingToMoveError: "Raise 'level' of Invert Image.",
     errors.EqualPredictionsError: (

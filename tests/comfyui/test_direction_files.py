@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latent_directions.core import direction_files as files
-from latent_directions.core.direction import Direction, Distilled, Fingerprint, KeepPair, Prompt, Words
+from latent_directions.core.direction import Direction, Distilled, Feature, Fingerprint, KeepPair, Prompt, Words
 from latent_directions.core.direction_files import load, save
 from latent_directions.core.errors import (
     DirectionFileError,
@@ -40,6 +40,11 @@ def prompt(seed: int, pooled: bool = True) -> Prompt:
     return Prompt(random(1, 7, 24, seed=seed), random(1, 32, seed=seed + 50) if pooled else None, extra)
 
 
+def feature(*shape: int, seed: int = 11, dtype=torch.float32) -> Feature:
+    change = random(*shape, seed=seed, dtype=torch.float64)
+    return Feature((change / change.norm()).to(dtype), "middle block")
+
+
 def full() -> Direction:
     return Direction(
         name="smiling, très",
@@ -52,6 +57,7 @@ def full() -> Direction:
         keep=(KeepPair("a hat", prompt(3), prompt(4)), KeepPair("grey hair", prompt(5, False), prompt(6, False))),
         mask=torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(9)),
         distilled=Distilled(random(16, 8, 8, seed=7), random(16, 8, 8, seed=10), "0123456789abcdef" * 4, 1 / 70),
+        feature=feature(6, 4, 2),
         model=Fingerprint("f" * 64, ((0.1, -1e-5), (), (3.0, 1 / 3)), 1 / 128),
         notes={"pairs": 11, "least_squares_residual": 1e-3 / 7, "source": "a sad person", "nothing": None},
     )
@@ -77,6 +83,11 @@ def distilled() -> Direction:
     return Direction(name="older", method="text", family="Wan", sigma=0.8, distilled=made, mask=torch.ones(8, 8))
 
 
+def of_features() -> Direction:
+    """It moves nothing until it is carried over to a picture."""
+    return Direction(name="older", method="pullback", family="SDXL", sigma=0.8, feature=feature(3, 2))
+
+
 def prompts_of(direction: Direction) -> list[Prompt | None]:
     words = [None, None] if direction.words is None else [direction.words.target, direction.words.source]
     return [*words, *(one for pair in direction.keep for one in (pair.present, pair.absent))]
@@ -88,6 +99,7 @@ def same(a: Direction, b: Direction) -> bool:
     def tensors(d: Direction) -> list:
         made = d.distilled
         found = [d.latent, d.mask, *([None, None] if made is None else [made.above, made.below])]
+        found.append(None if d.feature is None else d.feature.change)
         for one in prompts_of(d):
             parts = {} if one is None else one.parts()
             found += [parts[name] for name in sorted(parts)]
@@ -98,6 +110,7 @@ def same(a: Direction, b: Direction) -> bool:
             (d.name, d.method, d.family, d.sigma, d.step, [k.name for k in d.keep], d.notes, d.model),
             None if d.words is None else d.words.share,
             None if d.distilled is None else (d.distilled.picture, d.distilled.bend),
+            None if d.feature is None else d.feature.layer,
             [None if one is None else (sorted(one.parts()), one.is_change) for one in prompts_of(d)],
         )
 
@@ -109,7 +122,7 @@ def same(a: Direction, b: Direction) -> bool:
     return plain(a) == plain(b) and all(equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 
 
-@pytest.mark.parametrize("make", [full, bare, words, change, distilled])
+@pytest.mark.parametrize("make", [full, bare, words, change, distilled, of_features])
 def test_round_trip(make, tmp_path):
     path = tmp_path / "folder" / "a b.safetensors"  # the folder is made
     save(make(), path)
@@ -159,6 +172,13 @@ DIRECTIONS = st.builds(
         TENSORS,
         st.text("0123456789abcdef", min_size=64, max_size=64),
         st.floats(0, 1e6),
+    ),
+    feature=st.none()
+    | st.builds(
+        lambda shape, dtype, layer: Feature(feature(*shape, dtype=dtype).change, layer),
+        st.lists(st.integers(1, 3), min_size=1, max_size=6),
+        st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+        NAMES.map(printable),
     ),
     model=st.none()
     | st.builds(
@@ -238,6 +258,7 @@ def test_any_program_can_read_the_header(tmp_path):
         {"kind": "latent", "step": 1 / 3},
         {"kind": "words", "share": 0.35, "source": "stored", "change": False},
         {"kind": "distilled", "picture": "0123456789abcdef" * 4, "bend": 1 / 70},
+        {"kind": "feature", "layer": "middle block"},
         {"kind": "keep", "names": ["a hat", "grey hair"]},
         {"kind": "mask"},
     ]
@@ -306,7 +327,7 @@ class TestDocumentation:
         save(full(), tmp_path / "d.safetensors")
         direction, tensors = reader.read_direction(tmp_path / "d.safetensors")
         assert direction["name"] == "smiling, très"
-        assert list(tensors) == ["latent", "words", "distilled", "keep", "mask"]
+        assert list(tensors) == ["latent", "words", "distilled", "feature", "keep", "mask"]
         assert (tensors["latent"]["latent.move"] == full().latent.numpy()).all()
         assert len(tensors["words"]) == 8
         written(tmp_path / "d.safetensors", parts=[{"kind": "features"}])
@@ -400,6 +421,7 @@ SHAPES = {
     "latent.move": (16, 8, 8),
     "distilled.above": (16, 8, 8),
     "distilled.below": (16, 8, 8),
+    "feature.change": (6, 4, 2),
     "mask.cells": (1, 8, 8),
     "words.source.pooled": (1, 32),
     "words.source.extra.conditioning_mt5xl": (1, 3, 5),
@@ -476,6 +498,7 @@ class TestFilesThatAreNone:
             ("words", "change"),
             ("distilled", "picture"),
             ("distilled", "bend"),
+            ("feature", "layer"),
             ("keep", "names"),
             ("mask", "kind"),
         ],
@@ -530,6 +553,8 @@ class TestFilesThatAreNone:
             ("distilled", {"picture": "A" * 64}),
             ("distilled", {"picture": "a" * 64 + "\n"}),
             ("distilled", {"bend": -0.1}),
+            ("feature", {"layer": 3}),
+            ("feature", {"layer": ["middle block"]}),
         ],
     )
     def test_parts_that_say_what_they_must_not(self, path, part, change):
@@ -582,6 +607,7 @@ class TestFilesThatAreNone:
             "words.source.tokens",
             "distilled.above",
             "distilled.below",
+            "feature.change",
             "mask.cells",
             "keep.0.present.tokens",
             "keep.1.absent.tokens",
@@ -601,6 +627,7 @@ class TestFilesThatAreNone:
             "keep.1.present.tokens",
             "distilled.above",
             "distilled.below",
+            "feature.change",
         ],
     )
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -641,6 +668,9 @@ class TestFilesThatAreNone:
             ("distilled.below", (1, 1, 16, 8, 8)),
             ("distilled.below", (16, 8, 4)),
             ("distilled.above", (16, 1, 8, 8)),
+            ("feature.change", ()),
+            ("feature.change", (6, 0, 2)),
+            ("feature.change", (1, 1, 1, 1, 1, 1, 1)),
             ("keep.0.present.tokens", (1, 7, 12)),
             ("keep.0.absent.tokens", (1, 7, 2, 24)),
             ("keep.0.absent.pooled", (1, 16)),
@@ -652,7 +682,15 @@ class TestFilesThatAreNone:
 
     @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn_x2", "int64", "bool"])
     @pytest.mark.parametrize(
-        "key", ["latent.move", "words.target.tokens", "words.source.pooled", "mask.cells", "distilled.above"]
+        "key",
+        [
+            "latent.move",
+            "words.target.tokens",
+            "words.source.pooled",
+            "mask.cells",
+            "distilled.above",
+            "feature.change",
+        ],
     )
     def test_tensors_of_types_that_no_direction_has(self, path, key, kind):
         tensor = torch.zeros(SHAPES.get(key, (1, 7, 24)), dtype=torch.uint8)
@@ -661,7 +699,8 @@ class TestFilesThatAreNone:
 
     @pytest.mark.parametrize("value", [3e38, 1e7])
     def test_values_far_too_large(self, path, value):
-        for key in ("latent.move", "words.target.tokens", "words.source.tokens", "distilled.above", "distilled.below"):
+        keys = "latent.move", "words.target.tokens", "words.source.tokens", "distilled.above", "distilled.below"
+        for key in (*keys, "feature.change"):
             written(path, {key: torch.full(SHAPES.get(key, (1, 7, 24)), value)})
             self.refused(path, f"tensor {key} holds values that are not numbers, or far too large")
         written(path, {"latent.move": torch.full((16, 8, 8), 1e3)}, "latent", {"step": 1e3})
@@ -669,6 +708,16 @@ class TestFilesThatAreNone:
         for key in ("distilled.above", "distilled.below"):
             written(path, {key: torch.full((16, 8, 8), 1e5)})
             self.refused(path, "the latent moves by")
+
+    @pytest.mark.parametrize("norm", [0.0, 0.98, 1.02, 1e5])
+    def test_changes_of_features_that_are_not_of_norm_1(self, path, norm):
+        written(path, {"feature.change": norm * full().feature.change})
+        self.refused(path, "tensor feature.change has the norm .*, not 1")
+
+    @pytest.mark.parametrize("layer", ["x" * 5_000, "\ud800", "a\x1b[31mb"])
+    def test_layers_are_printable_and_short(self, path, layer):
+        written(path, part="feature", change={"layer": layer})
+        assert load(path).feature.layer == printable(layer, 200)
 
     def test_numbers_that_overflow(self, path):
         for number in ("1e999", "-1e400"):
@@ -735,6 +784,7 @@ class TestFilesThatAreNone:
             "words.target.tokens": (files.FORMAT, words),
             "mask.cells": (files.FORMAT, {"kind": "mask"}),
             "distilled.above": (files.FORMAT, {"kind": "distilled", "picture": "0" * 64, "bend": 0.0}),
+            "feature.change": (files.FORMAT, {"kind": "feature", "layer": "middle block"}),
         }
         rows = size // 4096
         claimed = {"dtype": "F32", "shape": [1, rows, 1024], "data_offsets": [0, 4096 * rows]}
@@ -808,6 +858,8 @@ class TestFailingSave:
             (replace(bare(), latent=torch.full((4, 8, 8), float("nan"))), "tensor latent.move holds values"),
             (replace(words(), words=Words(Prompt(torch.full((1, 7, 24), 1e30)))), "tensor words.target.tokens holds"),
             (replace(bare(), mask=torch.full((1, 8, 8), 2.0)), "tensor mask.cells holds values"),
+            (replace(bare(), feature=Feature(torch.full((3, 2), float("nan")), "x")), "tensor feature.change holds"),
+            (replace(bare(), feature=Feature(torch.ones(3, 2), "x")), "feature.change has the norm 2.449, not 1"),
             (
                 replace(bare(), distilled=Distilled(random(4, 8, 8), random(4, 8, 8), "no digest", 0.0)),
                 "no SHA-256 digest",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latent_directions.core.denoiser import SOURCE, Denoiser, EvaluationCounter
+from latent_directions.core.denoiser import SOURCE, Denoiser, EvaluationCounter, Features
 from latent_directions.core.operators import Jacobian, prediction_jacobian
 from latent_directions.core.search import Search, Settings
 
@@ -21,6 +21,8 @@ torch.set_num_threads(1)  # matrices of 24 x 24: threads would only wait for eac
 SHAPE = (1, 2, 3, 4)
 SIZE = 24
 EYE = torch.eye(SIZE, dtype=torch.float64)
+# what the features h = tanh(MIX (x + D(x))) mix
+MIX = torch.randn(10, SIZE, generator=torch.Generator().manual_seed(7), dtype=torch.float64) / 30
 SCALES = {
     "eps": lambda sigma: (1.0, sigma),
     "flow": lambda sigma: (1.0 - sigma, sigma),
@@ -117,6 +119,15 @@ class Analytic:
         """J (N, N)."""
         return self.a / self.b**2 * self.prompts[prompt].covariance(self.x.flatten(1), self.a, self.b)
 
+    def features(self, prompt: str = "source") -> Tensor:
+        """h, (1, 5, 2)."""
+        return ((MIX @ (self.x + self.exact(prompt)).flatten()).tanh()).view(1, 5, 2)
+
+    def features_jacobian(self, prompt: str = "source") -> Tensor:
+        """J_h = dh/dx (10, N)."""
+        slopes = 1 - self.features(prompt).flatten().square()
+        return slopes[:, None] * (MIX @ (EYE + self.jacobian(prompt)))
+
     def operator(self, prompt: str = "source", guidance: float = 1.0, **options) -> Jacobian:
         """J as the operator that is tested."""
         made = prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, guidance)
@@ -128,7 +139,7 @@ class Analytic:
 
 
 def denoiser_of(prompts: dict[str, Mixture], scale: Callable[[float], tuple[float, float]]) -> Denoiser:
-    """A Denoiser over the mixtures; guidance is taken against "negative", at two evaluations."""
+    """A Denoiser over the mixtures, with features; guidance is taken against "negative", at two evaluations."""
     counter = EvaluationCounter()
 
     def under(x: Tensor, sigma: float, prompt: str) -> Tensor:
@@ -142,7 +153,11 @@ def denoiser_of(prompts: dict[str, Mixture], scale: Callable[[float], tuple[floa
         unguided = under(x, sigma, "negative")
         return unguided + guidance * (value - unguided)
 
-    return Denoiser(predict, scale, counter)
+    def read(x: Tensor, sigma: float, prompt: str) -> Tensor:
+        counter.forward(len(x))
+        return ((x + under(x, sigma, prompt)).flatten(1) @ MIX.T).tanh().view(-1, 5, 2)
+
+    return Denoiser(predict, scale, counter, features=Features(read, "middle block"))
 
 
 def analytic(kind: str = "flow", seed: int = 0) -> Analytic:

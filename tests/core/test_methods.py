@@ -7,10 +7,10 @@ import pytest
 import torch
 from analytic import SHAPE, analytic, box, cosine
 
-from latent_directions.core.denoiser import Denoiser
+from latent_directions.core.denoiser import Denoiser, Features
 from latent_directions.core.errors import EqualPredictionsError, NothingInsideError
 from latent_directions.core.methods import METHODS, names_of_methods_that_read
-from latent_directions.core.search import DERIVATIVES, Search, Settings
+from latent_directions.core.search import DERIVATIVES, GUIDED, PROJECT_AFTER, Search, Settings
 
 SEARCHES = [name for name, method in METHODS.items() if method.run is not None]
 COMPARING = [name for name in SEARCHES if METHODS[name].compares_words]
@@ -25,7 +25,15 @@ CHANGED = {
     "seed": 1,
     "words_source": "free",
     "derivatives": "central differences",
+    "guided": True,
+    "projection": PROJECT_AFTER,
+    "path": GUIDED,
+    "path_steps": 3,
 }
+# settings that count only beside others
+BESIDE = {"path_steps": {"path": GUIDED}}
+# what a record may name beside the fields of Settings
+FURTHER = {"mask", "decode", "features", "free"}
 
 
 def outcome(search: Search, name: str) -> tuple:
@@ -37,17 +45,17 @@ def outcome(search: Search, name: str) -> tuple:
 class TestTable:
     def test_names_are_keys_and_unique(self):
         assert [method.name for method in METHODS.values()] == list(METHODS)
-        assert len({method.summary for method in METHODS.values()}) == len(METHODS) == 7
+        assert len({method.summary for method in METHODS.values()}) == len(METHODS) == 8
 
     @pytest.mark.parametrize("name", METHODS)
     def test_reads_names_what_there_is(self, name):
-        known = {field.name for field in fields(Settings)} | {"mask", "free"}
+        known = {field.name for field in fields(Settings)} | FURTHER
         assert set(METHODS[name].reads) <= known
         assert len(set(METHODS[name].reads)) == len(METHODS[name].reads)
 
     def test_every_setting_is_read_by_some_method(self):
         read = {setting for method in METHODS.values() for setting in method.reads}
-        assert read == {field.name for field in fields(Settings)} | {"mask", "free"}
+        assert read == {field.name for field in fields(Settings)} | FURTHER
 
     def test_changed_has_another_value_for_every_setting(self):
         assert set(CHANGED) == {field.name for field in fields(Settings)}
@@ -55,7 +63,7 @@ class TestTable:
 
     def test_names_of_methods_that_read_a_setting(self):
         assert names_of_methods_that_read("null_rank") == "T-LOCO, LOCO and explore"
-        assert names_of_methods_that_read("count") == "LOCO and explore"
+        assert names_of_methods_that_read("count") == "LOCO, explore and pullback"
         assert names_of_methods_that_read("keep") == "HSDS, DDS and HSDS low-pass"
 
     def test_the_method_without_a_search(self):
@@ -71,8 +79,9 @@ class TestReads:
     @pytest.mark.parametrize("setting", CHANGED)
     def test_settings(self, name, setting):
         model = analytic()
-        usual = outcome(model.search(box()), name)
-        other = outcome(model.search(box(), **{setting: CHANGED[setting]}), name)
+        beside = BESIDE.get(setting, {})
+        usual = outcome(model.search(box(), **beside), name)
+        other = outcome(model.search(box(), **beside, **{setting: CHANGED[setting]}), name)
         assert (usual != other) == (setting in METHODS[name].reads)
 
     @pytest.mark.parametrize("name", SEARCHES)
@@ -91,14 +100,32 @@ class TestReads:
             asked.add(prompt)
             return model.denoiser(x, sigma, prompt, guidance)
 
+        def read(x, sigma, prompt):
+            asked.add(prompt)
+            return model.denoiser.features.read(x, sigma, prompt)
+
         method = METHODS[name]
-        search = Search(Denoiser(predict, model.denoiser.scale), model.x, model.sigma, None, Settings(keep=keep))
+        denoiser = Denoiser(predict, model.denoiser.scale, features=Features(read, "planted"))
+        search = Search(denoiser, model.x, model.sigma, None, Settings(keep=keep))
         method.run(search)
         expected = {"source"}
         expected |= {"target"} if method.compares_words else set()
         expected |= {"free"} if "free" in method.reads else set()
         expected |= {"keep 0 present", "keep 0 absent"} if keep and "keep" in method.reads else set()
         assert asked == expected
+
+    @pytest.mark.parametrize("name", SEARCHES)
+    def test_features(self, name):
+        """They are read by no method whose record does not name them."""
+        model, reads = analytic(), []
+
+        def read(x, sigma, prompt):
+            reads.append(prompt)
+            return model.denoiser.features.read(x, sigma, prompt)
+
+        denoiser = Denoiser(model.denoiser.predict, model.denoiser.scale, features=Features(read, "planted"))
+        METHODS[name].run(Search(denoiser, model.x, model.sigma, box(), Settings()))
+        assert bool(reads) == ("features" in METHODS[name].reads)
 
 
 class TestRuns:
