@@ -10,7 +10,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import comfy.hooks
@@ -21,10 +21,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.denoiser import SOURCE, Denoiser, EvaluationCounter
+from ..core.denoiser import SOURCE, Denoiser, EvaluationCounter, Features
 from .caches import STEP_CACHES, CacheDetector
 from .derivatives import derivative_clone, derivative_mode, swaps_weights
 from .errors import InputError, UnsupportedModelError
+from .features import Layer, Reading, check_readable, find_layer
 from .progress import SearchProgress, peak_megabytes, reset_peak
 from .sampling import linear_scale
 
@@ -215,8 +216,8 @@ class _PromptGuider(comfy.samplers.CFGGuider):
 class _CoreSampler(comfy.samplers.Sampler):
     """Hands the denoiser to `body` where a sampler would run its steps."""
 
-    def __init__(self, body: Callable[[Denoiser, Tensor], object], counter: EvaluationCounter):
-        self.body, self.counter, self.result = body, counter, None
+    def __init__(self, body: Callable[[Denoiser, Tensor], object], counter: EvaluationCounter, layer: Layer | None):
+        self.body, self.counter, self.layer, self.result = body, counter, layer, None
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -230,19 +231,30 @@ class _CoreSampler(comfy.samplers.Sampler):
             network = model_wrap.inner_model.diffusion_model
             caches = CacheDetector(network, self.counter)
 
-            def predict(x: Tensor, sigma: float, prompt: str = SOURCE, guidance: float = 1.0) -> Tensor:
+            def evaluate(x: Tensor, sigma: float, prompt: str, guidance: float, reading: Reading | None = None):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 model_wrap.prompt, model_wrap.guidance = prompt, guidance
                 level = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-                # some models run other layers while they are differentiated
-                with caches.watch((sigma, prompt, guidance, comfy.model_management.in_training)):
+                # some models run other layers while they are differentiated, and a reading ends at its layer
+                kind = (sigma, prompt, guidance, comfy.model_management.in_training, reading and reading.layer.name)
+                with caches.watch(kind), reading or nullcontext():
                     return model_wrap(x, level, **extra_args)
+
+            def predict(x: Tensor, sigma: float, prompt: str = SOURCE, guidance: float = 1.0) -> Tensor:
+                return evaluate(x, sigma, prompt, guidance)
+
+            def read(x: Tensor, sigma: float, prompt: str) -> Tensor:
+                check_readable(model_wrap.conds[prompt], sigma, extra_args["model_options"])
+                reading = Reading(self.layer)
+                evaluate(x, sigma, prompt, 1.0, reading)
+                return reading.features(len(x))
 
             denoiser = Denoiser(
                 predict,
                 functools.cache(functools.partial(linear_scale, _on(model_sampling.noise_scaling, noise.device))),
                 self.counter,
                 functools.partial(derivative_mode, network, swaps_weights(model_wrap.conds)),
+                None if self.layer is None else Features(read, self.layer.name),
             )
             with counted(model_wrap.model_patcher, self.counter):
                 self.result = self.body(denoiser, latent_image)
@@ -258,6 +270,7 @@ def run(
     body: Callable[[Denoiser, Tensor], Result],
     *,
     expected: int = 0,
+    block: int | None = None,
 ) -> tuple[Result, dict]:
     """Run `body(denoiser, x0)` inside ComfyUI's sampling, x0 the latent in the model's own space.
 
@@ -269,12 +282,14 @@ def run(
         sigma: the noise level the work happens at.
         body: the computation in `core`.
         expected: evaluations that a progress bar runs to; 0 shows none.
+        block: the block whose features the denoiser is to read, as `find_layer` numbers them; None reads none.
 
     Returns:
         What `body` returned, and what goes into a report: evaluations, seconds, peak memory on a CUDA device, and
         remarks where there are any.
     """
     samples = check_latent(model, latent)
+    layer = None if block is None else find_layer(model.get_model_object("diffusion_model"), block)
     counter = EvaluationCounter()
     if expected:
         counter.on_change = SearchProgress(expected)
@@ -283,7 +298,7 @@ def run(
     guider = _PromptGuider(clone)
     # by this name ComfyUI knows the prompt whose ControlNet may hold for the negative too
     guider.inner_set_conds(prompts | {"positive": prompts[SOURCE]})
-    sampler = _CoreSampler(body, counter)
+    sampler = _CoreSampler(body, counter, layer)
     started = time.perf_counter()
     guider.sample(torch.zeros_like(samples), samples, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
     cost = {
