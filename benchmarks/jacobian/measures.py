@@ -1,5 +1,6 @@
 """The measures, on plain arrays. LOCO is arXiv 2409.02374; where its text has people judge, the probe judges here."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from latent_directions.demo.world import ATTRIBUTES
 
 PLAIN = 0.5  # change of an attribute that is plain: in standard deviations, or of a class's probability
 NEAR = 0.05  # relative distance from the wanted change that ends the search for a strength
+STRIDE = 6.0  # the most by which the next strength is larger than the last
 FEWEST = 6  # pairs without which nothing is decided
 ENERGY, PAPER_ENERGY = 0.99, 0.99**2
 NAMES = list(ATTRIBUTES)
@@ -109,27 +111,30 @@ def rank_share(energies: Tensor, energy: float) -> float:
 def find_strengths(change_at: Callable[[float], float], wanted: float, longest: float, tries: int = 4) -> None:
     """Ask for the change at strengths that come ever nearer to the one where it is `wanted`.
 
-    From strength 1 on the next is in proportion, at most four times as far, until the wanted change lies between two of
-    them; then where a straight line between these two has it. It ends within NEAR of it, at `longest`, or after so many
+    Until the wanted change lies between two of them, the first of which is 0, the next strength is where a power law
+    through the last two has it, or at first a straight line, and at most STRIDE times as far; then it is where a
+    straight line between the two has it. It ends within NEAR of the wanted change, at `longest`, or after so many
     `tries`.
     """
-    below, above = (0.0, 0.0), None
+    below, above, power = (0.0, 0.0), None, 1.0
     strength = min(1.0, longest)
     for _ in range(tries):
         change = change_at(strength)
-        if abs(change - wanted) <= NEAR * wanted:
+        if abs(change - wanted) <= NEAR * wanted or (change < wanted and above is None and strength >= longest):
             return
-        if change < wanted:
-            below = strength, change
-        else:
+        if change >= wanted:
             above = strength, change
+        else:
+            if below[1] > 0 and above is None:
+                slope = math.log(max(change, 1e-9) / below[1]) / math.log(strength / below[0])
+                power = min(max(slope, 1 / 3), 2.0)
+            below = strength, change
         if above is None:
-            if strength >= longest:
-                return
-            strength = min(longest, strength * float(np.clip(wanted / max(change, 1e-9), 1.2, 4.0)))
+            factor = (wanted / max(change, 1e-9)) ** (1 / power)
+            strength = min(longest, strength * min(max(factor, 1.2), STRIDE))
         else:
             share = (wanted - below[1]) / max(above[1] - below[1], 1e-9)
-            strength = below[0] + (above[0] - below[0]) * float(np.clip(share, 0.1, 0.9))
+            strength = below[0] + (above[0] - below[0]) * min(max(share, 0.1), 0.9)
 
 
 def at_wanted_change(runs: Sequence[tuple[float, float, np.ndarray]], wanted: float) -> tuple[float, np.ndarray] | None:

@@ -8,8 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latent_directions.core.denoiser import SOURCE
 from latent_directions.core.direction import Direction
+from latent_directions.core.geometry import principal_components, pulled_back
 from latent_directions.core.linalg import KrylovBasis
+from latent_directions.core.local_basis import checked_features
 from latent_directions.core.methods import METHODS as OF_THE_PACK
 from latent_directions.core.operators import Jacobian
 from latent_directions.core.search import PROJECT_AFTER, Search, Settings
@@ -32,29 +35,24 @@ class Finder:
     """A method.
 
     Attributes:
-        find: (search, seed) -> moves (k, C, H, W), best first, of any norm.
+        find: (search, encoded portrait, seed) -> moves (k, C, H, W), best first, of any norm.
         settings: of the search.
         masked: whether `find` sees the region; otherwise of CANDIDATES moves those are taken whose effect J v has the
             largest share of its energy inside the region, which favours the method.
         held: whether the slider acts inside the region alone at every sampling step.
-        needs: (name of a setting, name of the method of the pack that must read it), or a name of such a method.
+        needs: a setting that the pack's LOCO must read for it.
     """
 
-    find: Callable[[Search, int], Tensor]
+    find: Callable[[Search, Encoded, int], Tensor]
     settings: Settings = field(default_factory=lambda: Settings(count=KEPT))
     masked: bool = True
     held: bool = False
-    needs: tuple[str, ...] = ()
+    needs: str | None = None
 
-    def missing(self) -> str | None:
-        """What this version of the pack lacks for the method, or None."""
-        for need in self.needs:
-            method, _, setting = need.partition(".")
-            if method not in OF_THE_PACK:
-                return f"the method {method!r}"
-            if setting and setting not in OF_THE_PACK[method].reads:
-                return f"{method} that reads the setting {setting!r}"
-        return None
+    @property
+    def available(self) -> bool:
+        """Whether this version of the pack has what the method needs."""
+        return self.needs is None or self.needs in OF_THE_PACK["LOCO"].reads
 
 
 class Look(NamedTuple):
@@ -80,16 +78,16 @@ class Found(NamedTuple):
     seconds: float
 
 
-def of_the_pack(name: str) -> Callable[[Search, int], Tensor]:
+def of_the_pack(name: str) -> Callable[[Search, Encoded, int], Tensor]:
     """The moves of one of the pack's own methods."""
 
-    def find(search: Search, _: int) -> Tensor:
+    def find(search: Search, _here: Encoded, _seed: int) -> Tensor:
         return torch.cat([move.vector for move in OF_THE_PACK[name].run(search)])
 
     return find
 
 
-def noise_jacobian(search: Search, seed: int) -> Tensor:
+def noise_jacobian(search: Search, here: Encoded, seed: int) -> Tensor:
     """Right singular vectors of the Jacobian of the predicted noise eps = (x - a D) / b, without a mask.
 
     The paper compares with them without mask and null space, with which hardly anything changed (appendix G.2 of arXiv
@@ -102,7 +100,7 @@ def noise_jacobian(search: Search, seed: int) -> Tensor:
         found = partial_svd(
             lambda v: (v - a * jacobian.matvec(v)) / b,
             lambda u: (u - a * jacobian.rmatvec(u)) / b,
-            random_moves(search, seed)[:1],
+            random_moves(search, here, seed)[:1],
             CANDIDATES,
             max_pairs=EPS_PAIRS,
         )
@@ -111,30 +109,45 @@ def noise_jacobian(search: Search, seed: int) -> Tensor:
     return found.right
 
 
-def random_moves(search: Search, seed: int) -> Tensor:
+def feature_components(search: Search, here: Encoded, _seed: int) -> Tensor:
+    """Principal components of the features over other portraits, each pulled back to a move J_h'u of this one.
+
+    The components are those of Haas et al. (arXiv 2303.11073), who add them to the features while sampling; to move the
+    latent in place of the features is ours, so that the method can be compared with the others.
+    """
+    noise = torch.randn(here.pool.shape, generator=torch.Generator().manual_seed(0))
+    others = search.denoiser.noised(here.pool, noise, search.sigma).to(search.x)
+    features = search.denoiser.features.read(others, search.sigma, SOURCE)
+    components = principal_components(features, CANDIDATES).directions
+    with checked_features(search) as check:
+        return torch.cat([pulled_back(check.jacobian, component) for component in components.split(1)])
+
+
+def random_moves(search: Search, _here: Encoded, seed: int) -> Tensor:
     """Orthonormal moves (KEPT, C, H, W) whose directions are uniformly distributed."""
     drawn = torch.randn(KEPT, *search.x.shape[1:], generator=torch.Generator().manual_seed(seed)).to(search.x)
     return KrylovBasis().split(drawn)[1].view_as(drawn)
 
 
-def random_in_subspace(search: Search, seed: int) -> Tensor:
+def random_in_subspace(search: Search, here: Encoded, seed: int) -> Tensor:
     """Random orthonormal mixes of the leading singular vectors of J inside the region, without a null space."""
-    leading = of_the_pack("LOCO")(search, seed)
+    leading = LOCO(search, here, seed)
     mix = torch.linalg.qr(torch.randn(len(leading), KEPT, generator=torch.Generator().manual_seed(seed)))[0]
     return torch.einsum("ij,i...->j...", mix.to(leading), leading)
 
 
+LOCO, ROTATED, PULLBACK = (of_the_pack(name) for name in ("LOCO", "explore", "pullback"))
 NO_NULL_SPACE = Settings(count=KEPT, null_rank=0)
-LOCO, ROTATED = of_the_pack("LOCO"), of_the_pack("explore")
 FINDERS = {
     "LOCO": Finder(LOCO),
     "LOCO, no null space": Finder(LOCO, NO_NULL_SPACE),
-    "LOCO, projected after": Finder(LOCO, Settings(count=KEPT, projection=PROJECT_AFTER), needs=("LOCO.projection",)),
+    "LOCO, projected after": Finder(LOCO, Settings(count=KEPT, projection=PROJECT_AFTER), needs="projection"),
     "LOCO, region held": Finder(LOCO, held=True),
     "rotated LOCO": Finder(ROTATED),
     "rotated LOCO, region held": Finder(ROTATED, held=True),
-    "pullback": Finder(of_the_pack("pullback"), Settings(count=CANDIDATES), masked=False, needs=("pullback.features",)),
+    "pullback": Finder(PULLBACK, Settings(count=CANDIDATES), masked=False),
     "d eps/dx": Finder(noise_jacobian, masked=False),
+    "h-space PCA": Finder(feature_components, masked=False),
     "random in the subspace": Finder(random_in_subspace, replace(NO_NULL_SPACE, count=CANDIDATES)),
     "random": Finder(random_moves),
 }
@@ -149,7 +162,7 @@ def found_by(finder: Finder, name: str, here: Encoded, seed: int) -> Found:
     """
     key = finder.find, finder.settings, finder.masked, seed
     if key not in here.searches:
-        here.searches[key] = here.searched(lambda search: _moves(finder, search, seed), finder.settings)
+        here.searches[key] = here.searched(lambda search: _moves(finder, search, here, seed), finder.settings)
     moves, looks, evaluations, seconds = here.searches[key]
     mask = here.cells[0] if finder.held else None
     made = [
@@ -159,10 +172,10 @@ def found_by(finder: Finder, name: str, here: Encoded, seed: int) -> Found:
     return Found(made, looks, evaluations, seconds)
 
 
-def _moves(finder: Finder, search: Search, seed: int) -> tuple[list[Tensor], list[Look], int, float]:
+def _moves(finder: Finder, search: Search, here: Encoded, seed: int) -> tuple[list[Tensor], list[Look], int, float]:
     """KEPT unit moves (C, H, W) with the looks at them, and the evaluations and CPU seconds that the method took."""
     counter, before, started = search.denoiser.counter, search.denoiser.counter.evaluations, time.process_time()
-    moves = finder.find(search if finder.masked else replace(search, mask=None), seed)
+    moves = finder.find(search if finder.masked else replace(search, mask=None), here, seed)
     moves = moves / moves.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     jacobian = replace(search.jacobian(), checked=True)
     if not finder.masked:

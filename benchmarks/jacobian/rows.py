@@ -88,10 +88,9 @@ def measured(subject: Subject, method: str, number: int, partner: int) -> dict:
     Where both signs reach it, that is the one that changes the attributes outside the region less in comparison with
     those inside it.
     """
-    here = subject.encoded(number)
-    counter = EvaluationCounter()
+    here, counter = subject.encoded(number), EvaluationCounter()
+    found = found_by(FINDERS[method], method, here, number)
     with counted(subject.bench.model, counter):
-        found = found_by(FINDERS[method], method, here, number)
         edits = [edited(here, found.directions[0], sign) for sign in SIGNS]
         reached = [edit for edit in edits if edit["reached"]]
         best = min(reached, key=lambda edit: _share_outside(edit, here.region), default=None)
@@ -100,7 +99,7 @@ def measured(subject: Subject, method: str, number: int, partner: int) -> dict:
         "region": here.region,
         "evaluations": found.evaluations,
         "seconds": found.seconds,
-        "evaluations_of_the_row": counter.evaluations,
+        "sampling_evaluations": counter.evaluations,
         "step": found.looks[0].step,
         "share_inside": found.looks[0].share_inside,
         "linearity": found.looks[0].linearity,

@@ -23,8 +23,9 @@ D(x + s v) and D(x) + s J v. Effect inside: share of |J v|^2 inside the region. 
 on any picture and noise level): cosine of the changes of all attributes here and on another portrait, or at a level 0.3
 lower. Composition error: |z(v1 + v2) - z(v1) - z(v2) + z(0)| / |z(v1 + v2) - z(0)|, z the sampled latent and v2 the
 method's second direction. Other levels and composition are measured on 12 of 30 portraits. Rank ratio (the paper's):
-the smallest share of singular values with more than 0.99^2 of the energy, from the dense Jacobian at the first portrait.
-Measures without "the paper's" are ours.
+the smallest share of singular values with more than 0.99^2 of the energy, from the dense Jacobian at the first
+portrait. Curvedness (2302.12469): how much longer the features of the network become along a straight line between two
+noisy latents than the distance of its ends. Measures that are not said to be a paper's are ours.
 
 With --json the rows go into the file as lines of JSON, and a stopped run goes on from there.
 """
@@ -68,12 +69,12 @@ def edit_rows(subject: Subject, methods: Iterable[str], kept: RowFile, count: in
 
 
 def level_rows(subject: Subject, kept: RowFile) -> list[dict]:
-    """The rank of the Jacobian at portrait 0, level by level."""
+    """The rank of the Jacobian at portrait 0, and the curvedness between it and the next two, level by level."""
     weights = weights_of(subject)
     found = []
     for level in levels.LEVELS:
-        key = {"model": subject.name, "rank at": level, "seed": subject.seed, "weights": weights}
-        found.append(kept.get(key, lambda at=level: levels.measured(subject, 0, at)))
+        key = {"model": subject.name, "at": level, "seed": subject.seed, "weights": weights}
+        found.append(kept.get(key, lambda at=level: levels.measured(subject, at)))
     return found
 
 
@@ -95,11 +96,10 @@ def available(names: Iterable[str]) -> list[str]:
     """The methods that this version of the pack has all parts of; says what the others need."""
     found = []
     for name in names:
-        missing = FINDERS[name].missing()
-        if missing is None:
+        if FINDERS[name].available:
             found.append(name)
         else:
-            print(f"{name} is left out: it needs {missing}, which this version of the pack does not have.")
+            print(f"{name} is left out: LOCO does not read the setting '{FINDERS[name].needs}' in this version.")
     return found
 
 
@@ -122,14 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n{title}:\n")
             print_table(lines)
         if not quick:
-            print("\nRank of the Jacobian:\n")
+            print("\nBy noise level:\n")
             print_table(levels.by_level([row for subject in subjects for row in level_rows(subject, kept)]))
         if options.sheet:
             sheet(subjects, found).save(options.sheet)
 
 
 def _parser():
-    made = parser(__doc__, "one portrait, the first model alone, no ranks")
+    made = parser(__doc__, "one portrait, the first model alone, nothing by noise level")
     made.add_argument("--models", nargs="+", metavar="MODEL", choices=list(SUBJECTS), help="only these models")
     made.add_argument("--methods", nargs="+", metavar="METHOD", choices=list(FINDERS), help="only these methods")
     made.add_argument("--portraits", type=int, default=PORTRAITS, help=f"portraits a model, {PORTRAITS} by default")

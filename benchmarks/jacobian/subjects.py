@@ -23,6 +23,7 @@ from latent_directions.demo.world import ATTRIBUTES, Portrait, draw, masks, samp
 from latent_directions.nodes.diffusers_folder import KIND
 from latent_directions.nodes.diffusers_model import LoadDiffusersModel
 from latent_directions.nodes.encode import InvertImage
+from latent_directions.nodes.features import MIDDLE
 from latent_directions.nodes.host import run
 from latent_directions.nodes.manipulate import outputs, with_slider
 from latent_directions.nodes.masks import covered_cells, soft_mask_on_latent
@@ -38,7 +39,9 @@ REGIONS = {
     "eyes": ("eye_size", "glasses"),
     "hair": ("hair_length", "hair_colour"),
 }
+DDPM_FOLDERS = Path(WEIGHTS) / "ddpm", ROOT / ".cache" / "demo" / "ddpm"
 DRAWN = 40  # tuning portraits by which `wanted_change` is drawn
+POOL = 32  # tuning portraits whose features have principal components
 
 
 class UNetBench(Bench):
@@ -50,15 +53,22 @@ class UNetBench(Bench):
         self.model = trained_unet()
 
 
+@dataclass
 class PixelBench(Bench):
-    """The pixel-space DDPM of the demo world through Load Diffusers Model; it takes no text."""
+    """A pixel-space DDPM through Load Diffusers Model, such as the demo's; it takes no text.
 
-    empty: list
-    size = 32
+    Attributes:
+        folder: of the model; None for the demo's, as it comes with the repository or as its training writes it.
+        size: pixels of a side.
+    """
+
+    folder: Path | None = None
+    size: int = 32
+    empty: list = field(default_factory=list)
 
     def __post_init__(self):
-        """Load the folder that comes with the demo, or where there is none yet the one that its training writes."""
-        folder = next((path for path in ddpm_folders() if path.is_dir()), None)
+        """Load the folder by the pack's own node."""
+        folder = self.folder or next((path for path in DDPM_FOLDERS if path.is_dir()), None)
         if folder is None:
             msg = "The demo's DDPM is missing. Train it with: python -m demo.train_ddpm"
             raise FileNotFoundError(msg)
@@ -70,13 +80,8 @@ class PixelBench(Bench):
         return self.empty
 
     def picture(self, portrait: Portrait) -> Tensor:
-        """The portrait drawn at 32 pixels, as IMAGE, 1HWC in 0..1."""
+        """The portrait drawn at the model's size, as IMAGE, 1HWC in 0..1."""
         return torch.from_numpy(draw(portrait, self.size).copy())[None].float() / 255
-
-
-def ddpm_folders() -> tuple[Path, ...]:
-    """Where the demo's DDPM may be: in the repository, and where its training writes it."""
-    return Path(WEIGHTS) / "ddpm", ROOT / ".cache" / "demo" / "ddpm"
 
 
 class Sampled(NamedTuple):
@@ -102,6 +107,7 @@ class Subject:
     level: float
     seed: int = HELD_OUT
     _encoded: dict = field(default_factory=dict, init=False, repr=False)
+    _pool: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def bench(self) -> Bench:
@@ -113,8 +119,15 @@ class Subject:
         key = number, self.level if level is None else level
         if key not in self._encoded:
             portrait = sample_portrait(np.random.default_rng([self.seed, number]))
-            self._encoded[key] = Encoded(self.bench, portrait, list(REGIONS)[number % len(REGIONS)], key[1])
+            self._encoded[key] = Encoded(self, portrait, list(REGIONS)[number % len(REGIONS)], key[1])
         return self._encoded[key]
+
+    def pool(self) -> Tensor:
+        """Clean latents of POOL tuning portraits, (POOL, C, h, w) in the model's space, encoded once."""
+        if self._pool is None:
+            pictures = [self.bench.picture(sample_portrait(np.random.default_rng([TUNING, n]))) for n in range(POOL)]
+            self._pool = self.bench.model.model.process_latent_in(self.bench.vae.encode(torch.cat(pictures)))
+        return self._pool
 
 
 _loaded = functools.cache(lambda load: load())
@@ -131,10 +144,12 @@ class Encoded:
         unmoved: the run at strength 0.
         wanted: the change inside the region at which edits are compared (`wanted_change`).
         searches: results of searches here, by what they were.
+        pool: clean latents of other portraits.
     """
 
-    def __init__(self, bench: Bench, portrait: Portrait, region: str, level: float):
-        self.bench, self.region, self.searches = bench, region, {}
+    def __init__(self, subject: Subject, portrait: Portrait, region: str, level: float):
+        self.subject, self.bench, self.region, self.searches = subject, subject.bench, region, {}
+        bench, self.pool = subject.bench, subject.pool()
         image = bench.picture(portrait)
         out = InvertImage.execute(
             bench.model,
@@ -168,7 +183,7 @@ class Encoded:
             return work(Search(denoiser, x, self.inversion.sigma, self.cells.to(x0), settings, cache=ReferenceCache()))
 
         prompts = {SOURCE: self.inversion.positive}
-        return run(self.bench.model, prompts, self.inversion.latent, self.inversion.sigma, body)[0]
+        return run(self.bench.model, prompts, self.inversion.latent, self.inversion.sigma, body, block=MIDDLE)[0]
 
     def changes(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """(pictures, attributes) of the change against the unmoved picture, read by the probe (`Change`)."""
