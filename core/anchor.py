@@ -5,10 +5,11 @@ With the reference path x_ref(sigma) = a x0 + b n the sampler sees
 The first bracket, the response, is what moves of the noise and of the sampler's own prompt bring about, and what has
 been moved already changes further on. The sum is what words add: y is the sampled point x where they are live, and
 x_ref where they are recorded. P_j projects off the changes of prediction between the two prompts of each keep pair of
-move j, M_j is its mask. P is the projection of all moves of the noise together, M the cell-wise maximum of all masks,
-or 1 where the sampler asks with another prompt than the source, which acts everywhere. w is the weight. Where x is
-x_ref and the sampler asks with the source prompt, the response is zero by definition and nothing is evaluated for it:
-D' = x0 there, and a sampler that is exact for a constant prediction ends at x0.
+move j, M_j is its mask; words with a range of noise levels are left out of the sum outside of it. P is the projection
+of all moves of the noise together, M the cell-wise maximum of all masks, or 1 where the sampler asks with another
+prompt than the source, which acts everywhere. w is the weight. Where x is x_ref and the sampler asks with the source
+prompt, the response is zero by definition and nothing is evaluated for it: D' = x0 there, and a sampler that is exact
+for a constant prediction ends at x0.
 
 Our construction; compare direct inversion (arXiv 2310.01506). The brackets may be averaged over several noises n. With
 noise drawn anew at every level Euler's method on D' is FlowEdit (arXiv 2412.08629), and edit-friendly DDPM inversion
@@ -26,12 +27,15 @@ import torch
 from torch import Tensor
 
 from .denoiser import SOURCE
-from .errors import NotFiniteError, ShapeError, UnknownNameError, size_in_words
+from .errors import NoiseLevelsError, NotFiniteError, ShapeError, UnknownNameError, size_in_words
 from .inversion import seeded_noise
 from .linalg import orthonormal_span, project_off
 
 # Rounding differs between two computations of the same point; below this relative distance they are the same point.
 SNAP = 1e-5
+# Samplers that work with the logarithm of the noise level give back the levels of their schedule to this, relative.
+LEVEL_ROUNDING = 1e-5
+STEP_ROUNDING = 1e-6  # of a share times the number of steps: 0.3 of 10 steps are 3
 # Noise levels that are closer than this share their fresh noise, relative; rounding is a thousand times smaller.
 LEVEL_STEP = 1e-3
 Predictions = Callable[[Tensor, float, Sequence[str]], list[Tensor]]
@@ -72,11 +76,21 @@ class WordsMove(Move):
         away: name of the prompt that describes the picture as it is.
         recorded: whether the difference is taken on the reference path, once for all runs on a picture, in place of the
             sampled point.
+        levels: the noise levels at which the words act, from the first, included, down to the second, left out; None
+            for all levels. See `levels_of_steps`.
     """
 
     towards: str
     away: str = SOURCE
     recorded: bool = False
+    levels: tuple[float, float] | None = None
+
+    def acts_at(self, sigma: float) -> bool:
+        """Whether the words act at a noise level; levels that differ by rounding are the same."""
+        if self.levels is None:
+            return True
+        highest, lowest = self.levels
+        return lowest * (1 + LEVEL_ROUNDING) < sigma <= highest * (1 + LEVEL_ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -202,7 +216,7 @@ class AnchoredPrediction:
                 `prompt` and the names in the moves; all prompts of a point are asked for in one call.
         """
         point = _Point(self, x, sigma, predictions)
-        words = [move for move in self._moves if isinstance(move, WordsMove)]
+        words = [move for move in self._moves if isinstance(move, WordsMove) and move.acts_at(sigma)]
         live = [name for move in words if not move.recorded for name in (move.towards, move.away)]
         found = point.at_sample([self.prompt, *live] if point.responds else live)
         change = torch.zeros_like(self.x0)
@@ -276,6 +290,38 @@ class _Point:
         level = float(self._sigma)
         keyed = [(level, key) for key in keys]
         return anchor.cache.get(settings, keyed, lambda missing: compute([key for _, key in missing]))
+
+
+def levels_of_steps(sigmas: Sequence[float], start: float, end: float) -> tuple[float, float] | None:
+    """The noise levels of a share of a run's steps, as `WordsMove.levels` (ours).
+
+    Step k of n goes from sigmas[k] to sigmas[k + 1], and belongs to the share when start <= k / n < end. A sampler that
+    predicts several times in a step, also between the levels of the schedule, is decided by the level it predicts at:
+    what heun predicts at the end of a step counts as the step after it, which begins there.
+
+    Args:
+        sigmas: the n + 1 descending noise levels of the run.
+        start: 0 to 1.
+        end: 0 to 1, above `start`; with 1 the end of the last step is included.
+
+    Returns:
+        The level where the first of the steps begins and the one where the last of them ends; None for all steps.
+
+    Raises:
+        NoiseLevelsError: the share holds no step.
+    """
+    steps = len(sigmas) - 1
+    inside = [k for k in range(steps) if start * steps - STEP_ROUNDING <= k < end * steps - STEP_ROUNDING]
+    if not inside:
+        msg = (
+            f"No step of this run begins in the share from {start:g} to {end:g} of it: of its {steps}, step number k"
+            f" begins at (k - 1) / {steps}."
+        )
+        raise NoiseLevelsError(msg)
+    if len(inside) == steps:
+        return None
+    lowest = -math.inf if inside[-1] == steps - 1 else float(sigmas[inside[-1] + 1])
+    return float(sigmas[inside[0]]), lowest
 
 
 def moved_noise(noise: Tensor, moves: Sequence[Move], b: float) -> Tensor:

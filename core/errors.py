@@ -60,6 +60,10 @@ class NothingInsideError(NothingToMoveError):
     """The prediction does not change inside the mask."""
 
 
+class NothingLeftError(NothingToMoveError):
+    """A combination of directions leaves no move."""
+
+
 class NoChangeError(LatentDirectionsError):
     """Two prompts give the same picture, so that a measure has nothing to compare with."""
 
@@ -118,6 +122,10 @@ class NothingInCommonError(LatentDirectionsError):
 
 class TooFewSamplesError(LatentDirectionsError):
     """There are not enough samples for a statistic."""
+
+
+class DecodedBackwardError(NoBackwardError):
+    """Directions of decoded pictures need products with J', and there are none."""
 
 
 class TargetDerivativeError(DerivativeError):

@@ -10,6 +10,9 @@ Moves and effects have the noisy latent's shape (k, C, H, W) or (k, C, 1, H, W);
 
 from __future__ import annotations
 
+import functools
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,7 @@ from .krylov import ForwardKrylovSpace, KrylovSpace
 from .linalg import KrylovBasis, in_float64
 from .operators import RestrictedOperator
 from .search import FoundDirection, Method, Search, Settings, check_evaluations
+from .self_check import SelfCheck
 from .svd import partial_svd
 from .words import COARSE, soft_mask
 
@@ -106,7 +110,8 @@ def explore(search: Search) -> list[FoundDirection]:
     and 3.
 
     Products are taken of J without a mask, so that a later search at the same point with the same cache reuses them
-    all, whatever its mask, its null space and, up to MOST, its count.
+    all, whatever its mask, its null space and, up to MOST, its count. For a larger count it takes those that are
+    missing. It looks at the latent and the plain prediction, whatever `decode` and guidance there are.
 
     Raises:
         NothingInsideError: the prediction does not change inside the mask.
@@ -159,41 +164,83 @@ def place_of(energy: Tensor) -> str:
 
 
 def _products(search: Search) -> tuple[Tensor, KrylovSpace]:
-    """D at the point, and the space of the moves whose products with J are known, from the cache where it has them."""
-    settings = search.settings
-    most = max(MOST, settings.count)
+    """D at the point, and the space of the moves whose products with J are known, from the cache where it has them.
 
-    def compute(missing: list) -> list[Tensor]:
-        with search.checked(backward=settings.backward) as check:
-            jacobian, probe = check.jacobian, check.probe
-            if check.backward:
-                recorded = RestrictedOperator(jacobian, None, record=True)
-                found = partial_svd(
-                    recorded.matvec, recorded.rmatvec, probe.back, most, tol=1e-2, max_pairs=max(PAIRS, 2 * most)
-                )
-                search.notes |= {"pairs": found.pairs, "converged": found.converged}
-                space = KrylovSpace.of(recorded)
-            else:
-                left = (FORWARD_EVALUATIONS - check.evaluations) // jacobian.approximate_cost
-                size = max(left, 2 * most) + 1
-                space = ForwardKrylovSpace(jacobian.approximate_matvec, probe.vector, size, image=probe.image)
-                search.notes |= {"products": space.products, "products_by": jacobian.approximate_mode}
-            found = {
-                VALUE: jacobian.value,
-                MOVES: space.basis.rows.view(-1, *search.x.shape[1:]),
-                IMAGES: space.images,
-                # with a backward pass it does not matter
-                ASYMMETRY: torch.tensor(0.0 if check.backward else space.asymmetry),
-            }
+    It holds what MOST directions need, and after that what a larger count needs besides, so that it is the same
+    whatever was asked for before.
+    """
+    settings, place = search.settings, ("explore", search.sigma, search.key)
+    with ExitStack() as stack:
+        check = functools.cache(lambda: stack.enter_context(search.checked(backward=settings.backward)))
+
+        def first(missing: list) -> list[Tensor]:
+            space = _space(search, check())
+            # with a backward pass it does not matter how far J is from symmetric
+            asymmetry = torch.tensor(0.0 if check().backward else space.asymmetry)
+            found = _parts(search, space) | {VALUE: check().jacobian.value, ASYMMETRY: asymmetry}
             return [found[part] for part, *_ in missing]
 
-    keys = [(part, most, settings.derivatives, settings.seed) for part in (VALUE, MOVES, IMAGES, ASYMMETRY)]
-    value, moves, images, asymmetry = search.cache.get(("explore", search.sigma, search.key), keys, compute)
+        def more(missing: list) -> list[Tensor]:
+            found = _parts(search, _larger(search, check(), space), len(space))
+            return [found[part] for part, *_ in missing]
+
+        keys = [(part, MOST, settings.derivatives, settings.seed) for part in (VALUE, MOVES, IMAGES, ASYMMETRY)]
+        value, moves, images, asymmetry = search.cache.get(place, keys, first)
+        space = KrylovSpace(KrylovBasis.of(moves), images)
+        if settings.count > MOST and 2 * settings.count > len(space):
+            keys = [(part, settings.count, *rest) for part, _, *rest in keys if part in (MOVES, IMAGES)]
+            further, their_images = search.cache.get(place, keys, more)
+            space = KrylovSpace(KrylovBasis.of(torch.cat([moves, further])), torch.cat([images, their_images]))
     if asymmetry > 0:
         search.notes["asymmetry"] = float(asymmetry)
     if asymmetry > ASYMMETRIC:
         search.remarks.append(TOO_ASYMMETRIC.format(float(asymmetry)))
-    return value, KrylovSpace(KrylovBasis.of(moves), images)
+    return value, space
+
+
+def _parts(search: Search, space: KrylovSpace, after: int = 0) -> dict[str, Tensor]:
+    """What is stored of a space: its vectors and images after the first so many."""
+    return {MOVES: space.basis.rows[after:].view(-1, *search.x.shape[1:]), IMAGES: space.images[after:]}
+
+
+def _space(search: Search, check: SelfCheck) -> KrylovSpace:
+    """The space that MOST directions are taken from."""
+    jacobian, probe = check.jacobian, check.probe
+    if check.backward:
+        recorded = RestrictedOperator(jacobian, None, record=True)
+        found = partial_svd(recorded.matvec, recorded.rmatvec, probe.back, MOST, tol=1e-2, max_pairs=PAIRS)
+        search.notes |= {"pairs": found.pairs, "converged": found.converged}
+        return KrylovSpace.of(recorded)
+    left = (FORWARD_EVALUATIONS - check.evaluations) // jacobian.approximate_cost
+    space = ForwardKrylovSpace(jacobian.approximate_matvec, probe.vector, max(left, 2 * MOST) + 1, image=probe.image)
+    search.notes |= {"products": space.products, "products_by": jacobian.approximate_mode}
+    return space
+
+
+def _larger(search: Search, check: SelfCheck, space: KrylovSpace) -> KrylovSpace:
+    """A space grown to twice `count` vectors.
+
+    Its last image leads on: what J' makes of it, off the space, is the next right vector of the same Golub-Kahan
+    process, and without a backward pass the image itself, off the space, that of the same Krylov process.
+    """
+    jacobian, size = check.jacobian, 2 * search.settings.count
+    shape = search.x.shape[1:]
+    if not check.backward:
+        last = space.images[-1:].view(1, *shape)
+        larger = ForwardKrylovSpace(jacobian.approximate_matvec, last, size + 1, smaller=space)
+        search.notes["products"] = search.notes.get("products", 0) + larger.products
+        search.notes["products_by"] = jacobian.approximate_mode
+        return larger
+    basis, images = KrylovBasis(size), [space.images]
+    basis.append(space.basis.rows)
+    while len(basis) < size:
+        _, new, _ = basis.split(jacobian.rmatvec(images[-1][-1:].view(1, *shape)))
+        if not len(new):  # the space holds all that moves
+            break
+        basis.append(new)
+        images.append(jacobian.matvec(new.view(1, *shape)).flatten(1))
+    search.notes["pairs"] = search.notes.get("pairs", 0) + len(images) - 1
+    return KrylovSpace(basis, torch.cat(images))
 
 
 def _leading(space: KrylovSpace, mask: Tensor | None, settings: Settings) -> Tensor:
@@ -233,7 +280,8 @@ def _root_mean_square(effect: Tensor, mask: Tensor) -> float:
 
 def _evaluations(settings: Settings, _masked: bool) -> float:
     check = check_evaluations(settings, settings.backward)
-    return check + 4 * 26 if settings.backward else max(FORWARD_EVALUATIONS, check + 2 * max(MOST, settings.count))
+    pairs = 26 if settings.count <= MOST else 2 * settings.count
+    return check + 4 * pairs if settings.backward else max(FORWARD_EVALUATIONS, check + 2 * max(MOST, settings.count))
 
 
 EXPLORE = Method(

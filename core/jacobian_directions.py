@@ -1,7 +1,8 @@
 """Directions from the Jacobian of the denoised prediction: LOCO Edit and T-LOCO Edit (arXiv 2409.02374).
 
-All tensors have the noisy latent's shape (1, C, H, W); masks have shape (1, 1, H, W) with values 0 to 1. Mask and
-Jacobian live in the latent, where the paper has them in decoded pixels (ours: far cheaper).
+Moves have the noisy latent's shape (1, C, H, W). Where `Search.decode` is given, the Jacobian is that of the decoded
+prediction (p, 3, H', W') and masks are in pixels, (1, 1, H', W'), as in the paper. Without it Jacobian and mask
+(1, 1, H, W) live in the latent (ours: far cheaper). Masks have values 0 to 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .denoiser import SOURCE
 from .errors import (
+    DecodedBackwardError,
     EverythingRuledOutError,
     NoBackwardError,
     NothingInsideError,
@@ -26,12 +28,14 @@ from .linalg import project_off
 from .operators import DIFFERENCES, Jacobian, RestrictedOperator
 from .search import (
     NO_MOVE,
+    PROJECT_AFTER,
     TARGET,
     FoundDirection,
     Method,
     Search,
     Settings,
     check_evaluations,
+    guidance_evaluations,
     inside,
     matching_step,
     pairs_evaluations,
@@ -41,13 +45,14 @@ from .search import (
 from .self_check import Probe
 from .svd import SingularTriplets, partial_svd
 
-FORWARD_EVALUATIONS = 40  # of a forward-only search with its self-check
+FORWARD_EVALUATIONS = 40  # of a forward-only search with its self-check; with guidance twice as many
 MAX_PAIRS = 60
 # Above this asymmetry of J a search by products with J alone is far from its singular vectors. It is 0.09 to 0.17 on
 # trained models and 0.4 to 0.5 on random weights (the table `forward_only` in benchmarks/README.md).
 ASYMMETRIC = 0.3
 # Singular values below this share of the largest |J v| are rounding: of exact products, and of differences.
 EXACT, APPROXIMATE = 1e-5, 1e-3
+NOTHING_LEFT = 1e-3  # what a projection leaves of a vector is rounding below this share of its norm
 NOT_CONVERGED = (
     "The search stopped after {} pairs of products before it converged. The directions can be used, but there may be"
     " stronger ones, and what lies outside the mask may change more than 'hold_outside' allows."
@@ -58,17 +63,24 @@ TOO_ASYMMETRIC = (
     " change more than 'hold_outside' allows. Set 'derivatives' to 'automatic' if memory allows."
 )
 RULED_OUT = "Nothing is left to move: all moves found change what lies outside the mask, and are ruled out."
+DECODED_BACKWARD = (
+    "Directions of the decoded picture need a backward pass: a move of the latent and its change of the picture differ"
+    " in size, so that products in one direction alone do not lead to singular vectors."
+)
 
 
 def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
     """LOCO Edit: what moves the inside of the mask most among the moves that leave the outside as it is.
 
-    The moves are orthogonal to N, the `null_rank` leading right singular vectors of J outside the mask. The paper
-    projects the singular vectors of the masked J off N; here they are the singular vectors of the masked J restricted
-    to the complement of N, so that each is the strongest possible (ours; identical without a mask, or with rank 0).
+    The moves are orthogonal to N, the `null_rank` leading right singular vectors of J outside the mask. With the
+    projection PROJECT_AFTER they are v - N N'v, normalised, of the singular vectors v of the masked J, as in the
+    paper. With RESTRICT_FIRST they are the singular vectors of the masked J restricted to the complement of N, so that
+    each is the strongest possible (ours). Both are the same without a mask, or with rank 0. The directions come by
+    falling singular value; by PROJECT_AFTER that is the value of v, before the projection.
 
-    The step of strength 1 makes the root mean square change of D inside the mask 0.25 of the standard deviation of D
-    (our convention, so that one number means about the same visible change on every model).
+    J is that of the prediction under the settings' `jacobian_guidance`, and of its picture where `search` has a
+    `decode`. The step of strength 1 makes the root mean square change inside the mask 0.25 of the standard deviation of
+    that prediction, or picture (our convention, so that one number means about the same visible change on every model).
 
     Without a backward pass both come from one Krylov space of products J v alone, which only approximates the singular
     vectors; where J is too far from symmetric for that, the report says so.
@@ -76,19 +88,26 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
     Source: arXiv 2409.02374, section 3 and algorithm 1. Signs: the mean change inside the mask is positive (ours).
 
     Raises:
+        DecodedBackwardError: a picture is to be looked at, and there is no backward pass.
         NothingInsideError: the prediction does not change inside the mask.
         EverythingRuledOutError: it changes only by moves that change the outside too.
     """
     settings, mask = search.settings, search.mask
+    if search.decode is not None and not settings.backward:
+        raise DecodedBackwardError(DECODED_BACKWARD)
     null_rank = settings.null_rank if has_outside(mask) else 0
-    with search.checked(backward=settings.backward) as check:
+    with search.checked(backward=settings.backward, as_chosen=True) as check:
         jacobian, probe = check.jacobian, check.probe
+        if search.decode is not None and not check.backward:
+            msg = f"{DECODED_BACKWARD} This model has none that can be trusted. {check.sentence}"
+            raise DecodedBackwardError(msg)
         try:
             if check.backward:
-                found = _by_svd(jacobian, probe, mask, settings.count, null_rank, max_pairs)
+                found = _by_svd(jacobian, probe, mask, settings, null_rank, max_pairs)
             else:
-                products = forward_products(check.evaluations, jacobian.approximate_cost, settings.count, null_rank)
-                found = _forward_only(jacobian, probe, mask, settings.count, null_rank, products)
+                checked = check.evaluations // guidance_evaluations(settings.jacobian_guidance)
+                products = forward_products(checked, jacobian.approximate_cost, settings.count, null_rank)
+                found = _forward_only(jacobian, probe, mask, settings, null_rank, products)
             search.remarks.extend(_remarks(found))
             exact = check.backward and jacobian.mode != DIFFERENCES
             moves = _moves_of(found, mask, float(jacobian.value.std()), EXACT if exact else APPROXIMATE)
@@ -113,19 +132,27 @@ def _remarks(found: _Found) -> list[str]:
 
 
 def _moves_of(found: _Found, mask: Tensor | None, deviation: float, precision: float) -> list[FoundDirection]:
-    """The singular vectors as moves, each with its sign and the step of strength 1; those of rounding are left out."""
-    triplets, space, largest, notes, _ = found
-    moves = []
-    for i in range(int((triplets.values > precision * largest).sum())):
-        vector = triplets.right[i : i + 1]
-        effect = space.apply(vector)
-        inside_mask = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
-        if (effect * inside_mask).sum() < 0:
+    """What was found as moves, each with its sign and the step of strength 1; those of rounding are left out."""
+    moves, values, residuals = [], found.triplets.values, found.triplets.residuals
+    for i in range(int((values > precision * found.largest).sum())):
+        vector, effect = found.vectors[i : i + 1], found.effects[i : i + 1]
+        seen = effect if mask is None else mask * effect
+        left = 1.0 if found.left is None else float(found.left[i])
+        if left <= NOTHING_LEFT or not float(seen.norm()) > precision * found.largest:
+            continue
+        if seen.sum() < 0:
             vector, effect = -vector, -effect
+        inside_mask = torch.ones_like(effect) if mask is None else mask.expand_as(effect)
         rms = float(((effect.square() * inside_mask).sum() / inside_mask.sum()).sqrt())
-        residual = float(triplets.residuals[i])
-        own = {"singular_value": float(triplets.values[i]), "residual": None if math.isnan(residual) else residual}
-        moves.append(FoundDirection(vector, 0.25 * deviation / rms, own | notes))
+        residual = float(residuals[i])
+        own = {
+            "singular_value": float(values[i]),
+            "share_of_largest": float(values[i] / values[0]),
+            "residual": None if math.isnan(residual) else residual,
+        }
+        if found.left is not None:
+            own["share_left_by_null_space"] = left
+        moves.append(FoundDirection(vector, 0.25 * deviation / rms, own | found.notes))
     return moves
 
 
@@ -133,42 +160,73 @@ class _Found(NamedTuple):
     """What a search has found, and what is known of it.
 
     Attributes:
-        triplets: the moves.
-        space: has the images of them.
+        triplets: of the masked J.
+        vectors: their right singular vectors as moves, (k, ...) of unit norm.
+        effects: J of these, not masked.
+        left: share of each vector's norm that a projection after the search has left; None where there was none.
         largest: |J v| of the strongest move met.
         notes: for the report of every move.
         stopped: whether it was stopped before it converged.
     """
 
     triplets: SingularTriplets
-    space: KrylovSpace
+    vectors: Tensor
+    effects: Tensor
+    left: Tensor | None
     largest: float
     notes: dict
     stopped: bool = False
 
 
 def _by_svd(
-    jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, max_pairs: int
+    jacobian: Jacobian, probe: Probe, mask: Tensor | None, settings: Settings, null_rank: int, max_pairs: int
 ) -> _Found:
-    """By Golub-Kahan; the SVD inside the mask starts from the best vector that the one outside has found (ours)."""
-    null_space, converged, stopped, pairs, largest = None, True, False, 0, 0.0
+    """By Golub-Kahan; a restricted SVD inside starts from the best vector that the one outside has found (ours).
+
+    In the paper's order it starts from the probe: what the search outside has found may lack moves of the inside alone.
+    """
+    converged, stopped, pairs, largest = True, False, 0, 0.0
+    null, image, after = None, None, settings.projection == PROJECT_AFTER
     outside_start = first_start(jacobian, probe, 1 - mask) if null_rank else None
     if outside_start is not None and outside_start.any():  # else nothing changes outside of the mask
         outside = RestrictedOperator(jacobian, 1 - mask, record=True)
-        null, null_space = _null_space(outside, outside_start, null_rank, max_pairs)
-        converged, pairs, largest = null.converged, null.pairs, float(null.values[0])
-        stopped = _is_stopped(null, max_pairs)
-        image = _best_inside(KrylovSpace.of(outside), null, mask, count)
-        del outside  # and all that it has recorded
-        start = RestrictedOperator(jacobian, mask, null_space).rmatvec(probe.image if image is None else image)
-    else:
-        start = first_start(jacobian, probe, mask)
+        triplets = _outside(outside, outside_start, null_rank, max_pairs)
+        converged, pairs, largest = triplets.converged, triplets.pairs, float(triplets.values[0])
+        stopped = _is_stopped(triplets, max_pairs)
+        space, null = KrylovSpace.of(outside), triplets.right
+        null_effects = space.apply(null)
+        image = None if after else _best_inside(space, null, mask, settings.count)
+        del outside, space  # and all that is recorded there
+    null_space = None if null is None or after else _columns(null)
     operator = RestrictedOperator(jacobian, mask, null_space, record=True)
-    found = partial_svd(operator.matvec, operator.rmatvec, start, count, max_pairs=max_pairs)
+    if image is None:
+        image = probe.image
+    start = first_start(jacobian, probe, mask) if null is None else operator.rmatvec(image)
+    found = partial_svd(operator.matvec, operator.rmatvec, start, settings.count, max_pairs=max_pairs)
     notes = {"converged": converged and found.converged, "pairs": pairs + found.pairs}
+    stopped = stopped or _is_stopped(found, max_pairs)
     space = KrylovSpace.of(operator)
     largest = max(largest, float(space.images.norm(dim=1).max()))
-    return _Found(found, space, largest, notes, stopped or _is_stopped(found, max_pairs))
+    effects, left = space.apply(found.right), None
+    vectors = found.right
+    if after and null is not None:
+        vectors, effects, left = _projected(vectors, effects, null, null_effects)
+    return _Found(found, vectors, effects, left, largest, notes, stopped)
+
+
+def _projected(vectors: Tensor, effects: Tensor, null: Tensor, null_effects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit vectors (k, ...) off orthonormal ones (r, ...), normalised again, with J of them, by known products alone.
+
+    Returns:
+        The vectors, their effects, and the norms (k,) that the projection has left.
+    """
+    moved, changed = vectors.flatten(1), effects.flatten(1)
+    for _ in range(2):  # one pass leaves rounding errors of the size of what it removes
+        parts = moved @ null.flatten(1).T  # k r
+        moved, changed = moved - parts @ null.flatten(1), changed - parts @ null_effects.flatten(1)
+    left = moved.norm(dim=1)
+    scale = left.clamp_min(1e-30)[:, None]
+    return (moved / scale).view_as(vectors), (changed / scale).view_as(effects), left
 
 
 def _is_stopped(found: SingularTriplets, max_pairs: int) -> bool:
@@ -176,19 +234,21 @@ def _is_stopped(found: SingularTriplets, max_pairs: int) -> bool:
     return not found.converged and found.pairs >= max_pairs
 
 
-def _best_inside(space: KrylovSpace, null: SingularTriplets, mask: Tensor, count: int) -> Tensor | None:
+def _best_inside(space: KrylovSpace, null: Tensor, mask: Tensor, count: int) -> Tensor | None:
     """The image J v (1, ...) of the best moves inside that the search outside has come across; None where of none."""
-    if len(space) <= len(null.right):
+    if len(space) <= len(null):
         return None
-    return space.apply(space.off(null.right).triplets(count, mask).right.sum(dim=0, keepdim=True))
+    return space.apply(space.off(null).triplets(count, mask).right.sum(dim=0, keepdim=True))
 
 
-def _null_space(
-    outside: RestrictedOperator, start: Tensor, rank: int, max_pairs: int
-) -> tuple[SingularTriplets, Tensor]:
-    """What changes the outside of the mask most, as triplets and as orthonormal columns (1, N, rank)."""
-    null = partial_svd(outside.matvec, outside.rmatvec, start, rank, max_pairs=max(max_pairs, rank + 20))
-    return null, null.right.flatten(1).T[None]
+def _outside(outside: RestrictedOperator, start: Tensor, rank: int, max_pairs: int) -> SingularTriplets:
+    """What changes the outside of the mask most."""
+    return partial_svd(outside.matvec, outside.rmatvec, start, rank, max_pairs=max(max_pairs, rank + 20))
+
+
+def _columns(vectors: Tensor) -> Tensor:
+    """Vectors (r, ...) as columns (1, N, r)."""
+    return vectors.flatten(1).T[None]
 
 
 def first_start(jacobian: Jacobian, probe: Probe, mask: Tensor | None) -> Tensor:
@@ -205,20 +265,26 @@ def forward_products(checked: int, cost: int, count: int, null_rank: int) -> int
 
 
 def _forward_only(
-    jacobian: Jacobian, probe: Probe, mask: Tensor | None, count: int, null_rank: int, products: int
+    jacobian: Jacobian, probe: Probe, mask: Tensor | None, settings: Settings, null_rank: int, products: int
 ) -> _Found:
     """Null space and masked directions from one Krylov space of approximate products, and the asymmetry of J."""
     space = ForwardKrylovSpace(jacobian.approximate_matvec, probe.vector, products + 1, image=probe.image, mask=mask)
-    rank = max(0, min(null_rank, len(space) - count))
-    rest = space.off(space.triplets(rank, 1 - mask).right) if rank else space
+    rank = max(0, min(null_rank, len(space) - settings.count))
+    null, after = space.triplets(rank, 1 - mask).right if rank else None, settings.projection == PROJECT_AFTER
+    found = (space if null is None or after else space.off(null)).triplets(settings.count, mask)
     notes = {"asymmetry": space.asymmetry, "products": space.products, "products_by": jacobian.approximate_mode}
-    return _Found(rest.triplets(count, mask), space, float(space.images.norm(dim=1).max()), notes)
+    vectors, effects, left = found.right, space.apply(found.right), None
+    if after and null is not None:
+        vectors, effects, left = _projected(vectors, effects, null, space.apply(null))
+    return _Found(found, vectors, effects, left, float(space.images.norm(dim=1).max()), notes)
 
 
 def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
     """T-LOCO Edit: v = J_target' q with q = P (D(x, target) - D(x, source)), projected off a null space.
 
-    The null space is spanned by the leading right singular vectors of J_source outside the mask.
+    The null space is spanned by the leading right singular vectors of J_source outside the mask. Both Jacobians are
+    those of the prediction under the settings' `jacobian_guidance`, and with a `decode` of `search` they and q are
+    those of its picture; q has the guidance of the settings.
     The step of strength 1 is where the linear change inside the mask is as large as q (ours).
 
     Source: arXiv 2409.02374, section 3.3 and algorithm 2.
@@ -231,23 +297,25 @@ def t_loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection
         NothingToMoveError: no move of the latent brings about what they change.
     """
     mask, null_rank = search.mask, search.settings.null_rank
-    with search.checked(backward=True) as check:
+    with search.checked(backward=True, as_chosen=True) as check:
         if not check.backward:
             msg = f"T-LOCO needs a backward pass, and this model has none that can be trusted. {check.sentence}"
             raise NoBackwardError(msg)
         source, probe = check.jacobian, check.probe
-        q = inside(words_difference(search, source.value), mask)
+        q = inside(words_difference(search, source.value, as_chosen=True), mask)
         null_space, notes = None, {"pairs": 0}
         if null_rank and has_outside(mask):
             outside = RestrictedOperator(source, 1 - mask)
             start = first_start(source, probe, 1 - mask)
             if start.any():  # else nothing changes outside of the mask
-                null, null_space = _null_space(outside, start, null_rank, max_pairs)
+                null = _outside(outside, start, null_rank, max_pairs)
+                null_space = _columns(null.right)
                 notes = {"pairs": null.pairs, "converged": null.converged}
                 if _is_stopped(null, max_pairs):
                     search.remarks.append(NOT_CONVERGED.format(null.pairs))
         source.release()  # one kept graph at a time
-        vector, raw, image = _pulled_back(search.jacobian(TARGET, like=source), q, null_space, probe.tolerance)
+        target = search.jacobian(TARGET, like=source, as_chosen=True)
+        vector, raw, image = _pulled_back(target, q, null_space, probe.tolerance)
         notes["share_left_by_null_space"] = float(vector.norm() / raw.norm())
     return [FoundDirection(vector / vector.norm(), matching_step(image, q, mask), notes)]
 
@@ -261,7 +329,7 @@ def _pulled_back(
     vector = raw if null_space is None else project_off(raw, null_space)
     if not raw.any():
         raise NothingToMoveError(NO_MOVE)
-    if vector.norm() <= 1e-3 * raw.norm():  # what is left is rounding
+    if vector.norm() <= NOTHING_LEFT * raw.norm():
         raise EverythingRuledOutError(RULED_OUT)
     unit = vector / vector.norm()
     image = target.matvec(unit)
@@ -282,16 +350,18 @@ def has_outside(mask: Tensor | None) -> bool:
 
 def _loco_evaluations(settings: Settings, masked: bool) -> float:
     null_rank = settings.null_rank if masked else 0
-    check = check_evaluations(settings, settings.backward)
+    check, each = check_evaluations(settings, settings.backward), guidance_evaluations(settings.jacobian_guidance)
     if not settings.backward:
-        return check + forward_products(check, 1, settings.count, null_rank)
-    return check + pairs_evaluations(null_rank) + pairs_evaluations(settings.count)
+        return each * (check + forward_products(check, 1, settings.count, null_rank))
+    return each * (check + pairs_evaluations(null_rank) + pairs_evaluations(settings.count))
 
 
 def _t_loco_evaluations(settings: Settings, masked: bool) -> float:
     null_rank = settings.null_rank if masked else 0
     # and the backward pass and the check under the target prompt
-    return check_evaluations(settings, True) + words_evaluations(settings) + pairs_evaluations(null_rank) + 5
+    products = check_evaluations(settings, True) + pairs_evaluations(null_rank) + 5
+    guidance = settings.jacobian_guidance
+    return guidance_evaluations(guidance) * products + words_evaluations(settings, guidance)
 
 
 LOCO = Method(
@@ -299,7 +369,7 @@ LOCO = Method(
     summary="needs no words; finds the moves of the latent that change the masked part most and the rest least",
     run=loco,
     evaluations=_loco_evaluations,
-    reads=("mask", "count", "null_rank", "seed", "derivatives"),
+    reads=("mask", "decode", "count", "null_rank", "projection", "guidance", "guided", "seed", "derivatives"),
     compares_words=False,
     finds_several=True,
 )
@@ -308,5 +378,5 @@ T_LOCO = Method(
     summary="moves the latent alone towards the words, and leaves what lies outside the mask nearly unchanged",
     run=t_loco,
     evaluations=_t_loco_evaluations,
-    reads=("mask", "null_rank", "guidance", "seed", "words_source", "derivatives"),
+    reads=("mask", "decode", "null_rank", "guidance", "guided", "seed", "words_source", "derivatives"),
 )

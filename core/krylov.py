@@ -15,16 +15,19 @@ class KrylovSpace:
 
     Attributes:
         basis: V.
-        images: W, (m, N).
+        images: W, (m, M).
+        image_shape: what the images stand for has this shape, with M numbers; by default that of the vectors.
     """
 
-    def __init__(self, basis: KrylovBasis, images: Tensor):
+    def __init__(self, basis: KrylovBasis, images: Tensor, image_shape: torch.Size | None = None):
         self.basis, self.images = basis, images
+        self.image_shape = basis.shape if image_shape is None else image_shape
 
     @classmethod
     def of(cls, recorded: RestrictedOperator) -> KrylovSpace:
         """The space of the vectors that a search has multiplied with A, which must be orthonormal."""
-        return cls(KrylovBasis.of(torch.cat(recorded.vectors)), torch.cat(recorded.images).flatten(1))
+        images = torch.cat(recorded.images)
+        return cls(KrylovBasis.of(torch.cat(recorded.vectors)), images.flatten(1), images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -35,9 +38,9 @@ class KrylovSpace:
         Their residuals are not known: A' would have to be applied.
         """
         y, s, uh = torch.linalg.svd(in_float64(self.masked(self.images, mask)), full_matrices=False)
-        count = min(k, len(s))  # y (m, m), s (m,), uh (m, N)
+        count = min(k, len(s))  # y (m, m), s (m,), uh (m, M)
         return SingularTriplets(
-            left=uh[:count].to(self.images).view(-1, *self.basis.shape),
+            left=uh[:count].to(self.images).view(-1, *self.image_shape),
             values=s[:count],
             right=self.basis.combine(y[:, :count]),
             residuals=torch.full((count,), float("nan"), dtype=torch.float64),
@@ -49,15 +52,16 @@ class KrylovSpace:
         """The part of the space that is orthogonal to orthonormal vectors (r, ...) of it."""
         inside = in_float64(self.basis.rows @ vectors.flatten(1).T)  # m r
         complement = torch.linalg.qr(inside, mode="complete")[0][:, inside.shape[1] :]  # m (m - r)
-        return KrylovSpace(KrylovBasis.of(self.basis.combine(complement)), complement.T.to(self.images) @ self.images)
+        images = complement.T.to(self.images) @ self.images
+        return KrylovSpace(KrylovBasis.of(self.basis.combine(complement)), images, self.image_shape)
 
     def apply(self, v: Tensor) -> Tensor:
         """A v of vectors (k, ...) that lie in the space, from the images alone."""
-        return (v.flatten(1) @ self.basis.rows.T @ self.images).view_as(v)
+        return (v.flatten(1) @ self.basis.rows.T @ self.images).view(-1, *self.image_shape)
 
     def masked(self, rows: Tensor, mask: Tensor | None) -> Tensor:
-        """Images (m, N) with their rows weighted by a mask."""
-        return rows if mask is None else rows * mask.expand(1, *self.basis.shape).flatten()
+        """Images (m, M) with their rows weighted by a mask."""
+        return rows if mask is None else rows * mask.expand(1, *self.image_shape).flatten()
 
 
 class ForwardKrylovSpace(KrylovSpace):
@@ -78,14 +82,25 @@ class ForwardKrylovSpace(KrylovSpace):
 
     @torch.no_grad()
     def __init__(
-        self, matvec: Product, start: Tensor, size: int, *, image: Tensor | None = None, mask: Tensor | None = None
+        self,
+        matvec: Product,
+        start: Tensor,
+        size: int,
+        *,
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+        smaller: KrylovSpace | None = None,
     ):
         """Grow the space to `size` vectors from start vectors (p, ...), p of them at a time.
 
         The image A v of one start vector v, where it is known already, saves the first product. `mask` is the one that
-        the space is grown for.
+        the space is grown for. From a `smaller` space, grown from one vector without a mask, it goes on where that one
+        ends; the start is then the last image of it.
         """
         basis, images, self.products = KrylovBasis(size), [], 0
+        if smaller is not None:
+            basis.append(smaller.basis.rows)
+            images.append(smaller.images)
         _, block, scale = basis.split(start)
         known = None if image is None else image / float(scale)
         while len(block) and len(basis) < size:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import NothingToMoveError, ShapeError, size_in_words
 from .geometry import carried, carried_move
-from .jacobian_directions import MAX_PAIRS
+from .jacobian_directions import APPROXIMATE, EXACT, MAX_PAIRS
 from .local_basis import basis_at, checked_features
 from .operators import DIFFERENCE_STEP, DIFFERENCES, Jacobian
 from .search import (
@@ -33,9 +33,6 @@ from .search import (
 from .self_check import AGREEMENT, DIFFERENCE_STEPS, SelfCheck
 
 CHANGE = 0.25  # root mean square change of D at strength 1, in its standard deviations, as LOCO has it
-# x-space guidance in a latent with a^2 + b^2 = 1: length of the probing move, and factor on the difference of the
-# predicted noises. Those of the papers for SD 2.1 at 0.7 of the schedule; for faces in pixels they took GAMMA 0.1.
-DELTA, GAMMA = 1.0, 1.0
 SHOTS = 4  # the most steps of geodesic shooting, each of which but the first needs a basis of its own
 RANK = 5  # the fewest vectors of these bases, on which a change of the features is projected
 SHOT_TOLERANCE = 1e-2  # of their residuals
@@ -46,14 +43,14 @@ NOT_CONVERGED = (
 )
 
 
-def pullback(
-    search: Search, *, delta: float = DELTA, gamma: float = GAMMA, shots: int = SHOTS, max_pairs: int = MAX_PAIRS
-) -> list[FoundDirection]:
+def pullback(search: Search, *, shots: int = SHOTS, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
     """The leading local basis of the latent, as moves by the path of the settings.
 
     STRAIGHT: the move is v_i.
 
-    GUIDED, x-space guidance: see `guided_path`; `path_steps` steps.
+    GUIDED, x-space guidance: see `guided_path`; `path_steps` steps of the settings' `path_delta` and `path_gamma`.
+    Where the model rounds so much that a probe of that length would be lost in the rounding, a longer one is taken
+    (ours); the notes tell it.
 
     GEODESIC, geodesic shooting: see `geodesic_path`; `path_steps` steps, at most `shots`. The path is as long as the
     straight move of strength 1 (ours).
@@ -71,9 +68,6 @@ def pullback(
 
     Args:
         search: the point.
-        delta: of `guided_path`. Where the model rounds so much that a probe of this length would be lost in the
-            rounding, a longer one is taken (ours); the notes tell it (`path_delta`).
-        gamma: of `guided_path`.
         shots: see above.
         max_pairs: bound on the pairs of products of a basis.
 
@@ -91,7 +85,7 @@ def pullback(
         if not basis.converged and basis.pairs >= max_pairs:
             search.remarks.append(NOT_CONVERGED.format(basis.pairs))
         with search.checked(backward=False, like=jacobian, note="prediction_check") as of_prediction:
-            delta = _probe_length(delta, of_prediction, search)
+            delta = _probe_length(settings.path_delta, of_prediction, search)
             for number in range(len(basis)):
                 own = slice(number, number + 1)
                 notes = {
@@ -100,15 +94,16 @@ def pullback(
                     "converged": basis.converged,
                     "pairs": basis.pairs,
                 }
-                found = _found(of_prediction.jacobian, basis.moves[own], basis.changes[own], notes)
+                found = _found(of_prediction, basis.moves[own], basis.changes[own], notes)
                 if found is not None and settings.path == GUIDED:
-                    end = guided_path(search, found.vector, steps=settings.path_steps, delta=delta, gamma=gamma)
+                    steps, gamma = settings.path_steps, settings.path_gamma
+                    end = guided_path(search, found.vector, steps=steps, delta=delta, gamma=gamma)
                     told = {"path_steps": settings.path_steps, "path_delta": delta}
-                    found = _bent(of_prediction.jacobian, found, end, told)
+                    found = _bent(of_prediction, found, end, told)
                 elif found is not None and settings.path == GEODESIC:
                     steps, rank = min(settings.path_steps, shots), max(RANK, settings.count)
                     end, cosines = geodesic_path(jacobian, found, steps=steps, rank=rank, max_pairs=max_pairs)
-                    found = _bent(of_prediction.jacobian, found, end, {"path_steps": steps, "path_cosines": cosines})
+                    found = _bent(of_prediction, found, end, {"path_steps": steps, "path_cosines": cosines})
                 if found is not None:
                     moves.append(replace(found, notes=found.notes | {"path": settings.path}))
     if not moves:
@@ -154,7 +149,7 @@ def carry_over(search: Search, change: Tensor, *, rank: int = OTHER_RANK, max_pa
         notes = {"cosine": cosine, "rank": len(basis), "pairs": basis.pairs, "converged": basis.converged}
         with search.checked(backward=False, like=jacobian, note="prediction_check") as of_prediction:
             part, _ = carried(change, basis.changes)
-            found = _found(of_prediction.jacobian, move, part, notes, signed=False)
+            found = _found(of_prediction, move, part, notes, signed=False)
     if found is None:
         msg = "What carries over of the direction does not change the prediction for this picture."
         raise NothingToMoveError(msg)
@@ -216,7 +211,7 @@ def geodesic_path(
     return x - jacobian.x, cosines
 
 
-def _bent(of_prediction: Jacobian, straight: FoundDirection, end: Tensor, notes: dict) -> FoundDirection | None:
+def _bent(of_prediction: SelfCheck, straight: FoundDirection, end: Tensor, notes: dict) -> FoundDirection | None:
     """The move to the end of a path that began along `straight`; None where it does not change the prediction."""
     found = _found(of_prediction, end, straight.feature, straight.notes | notes)
     if found is None:
@@ -229,12 +224,12 @@ def _bent(of_prediction: Jacobian, straight: FoundDirection, end: Tensor, notes:
 
 
 def _found(
-    of_prediction: Jacobian, move: Tensor, change: Tensor, notes: dict, *, signed: bool = True
+    of_prediction: SelfCheck, move: Tensor, change: Tensor, notes: dict, *, signed: bool = True
 ) -> FoundDirection | None:
     """A move with its step, and with `signed` its sign; None where it does not change the prediction.
 
     Args:
-        of_prediction: J of the prediction, checked.
+        of_prediction: J of the prediction and its self-check, whose random vector says what effect is rounding.
         move: (1, C, H, W) of any length.
         change: of the features.
         notes: for the report.
@@ -244,12 +239,14 @@ def _found(
     if length == 0:
         return None
     vector = move / length
-    effect = of_prediction.matvec(vector)
-    size = float(effect.square().mean().sqrt())
-    if size == 0:
+    jacobian, probe = of_prediction.jacobian, of_prediction.probe
+    effect = jacobian.matvec(vector)
+    precision = APPROXIMATE if jacobian.mode == DIFFERENCES else EXACT
+    if effect.norm() <= precision * probe.image.norm() / probe.vector.norm():
         return None
+    size = float(effect.square().mean().sqrt())
     sign = -1.0 if signed and effect.sum() < 0 else 1.0
-    return FoundDirection(sign * vector, CHANGE * float(of_prediction.value.std()) / size, notes, feature=sign * change)
+    return FoundDirection(sign * vector, CHANGE * float(jacobian.value.std()) / size, notes, feature=sign * change)
 
 
 def _probe_length(delta: float, check: SelfCheck, search: Search) -> float:
@@ -284,7 +281,7 @@ PULLBACK = Method(
     " be carried over to other pictures",
     run=pullback,
     evaluations=_evaluations,
-    reads=("count", "seed", "derivatives", "path", "path_steps", "features"),
+    reads=("count", "seed", "derivatives", "path", "path_steps", "path_delta", "path_gamma", "features"),
     compares_words=False,
     finds_several=True,
 )

@@ -57,6 +57,9 @@ class Settings:
         projection: RESTRICT_FIRST or PROJECT_AFTER.
         path: STRAIGHT, GUIDED or GEODESIC.
         path_steps: steps of a path that is not straight.
+        path_delta: length of the move that x-space guidance probes the predicted noise with, of a latent with
+            a^2 + b^2 = 1.
+        path_gamma: share of the change of the predicted noise that each of its steps adds to such a latent.
     """
 
     count: int = 1
@@ -72,6 +75,8 @@ class Settings:
     projection: str = RESTRICT_FIRST
     path: str = STRAIGHT
     path_steps: int = 16
+    path_delta: float = 1.0
+    path_gamma: float = 1.0
 
     def __post_init__(self):
         for what, value, choices in (
@@ -87,6 +92,11 @@ class Settings:
     def mode(self) -> str:
         """The mode of products with J that is tried first."""
         return self.derivatives if self.derivatives in (DIFFERENCES, DOUBLE_BACKWARD) else FORWARD_AD
+
+    @property
+    def jacobian_guidance(self) -> float:
+        """Guidance of the prediction whose Jacobian LOCO and T-LOCO take; 1 is none."""
+        return self.guidance if self.guided else 1.0
 
     @property
     def backward(self) -> bool:
@@ -154,22 +164,36 @@ class Search:
     key: Hashable = ()
     decode: Callable[[Tensor], Tensor] | None = None
 
-    def jacobian(self, prompt: str = SOURCE, like: Jacobian | None = None) -> Jacobian:
-        """The Jacobian of the prediction here under a prompt, with mode, step and `checked` of `like` where given."""
-        if like is None:
-            return prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, mode=self.settings.mode)
-        made = prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, mode=like.mode)
-        return replace(made, difference_step=like.difference_step, checked=like.checked)
+    def jacobian(self, prompt: str = SOURCE, like: Jacobian | None = None, *, as_chosen: bool = False) -> Jacobian:
+        """The Jacobian of the prediction here under a prompt, with mode, step and `checked` of `like` where given.
+
+        With `as_chosen` it is that of the prediction under the settings' `jacobian_guidance`, and of its picture where
+        there is a `decode`; else that of the plain prediction.
+        """
+        guidance = self.settings.jacobian_guidance if as_chosen else 1.0
+        mode = self.settings.mode if like is None else like.mode
+        made = prediction_jacobian(self.denoiser, self.x, self.sigma, prompt, guidance, mode=mode)
+        if as_chosen and self.decode is not None:
+            predict, decode = made.function, self.decode
+            made = replace(made, function=lambda points: decode(predict(points)))
+        return made if like is None else replace(made, difference_step=like.difference_step, checked=like.checked)
 
     @contextmanager
     def checked(
-        self, *, backward: bool, prompt: str = SOURCE, like: Jacobian | None = None, note: str = "self_check"
+        self,
+        *,
+        backward: bool,
+        prompt: str = SOURCE,
+        like: Jacobian | None = None,
+        note: str = "self_check",
+        as_chosen: bool = False,
     ) -> Iterator[SelfCheck]:
         """The Jacobian after its self-check, which the report tells under `note`; its graphs are freed at the end.
 
         The check starts from the mode of `like`, or where that is None from the one that the settings ask for.
+        `as_chosen` is that of `jacobian`.
         """
-        with self.checking(self.jacobian(prompt, like), backward=backward, note=note) as check:
+        with self.checking(self.jacobian(prompt, like, as_chosen=as_chosen), backward=backward, note=note) as check:
             yield check
 
     @contextmanager
@@ -236,20 +260,31 @@ def _prompt_in_words(name: str) -> str:
     return f"the prompt '{'source' if name == WORDS_SOURCE else name}'"
 
 
-def words_difference(search: Search, value: Tensor) -> Tensor:
+def words_difference(search: Search, value: Tensor, *, as_chosen: bool = False) -> Tensor:
     """q = D(x, target) - D(x, words source) at the same point: what the words change, in x0 units, shaped as x.
+
+    With `as_chosen` and a `decode` it is the difference of the two pictures, shaped as they are.
 
     Args:
         search: the point; the guidance of both predictions, and the prompt compared with, are those of its settings.
-        value: D(x, source) without guidance, which is known from the self-check.
+        value: of the Jacobian that `search` gives with the same `as_chosen` under the source prompt: D(x, source)
+            under its guidance, or the picture of that. It is known from the self-check.
+        as_chosen: see there.
 
     Raises:
         NotFiniteError: a prediction holds values that are not numbers.
         EqualPredictionsError: q is zero.
     """
     guidance, source = search.settings.guidance, search.settings.words_source
-    before = value if guidance == 1.0 and source == SOURCE else prediction(search, source)
-    q = prediction(search, TARGET) - before
+    known = search.settings.jacobian_guidance if as_chosen else 1.0
+    decode = search.decode if as_chosen else None
+
+    def seen(prompt: str) -> Tensor:
+        predicted = prediction(search, prompt)
+        return predicted if decode is None else decode(predicted)
+
+    before = value if guidance == known and source == SOURCE else seen(source)
+    q = seen(TARGET) - before
     if not q.any():
         raise EqualPredictionsError(EQUAL_PREDICTIONS)
     return q
@@ -288,11 +323,15 @@ def check_evaluations(settings: Settings, backward: bool) -> int:
     return (10 if backward else 7) + 2 * (settings.mode != FORWARD_AD)
 
 
-def words_evaluations(settings: Settings) -> int:
-    """Evaluations of the differences between prompts; without guidance the source's prediction is known."""
-    guided = settings.guidance != 1
-    predictions = 2 * settings.keep + (2 if guided or settings.words_source != SOURCE else 1)
-    return predictions * (2 if guided else 1)
+def words_evaluations(settings: Settings, known: float = 1.0) -> int:
+    """Evaluations of the differences between prompts; the source's prediction under the guidance `known` is known."""
+    is_known = settings.guidance == known and settings.words_source == SOURCE
+    return (2 * settings.keep + (1 if is_known else 2)) * guidance_evaluations(settings.guidance)
+
+
+def guidance_evaluations(guidance: float) -> int:
+    """Evaluations of one prediction under guidance."""
+    return 1 if guidance == 1 else 2
 
 
 def pairs_evaluations(count: int) -> float:

@@ -4,6 +4,8 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from . import (
+    combine,
+    common,
     demo_model,
     diffusers_model,
     encode,
@@ -15,6 +17,7 @@ from . import (
     measure_disentanglement,
     measure_words,
     quick,
+    transfer,
     wiring,
 )
 
@@ -30,5 +33,6 @@ class LatentDirectionsExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         measures = (measure_words, measure_disentanglement, measure_demo)
-        modules = (encode, identify, manipulate, quick, inspect, *measures, library, diffusers_model, demo_model)
+        edits = (common, transfer, combine, manipulate, quick)
+        modules = (encode, identify, *edits, inspect, *measures, library, diffusers_model, demo_model)
         return [node for module in modules for node in module.NODES]

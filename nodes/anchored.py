@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.sampler_helpers
 import comfy.samplers
@@ -22,9 +22,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.anchor import SNAP, AnchoredPrediction, moved_noise, snap_to_reference
+from ..core.anchor import SNAP, AnchoredPrediction, Move, WordsMove, levels_of_steps, moved_noise, snap_to_reference
 from ..core.denoiser import SOURCE, EvaluationCounter
 from ..core.direction import Prompt
+from ..core.errors import NoiseLevelsError
 from .caches import drop_step_caches
 from .errors import InputError, UnsupportedSamplerError
 from .host import PromptBatch, counted, first_noise
@@ -67,6 +68,10 @@ OTHER_WEIGHTS = (
 NO_RETURN = (
     "so the slider at 0 would not give the picture back. Use a deterministic one: euler, heun, dpm_2, dpmpp_2m, lms,"
     " deis, res_multistep or ddim."
+)
+PART_OF_A_RUN = (
+    "'start' and 'end' of a Direction Slider are shares of the steps of each sampler. This sampler took a part of the"
+    " schedule alone, so that they are shares of that part."
 )
 CACHE_FULL = (
     "The cache of predictions on this picture is full ({} MB): what does not fit is computed again in every run."
@@ -114,13 +119,14 @@ class AnchoredModel:
         self._weight = math.prod(slider.weight for slider in moving)
         self._prompts = [prompt for slider in moving for prompt in slider.direction.prompts()]
         self._moves = [
-            move
+            (move, slider)
             for slider in moving
             for move in slider.direction.at(sigma, scale).moves(
                 slider.strength, self._name_of, recorded=slider.recorded, mask=slider.mask
             )
         ]
-        self.start_noise = moved_noise(self.inversion.paths.base, self._moves, self.inversion.scale[1])
+        moves = [move for move, _ in self._moves]
+        self.start_noise = moved_noise(self.inversion.paths.base, moves, self.inversion.scale[1])
 
     def model(self) -> ModelPatcher:
         """A clone of the artist's MODEL that samples back to the picture."""
@@ -166,6 +172,8 @@ class AnchoredModel:
         for remark in remarks:
             logging.info("Latent Directions: %s", remark)
         remarks += self._remarks
+        if (continued or float(sigmas[-1]) > 0) and not all(slider.whole for _, slider in self._moves):
+            remarks.append(PART_OF_A_RUN)
         prompts = self._run_prompts = RunPrompts(guider, self.inversion.positive, self._prompts)
         self._latent_shapes = options.get("latent_shapes")
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -228,6 +236,21 @@ class AnchoredModel:
             below = below[1:]
         return torch.cat([sigmas.new_tensor([start]), below])
 
+    def _moves_at(self, sigmas: list[float]) -> list[Move]:
+        """The moves of a run with these noise levels: words whose slider acts at some steps alone get their levels."""
+        moves = []
+        for move, slider in self._moves:
+            if isinstance(move, WordsMove) and not slider.whole:
+                try:
+                    levels = levels_of_steps(sigmas, slider.start, slider.end)
+                except NoiseLevelsError as error:
+                    msg = f"{error} Set 'start' and 'end' of the Direction Slider further apart, or take more steps."
+                    raise InputError(msg) from error
+                moves.append(replace(move, levels=levels))
+            else:
+                moves.append(move)
+        return moves
+
     def _prepare_sampling(self, executor, model, noise_shape, conds, *args, **options):
         """Load the ControlNets of our prompts too, for which the guider itself does not ask."""
         if self._run_prompts is None:
@@ -246,7 +269,7 @@ class AnchoredModel:
             model.process_latent_in(self.inversion.latent["samples"].to(latent_image)),
             self.inversion.paths,
             functools.partial(_noised, model.model_sampling),
-            self._moves,
+            self._moves_at(sigmas.tolist()),
             self._weight,
             self._run_prompts.asked_with,
             self.inversion.cache,

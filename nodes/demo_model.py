@@ -98,9 +98,18 @@ class DemoPortrait(io.ComfyNode):
                     tooltip="Attributes that the caption names, with commas between them, such as "
                     "smile, glasses. Empty names all of them.",
                 ),
+                io.Int.Input(
+                    "size",
+                    default=64,
+                    min=32,
+                    max=512,
+                    step=8,
+                    optional=True,
+                    tooltip="Pixels of a side: 64 for the demo model, 32 for the demo model on pixels.",
+                ),
             ],
             outputs=[
-                io.Image.Output("image", tooltip="The portrait, 64 by 64 pixels."),
+                io.Image.Output("image", tooltip="The portrait."),
                 io.Mask.Output("mouth", display_name="mouth", tooltip="A box around the mouth."),
                 io.Mask.Output("eyes", display_name="eyes", tooltip="A box around the eyes, without the brows."),
                 io.Mask.Output("hair", display_name="hair", tooltip="The hair."),
@@ -115,8 +124,8 @@ class DemoPortrait(io.ComfyNode):
 
     @classmethod
     @with_advice()
-    def execute(cls, seed: int, named_attributes: str = "") -> io.NodeOutput:
-        """Draw the portrait: image 1 x 64 x 64 x 3 in 0..1, masks 1 x 64 x 64."""
+    def execute(cls, seed: int, named_attributes: str = "", size: int = 64) -> io.NodeOutput:
+        """Draw the portrait: image 1 x size x size x 3 in 0..1, masks 1 x size x size."""
         check_inputs(cls, locals())
         import numpy as np
         import torch
@@ -125,8 +134,8 @@ class DemoPortrait(io.ComfyNode):
 
         portrait = world.sample_portrait(np.random.default_rng(seed))
         words = world.caption(portrait, attributes=attribute_names(named_attributes, world.ATTRIBUTES))
-        image = torch.from_numpy(world.draw(portrait).copy()).float().div(255).unsqueeze(0)  # HWC -> BHWC
-        regions = {name: torch.from_numpy(mask).unsqueeze(0) for name, mask in world.masks(portrait).items()}
+        image = torch.from_numpy(world.draw(portrait, size).copy()).float().div(255).unsqueeze(0)  # HWC -> BHWC
+        regions = {name: torch.from_numpy(mask).unsqueeze(0) for name, mask in world.masks(portrait, size).items()}
         return io.NodeOutput(image, regions["mouth"], regions["eyes"], regions["hair"], regions["face"], words)
 
 

@@ -22,13 +22,16 @@ from .inputs import in_short, quoted
 KIND = "diffusers"  # ComfyUI's name of models/diffusers
 INDEX = "model_index.json"
 LARGEST_CONFIG = 16 * 2**20  # bytes of a json file
+# The model on pixels that comes with the pack: its name in the list, and where it is.
+SHIPPED = "demo portraits on pixels (comes with Latent Directions)"
+SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "weights" / "ddpm"
 VARIANTS = ("", "fp16", "bf16")  # in the order in which they are taken
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def folder_names() -> list[str]:
-    """The folders below models/diffusers with a model_index.json, relative to it, as ComfyUI's own loader lists."""
-    return sorted(name for root in _roots() for name in _names_below(root))
+    """The folders below models/diffusers with a model_index.json, relative to it, and at last the one of the pack."""
+    return [*sorted(name for root in _roots() for name in _names_below(root)), SHIPPED]
 
 
 def _roots() -> list[str]:
@@ -39,9 +42,16 @@ def _names_below(root: str) -> list[str]:
     return [os.path.relpath(found, start=root) for found, _, files in os.walk(root, followlinks=True) if INDEX in files]
 
 
+def _path_of(name: str) -> Path | None:
+    """Where the folder of a name in the list is; None where the list has none."""
+    if name == SHIPPED:
+        return SHIPPED_FOLDER
+    return next((Path(root, name) for root in _roots() if name in _names_below(root)), None)
+
+
 @dataclass(frozen=True)
 class DiffusersFolder:
-    """A folder of models/diffusers.
+    """A folder of models/diffusers, or the one that comes with the pack.
 
     Attributes:
         name: as it is in the list.
@@ -62,21 +72,19 @@ class DiffusersFolder:
                 " models/diffusers, press 'Refresh', and choose it."
             )
             raise InputError(msg)
-        for root in _roots():
-            if name in _names_below(root):
-                path = Path(root, name)
-                index = _read_json(path / INDEX, name)
-                parts = {
-                    part: value[1]
-                    for part, value in index.items()
-                    if isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
-                }
-                return cls(name, path, parts)
-        msg = (
-            f"'folder' is {quoted(name)}, but there is no folder of that name with a {INDEX} in models/diffusers."
-            " Choose one of the list; a diffusers model is the whole folder, not a single file."
-        )
-        raise InputError(msg)
+        path = _path_of(name)
+        if path is None:
+            msg = (
+                f"'folder' is {quoted(name)}, but there is no folder of that name with a {INDEX} in models/diffusers."
+                " Choose one of the list; a diffusers model is the whole folder, not a single file."
+            )
+            raise InputError(msg)
+        parts = {
+            part: value[1]
+            for part, value in _read_json(path / INDEX, name).items()
+            if isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
+        }
+        return cls(name, path, parts)
 
     def refused(self, reason: str) -> InputError:
         """An error that names the folder: 'folder' is 'name', <reason>."""

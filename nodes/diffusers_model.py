@@ -27,14 +27,17 @@ class LoadDiffusersModel(io.ComfyNode):
             description=(
                 "Loads a model from a folder in models/diffusers that ComfyUI's own loaders cannot read: DDPM models on"
                 " pixels, latent diffusion without text, DeepFloyd IF stage I, and LCM. Safetensors files only; nothing"
-                " is downloaded."
+                " is downloaded. A small model of portraits on pixels comes with the pack."
             ),
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=folder_names(),
                     optional=True,  # so that a graph can be queued where there is none, and `execute` says so
-                    tooltip="A folder with a model_index.json in models/diffusers.",
+                    tooltip=(
+                        "A folder with a model_index.json in models/diffusers, or the small model of portraits, 32 by"
+                        " 32 pixels, that comes with the pack."
+                    ),
                 )
             ],
             outputs=[

@@ -43,6 +43,9 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.BasisError: "Find the directions again.",
     errors.NothingInCommonError: "Find the direction on this picture itself, or raise 'level' of Invert Image.",
     errors.TooFewSamplesError: "Give more pictures.",
+    errors.DecodedBackwardError: (
+        "Let the search look at the latent in place of the decoded picture, or set 'derivatives' to 'automatic'."
+    ),
     errors.TargetDerivativeError: "Use the method 'HSDS' or 'LOCO', which take none there.",
     errors.NothingToMoveError: "Raise 'level' of Invert Image.",
     errors.EqualPredictionsError: (
@@ -62,7 +65,10 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.DirectionTooLargeError: (
         "Find the direction again; fewer lines in 'keep' and shorter prompts make the file smaller."
     ),
-    errors.ShapeError: "Find the direction again on a picture of this size.",
+    errors.ShapeError: (
+        "Put Transfer Direction before this node, with this 'inversion', or find the direction again on a picture of"
+        " this size."
+    ),
     errors.DirectionFormatError: "Update the pack: the file was saved by a newer version.",
     errors.DirectionFileError: "Choose a file made by Save Direction, or save the direction again.",
 }

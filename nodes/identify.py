@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -11,13 +12,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
-from ..core.direction import Direction, KeepPair, Prompt, Words
-from ..core.errors import printable
-from ..core.methods import METHODS, in_words, names_of_methods_that_read
+from ..core.methods import METHODS, in_words
+from ..core.presets import PRESETS, paper_step, preset_remarks, with_preset
 from ..core.search import (
     AUTOMATIC,
-    DERIVATIVES,
     FREE,
+    RESTRICT_FIRST,
+    STRAIGHT,
     TARGET,
     WORDS_SOURCE,
     FoundDirection,
@@ -28,49 +29,32 @@ from ..core.search import (
 )
 from ..core.words import PathPoint, likeness_of_effects
 from .anchored import without_anchor
+from .decoded import decoder_of, with_vae
 from .errors import InputError, with_advice
+from .features import MIDDLE, find_layer
+from .found_directions import Found, directions_of, sum_of_costs
 from .host import family_of, run
+from .identify_inputs import DEFAULT, LATENT, NO_PRESET, PICTURE, inputs
 from .inputs import check_inputs, quoted
-from .masks import covered_cells, mask_in_pixels, refuse_empty_mask, soft_mask_on_latent
-from .model_fingerprint import fingerprint_of
+from .masks import covered_cells, mask_in_pixels, refuse_empty_mask, soft_mask_on_latent, soft_mask_on_picture
 from .prediction_keys import settings_of_search
 from .progress import result_line, show_line
-from .prompts import (
-    encode_text,
-    holds_prompt,
-    keep_pairs,
-    negative_prompt,
-    parse_keep,
-    prompt_of,
-    same_conditioning,
-    with_prompt,
-    wrong_words,
-)
-from .sockets import DirectionsSocket, Inversion, InversionSocket
+from .prompts import negative_prompt, with_prompt, wrong_words
+from .sampling import scale_at
+from .search_words import EVERYWHERE, SearchWords, words_of_search
+from .sockets import DirectionsSocket, Inversion
 from .wiring import refuse_wiring
-from .words import (
-    LISTS,
-    NOTHING,
-    WhatWordsMove,
-    candidates_of,
-    encoded_pairs,
-    find_what_words_move,
-    named_by_words,
-    named_prompts,
-)
+from .words import NOTHING, named_prompts
 
-DEFAULT = next(iter(METHODS))
 NOT_LINKED = object()
 PLACES_APART = (
     "The words hardly change the picture inside 'mask', so with 'where' on 'found' they would act nowhere. Paint"
     " another area, or set 'where' to 'everywhere'."
 )
-NO_TEXT = (
-    "Nothing was looked for that the words move along: 'find_keeps' and 'candidates' need 'source' as a text, not as"
-    " 'source_conditioning'."
+LATENT_ALONE = (
+    "The settings of '{}' were published for a search that looks at the decoded picture. Connect 'vae' for that; here"
+    " it looked at the latent."
 )
-NO_NAMES = "The directions were not compared with 'candidates', because 'clip' is not connected."
-EVERYWHERE, FOUND = "everywhere", "found"
 
 
 class FindDirections(io.ComfyNode):
@@ -89,171 +73,7 @@ class FindDirections(io.ComfyNode):
                 f" ({in_words([name for name, method in METHODS.items() if not method.compares_words])})."
             ),
             search_aliases=["edit directions", "jacobian", "hessian", "loco edit", "attribute slider"],
-            inputs=[
-                io.Model.Input("model", tooltip="The same model that Invert Image used."),
-                InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
-                io.Combo.Input(
-                    "method",
-                    options=list(METHODS),
-                    default=DEFAULT,
-                    tooltip=" ".join(f"{method.name}: {method.summary}." for method in METHODS.values()),
-                ),
-                io.String.Input("source", default="", tooltip="What the picture shows now, such as 'a sad woman'."),
-                io.String.Input(
-                    "target", default="", tooltip="What strength 1 should show, such as 'a smiling woman'."
-                ),
-                io.String.Input(
-                    "keep",
-                    default="",
-                    multiline=True,
-                    tooltip=(
-                        "What must not change along: one pair a line, 'with | without', such as 'a woman with "
-                        "glasses | a woman without glasses'."
-                    ),
-                ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip=(
-                        "Text encoder of the model; needed for every method with words. With 'explore' it names what is"
-                        " found."
-                    ),
-                ),
-                *(
-                    io.Conditioning.Input(
-                        f"{name}_conditioning",
-                        optional=True,
-                        tooltip=(
-                            f"In place of '{name}': the prompt from a text encoder node of its own, for edit models"
-                            " whose prompts need the picture, such as Qwen-Image-Edit."
-                        ),
-                    )
-                    for name in ("source", "target")
-                ),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="Where the change should happen. Not connected: as 'where' says."
-                ),
-                io.Int.Input(
-                    "count",
-                    default=3,
-                    min=1,
-                    max=32,
-                    tooltip=(
-                        f"How many directions to find, for {names_of_methods_that_read('count')}; others find one."
-                    ),
-                ),
-                io.Int.Input(
-                    "hold_outside",
-                    default=5,
-                    min=0,
-                    max=64,
-                    advanced=True,
-                    tooltip=(
-                        f"{names_of_methods_that_read('null_rank')}: how many changes of what lies outside the mask"
-                        " are ruled out, the strongest first."
-                    ),
-                ),
-                io.String.Input(
-                    "free",
-                    default="",
-                    advanced=True,
-                    tooltip=(
-                        f"{names_of_methods_that_read('free')}: the source prompt without the words that change."
-                        " Empty: the source prompt."
-                    ),
-                ),
-                io.Float.Input(
-                    "guidance",
-                    default=1.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip=(
-                        f"{names_of_methods_that_read('guidance')}: guidance for comparing source and target. Above 1"
-                        " it needs 'negative'."
-                    ),
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Negative prompt, for guidance above 1 and for nodes on the MODEL that ask for one.",
-                ),
-                io.Float.Input(
-                    "image_share",
-                    default=0.35,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="How much of the move the latent takes, for methods that move latent and words.",
-                ),
-                io.Float.Input(
-                    "text_share",
-                    default=0.35,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="How much of the move the words take, for methods that move latent and words.",
-                ),
-                io.Combo.Input(
-                    "derivatives",
-                    options=list(DERIVATIVES),
-                    default=AUTOMATIC,
-                    advanced=True,
-                    tooltip=(
-                        "How derivatives are taken. 'forward only' does without a backward pass, which takes the"
-                        " most memory; 'central differences' uses plain model evaluations alone; 'double backward'"
-                        " does without forward mode, where a model's code has none. T-LOCO always needs a backward"
-                        " pass."
-                    ),
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    advanced=True,
-                    tooltip="Start of the solvers; the result hardly depends on it.",
-                ),
-                io.Combo.Input(
-                    "find_keeps",
-                    options=list(LISTS),
-                    default="people",
-                    optional=True,
-                    tooltip=(
-                        "Checks a list of things for what the words would change too, and holds those still that change"
-                        " much. It asks the model six times for each thing, once a picture. 'nothing': only what 'keep'"
-                        " says is held. With 'explore' and 'clip' the list gives names to what is found, for two"
-                        " evaluations a thing."
-                    ),
-                ),
-                io.String.Input(
-                    "candidates",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "More things that may move along: one pair a line, 'with | without', to be added to 'source',"
-                        " such as 'with freckles | without freckles'."
-                    ),
-                ),
-                io.Combo.Input(
-                    "where",
-                    options=[EVERYWHERE, FOUND],
-                    default=FOUND,
-                    optional=True,
-                    tooltip=(
-                        "Where methods that move words act. 'found': where the words change the picture most, for which"
-                        " the model is asked twice; shown at the output 'where'. With 'mask', only inside it. 'explore'"
-                        " finds a place for each direction itself."
-                    ),
-                ),
-            ],
+            inputs=inputs(),
             outputs=[
                 DirectionsSocket.Output(display_name="directions"),
                 io.String.Output(display_name="report"),
@@ -301,132 +121,81 @@ class FindDirections(io.ComfyNode):
         find_keeps=NOTHING,
         candidates="",
         where=EVERYWHERE,
+        preset=NO_PRESET,
+        look_at=LATENT,
+        vae=None,
+        guided=False,
+        projection=RESTRICT_FIRST,
+        path=STRAIGHT,
+        path_steps=Settings.path_steps,
+        block=MIDDLE,
     ) -> io.NodeOutput:
         """Encode the prompts, find the moves, and bundle each with its words and what it keeps."""
-        check_inputs(cls, locals())
-        image_share, text_share, guidance, seed = float(image_share), float(text_share), float(guidance), int(seed)
+        given = locals()
+        check_inputs(cls, given)
         refuse_wiring(cls.hidden and cls.hidden.prompt)
         record, shape = METHODS[method], inversion.latent["samples"].shape
         _check_inversion(model, inversion, record)
-        words, seen, bare = _Words(), WhatWordsMove(), without_anchor(model)
-        if record.compares_words:
-            given = {"source": source_conditioning, "target": target_conditioning}
-            typed = {"source": source, "target": target}
-            words = _encode_words(clip, record, inversion.positive, typed, given, keep, free)
-            pairs = candidates_of(find_keeps, candidates)
-            if pairs and source_conditioning is not None:
-                words, pairs = replace(words, remarks=(*words.remarks, NO_TEXT)), []
-            find_where = where == FOUND and record.moves_words
-            if pairs or find_where:
-                encoded = words.before, words.target
-                texts = source.strip(), target.strip() if target_conditioning is None else ""
-                negatives = negative_prompt(model, 1.0, negative)
-                seen = find_what_words_move(bare, inversion, clip, texts, encoded, pairs, negatives, where=find_where)
-                words = replace(words, keep=words.keep + seen.pairs)
-        phrases = candidates_of(find_keeps, candidates) if record.is_named else []
-        if phrases and clip is None:
-            if candidates.strip():
-                words = replace(words, remarks=(*words.remarks, NO_NAMES))
-            phrases = []
-        labels = encoded_pairs(clip, source.strip(), phrases)
+        bare = without_anchor(model)
+        words = words_of_search(bare, inversion, record, given)
         soft = None if mask is None else soft_mask_on_latent(mask, shape)
-        cells = None if soft is None else covered_cells(soft)
         acts = None if soft is None else soft.view(-1, *shape[-2:])
-        if seen.mask is not None:
-            acts = seen.mask if acts is None else seen.mask * acts
+        if words.seen.mask is not None:
+            acts = words.seen.mask if acts is None else words.seen.mask * acts
             refuse_empty_mask(acts, PLACES_APART)
-        settings = Settings(
-            count=count,
-            null_rank=hold_outside,
-            keep=len(words.keep),
-            guidance=guidance,
-            seed=seed,
-            words_source=SOURCE if words.source is None else WORDS_SOURCE,
-            derivatives=derivatives,
-        )
-        # without a search there is no move of the latent: the words are all that moves
-        moves, notes = [None], {"model_evaluations": 0, "seconds": 0.0, "peak_megabytes": None}
-        remarks = list(words.remarks)
+        found = Found()
         if record.run is not None:
-            negatives = negative_prompt(model, guidance, negative)
-            beside, compared = named_prompts(inversion.positive, labels)
-            prompts = _prompts(inversion, record, words) | negatives | compared
-            key = settings_of_search(bare, negatives)
-
-            def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search, Tensor | None]:
-                x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
-                inside = None if cells is None else cells.to(x0)
-                search = Search(denoiser, x, inversion.sigma, inside, settings, cache=inversion.cache, key=key)
-                moves, cosines = record.run(search), None
-                if beside:
-                    effects = torch.cat([move.effect for move in moves])
-                    point = PathPoint(inversion.sigma, x)
-                    cosines = likeness_of_effects(denoiser, point, effects, beside, inversion.cache, key)
-                return moves, search, cosines
-
-            expected = round(record.evaluations(settings, cells is not None)) + 2 * len(beside)
-            (moves, search, cosines), cost = run(
-                bare, prompts, inversion.latent, inversion.sigma, body, expected=expected
-            )
-            remarks += [*cost.pop("remarks", []), *search.remarks]
-            notes = search.notes | cost
-        if seen.cost:
-            remarks += seen.cost.pop("remarks", [])
-            notes = _sum_of_costs(notes, seen.cost) | ({"what_else_moves": list(seen.rows)} if seen.rows else {})
-        names = [
-            f"direction {n}" if record.finds_several else target.strip() or "words" for n in range(1, len(moves) + 1)
-        ]
-        if record.is_named:
-            moves, names = named_by_words(moves, phrases, torch.zeros(len(moves), 0) if cosines is None else cosines)
-        # a method that moves the words alone takes them whole
-        text_share = text_share if record.run else 1.0
-        found = [
-            Direction(
-                name=name,
-                method=method,
-                family=inversion.family,
-                sigma=inversion.sigma,
-                latent=None if move is None else move.vector[0].cpu(),
-                step=0.0 if move is None else move.step * (image_share if record.moves_words else 1.0),
-                words=Words(words.target, words.source, text_share) if record.moves_words else None,
-                keep=words.keep,
-                mask=acts if record.moves_words else _mask_of(move, acts),
-                model=fingerprint_of(model),
-                notes=({} if move is None else move.notes)
-                | ({"source": source, "target": target} if record.compares_words else {}),
-            )
-            for name, move in zip(names, moves, strict=True)
-        ]
+            found = _search_moves(bare, given, words, soft)
+        directions = directions_of(given, words, found, acts)
+        notes = sum_of_costs(found.notes, words.seen.cost)
+        if words.seen.rows:
+            notes["what_else_moves"] = list(words.seen.rows)
+        remarks = [*words.remarks, *found.remarks]
         report = {
             "stage": "identify",
             "method": method,
             "sigma": inversion.sigma,
-            "directions": len(found),
+            "directions": len(directions),
             **notes,
             **({"remarks": remarks} if remarks else {}),
-            "found": [{"name": d.name, "step": d.step, **d.notes} for d in found],
+            "found": [{"name": d.name, "step": d.step, **d.notes} for d in directions],
         }
-        show_line(result_line(len(found), "direction", notes["seconds"]))
+        show_line(result_line(len(directions), "direction", notes["seconds"]))
         if acts is None and record.is_named:
-            acts = torch.cat([direction.mask for direction in found])
-        return io.NodeOutput(found, json.dumps(report, indent=1), seen.chart(), mask_in_pixels(model, acts, shape))
+            acts = torch.cat([direction.mask for direction in directions])
+        shown = words.seen.chart(), mask_in_pixels(model, acts, shape)
+        return io.NodeOutput(directions, json.dumps(report, indent=1), *shown)
 
 
-@dataclass(frozen=True)
-class _Words:
-    """The prompts of a search as embeddings; all empty for methods without words.
+def _settings(given: Mapping, words: SearchWords) -> Settings:
+    """How to look, from the inputs of the node; published settings take the place of those that they name.
 
-    Attributes:
-        before: the source prompt.
-        source: the same, or None where it says what the picture was encoded with.
+    Raises:
+        InputError: the published settings are of another method.
     """
-
-    before: Prompt | None = None
-    target: Prompt | None = None
-    source: Prompt | None = None
-    keep: tuple[KeepPair, ...] = ()
-    free: Prompt | None = None
-    remarks: tuple[str, ...] = ()
+    settings = Settings(
+        count=given["count"],
+        null_rank=given["hold_outside"],
+        keep=len(words.keep),
+        guidance=float(given["guidance"]),
+        seed=int(given["seed"]),
+        words_source=SOURCE if words.source is None else WORDS_SOURCE,
+        derivatives=given["derivatives"],
+        guided=given["guided"],
+        projection=given["projection"],
+        path=given["path"],
+        path_steps=given["path_steps"],
+    )
+    preset = PRESETS.get(given["preset"])
+    if preset is None:
+        return settings
+    if preset.method != given["method"]:
+        msg = (
+            f"'preset' is {quoted(preset.name)}, which belongs to the method '{preset.method}', but 'method' is"
+            f" '{given['method']}'. Choose that method, or set 'preset' to '{NO_PRESET}'."
+        )
+        raise InputError(msg)
+    return with_preset(settings, preset)
 
 
 def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) -> None:
@@ -444,78 +213,79 @@ def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) 
         raise InputError(msg)
 
 
-def _encode_words(
-    clip, method: Method, positive: list, typed: dict[str, str], given: dict[str, list | None], keep: str, free: str
-) -> _Words:
-    """Source, target, keep pairs and the free prompt as embeddings.
+def _search_moves(model: ModelPatcher, given: Mapping, words: SearchWords, soft: Tensor | None) -> Found:
+    """Run a method on an encoded picture.
 
     Args:
-        clip: the text encoder; None where every prompt is given.
-        method: with words.
-        positive: what the picture was encoded with.
-        typed: source and target as texts.
-        given: source and target as conditionings, which are taken in place of the texts; None where there is none.
-        keep: what is to stay, as typed.
-        free: the prompt of that name, as typed.
+        model: the artist's MODEL without an anchor.
+        given: the inputs of the node by name.
+        words: the prompts of the search.
+        soft: the artist's mask in cells of the latent; None for everywhere.
+
+    Raises:
+        InputError: an input does not fit the others.
     """
-    texts = {name: text.strip() for name, text in typed.items() if given[name] is None}
-    free = free.strip() if "free" in method.reads else ""
-    if clip is None and (texts or keep.strip() or free):
-        reading = texts | {"keep": keep.strip(), "free": free}
-        needing = in_words([f"'{name}'" for name, text in reading.items() if name in texts or text])
-        msg = (
-            f"Method '{method.name}' works with words and needs 'clip' for {needing}."
-            " Connect the text encoder that belongs to the model."
-        )
-        raise InputError(msg)
-    wrong = wrong_words(method.name, texts.get("source"), texts.get("target"))
-    if wrong is not None:
-        raise InputError(wrong[1])
-    remarks: list[str] = []
-    before, after = (
-        encode_text(clip, texts[name], remarks)
-        if name in texts
-        else prompt_of(given[name], f"{name}_conditioning", positive)
-        for name in ("source", "target")
-    )
-    if same_conditioning(before.parts(), after.parts()):
-        msg = (
-            "The text encoder gives 'source' and 'target' the same meaning: it does not know a word of them. Use other"
-            " words."
-        )
-        if not texts:
-            msg = "'source_conditioning' and 'target_conditioning' are the same prompt. Connect two different ones."
-        raise InputError(msg)
-    for present, absent in parse_keep(keep):
-        if {present, absent} == {texts.get("source"), texts.get("target")}:
-            msg = (
-                f"'keep' has the pair {printable(present, 60)!r} and {printable(absent, 60)!r}, which is the change"
-                " from 'source' to 'target' itself: nothing would be left to move. Name only what is to stay."
+    method, inversion, settings = METHODS[given["method"]], given["inversion"], _settings(given, words)
+    negatives = negative_prompt(model, settings.guidance, given["negative"])
+    beside, compared = named_prompts(inversion.positive, words.labels)
+    prompts = _prompts(inversion, method, words) | negatives | compared
+    key = settings_of_search(model, negatives)
+    cells = None if soft is None else covered_cells(soft)
+    decode, remarks = None, []
+    if _looks_at_picture(given, method, remarks):
+        decode, ratio = decoder_of(given["vae"], model)
+        model = with_vae(model, given["vae"])
+        if cells is not None:
+            cells = soft_mask_on_picture(given["mask"], tuple(ratio * cells for cells in soft.shape[-2:]))
+    block = given["block"] if "features" in method.reads else None
+    layer = "" if block is None else find_layer(model.get_model_object("diffusion_model"), block).name
+
+    def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search, Tensor | None]:
+        x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
+        inside = None if cells is None else cells.to(x0)
+        search = Search(denoiser, x, inversion.sigma, inside, settings, cache=inversion.cache, key=key, decode=decode)
+        moves, cosines = method.run(search), None
+        if beside:
+            effects = torch.cat([move.effect for move in moves])
+            cosines = likeness_of_effects(
+                denoiser, PathPoint(inversion.sigma, x), effects, beside, inversion.cache, key
             )
-            raise InputError(msg)
-    own = None if holds_prompt(positive, before) else before
-    pairs = keep_pairs(clip, keep, remarks)
-    return _Words(before, after, own, pairs, encode_text(clip, free, remarks) if free else None, tuple(remarks))
+        return moves, search, cosines
+
+    expected = round(method.evaluations(settings, cells is not None)) + 2 * len(beside)
+    (moves, search, cosines), cost = run(
+        model, prompts, inversion.latent, inversion.sigma, body, expected=expected, block=block
+    )
+    step = None
+    if (preset := PRESETS.get(given["preset"])) is not None:
+        sampling = model.get_model_object("model_sampling")
+        remarks += preset_remarks(preset, inversion.sigma, lambda level: float(sampling.percent_to_sigma(1 - level)))
+        step = paper_step(preset, functools.partial(scale_at, model), inversion.sigma)
+    remarks = (*remarks, *cost.pop("remarks", []), *search.remarks)
+    return Found(moves, cosines, search.notes | cost, remarks, layer, step)
 
 
-def _mask_of(move: FoundDirection | None, painted: Tensor | None) -> Tensor | None:
-    """Where a slider of a found move acts, (1, h, w): the artist's mask before the move's own; None for everywhere."""
-    if move is None or move.mask is None:
-        return None
-    return move.mask.view(-1, *move.mask.shape[-2:]).cpu() if painted is None else painted
+def _looks_at_picture(given: Mapping, method: Method, remarks: list[str]) -> bool:
+    """Whether the search looks at the decoded picture; where published settings ask for it in vain, a remark.
+
+    Raises:
+        InputError: it should, but there is no VAE.
+    """
+    if "decode" not in method.reads:
+        return False
+    preset, vae = PRESETS.get(given["preset"]), given["vae"]
+    if given["look_at"] == PICTURE and vae is None:
+        msg = (
+            f"'look_at' is '{PICTURE}', which needs 'vae'. Connect the VAE that belongs to the model, or set 'look_at'"
+            f" to '{LATENT}'."
+        )
+        raise InputError(msg)
+    if preset is not None and preset.decoded and vae is None:
+        remarks.append(LATENT_ALONE.format(preset.name))
+    return vae is not None and (given["look_at"] == PICTURE or (preset is not None and preset.decoded))
 
 
-def _sum_of_costs(notes: dict, more: dict) -> dict:
-    """A report's notes with the cost of something else added."""
-    peaks = [cost["peak_megabytes"] for cost in (notes, more) if cost["peak_megabytes"] is not None]
-    return notes | {
-        "model_evaluations": notes["model_evaluations"] + more["model_evaluations"],
-        "seconds": round(notes["seconds"] + more["seconds"], 3),
-        "peak_megabytes": max(peaks, default=None),
-    }
-
-
-def _prompts(inversion: Inversion, method: Method, words: _Words) -> dict[str, list]:
+def _prompts(inversion: Inversion, method: Method, words: SearchWords) -> dict[str, list]:
     """The conditionings of a search by the names that `core` asks for."""
     source = inversion.positive
     prompts = {SOURCE: source}

@@ -137,7 +137,12 @@ def _directions(_declared, value) -> str:
     return "holds no direction. Connect Find Directions or Load Direction."
 
 
+def _truth(_declared, value) -> str:
+    return "" if isinstance(value, bool) else f"is {in_short(value)}, but it must be true or false."
+
+
 _CHECKS: dict[type, Callable] = {
+    io.Boolean.Input: _truth,
     io.Int.Input: _number,
     io.Float.Input: _number,
     io.String.Input: _text,

@@ -100,8 +100,8 @@ class LoadDirection(io.ComfyNode):
             display_name="Load Direction",
             category="latent directions",
             description=(
-                "Loads a direction saved by Save Direction. It fits pictures of the same size and models of the same"
-                " family."
+                "Loads a direction saved by Save Direction. It fits models of the same family and pictures of the same"
+                " size; Transfer Direction brings it to another size."
             ),
             inputs=[
                 io.Combo.Input(

@@ -66,6 +66,31 @@ class DirectionSlider(io.ComfyNode):
                         " that appear or move far may stop short."
                     ),
                 ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "For words: the share of the sampling steps after which they begin to act. 0: from the first"
+                        " step."
+                    ),
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "For words: the share of the sampling steps after which they act no more. 1: to the last step."
+                    ),
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -85,12 +110,23 @@ class DirectionSlider(io.ComfyNode):
 
     @classmethod
     @with_advice()
-    def execute(cls, inversion, directions, index=0, strength=1.0, weight=1.0, words=LIVE, mask=None) -> io.NodeOutput:
+    def execute(
+        cls, inversion, directions, index=0, strength=1.0, weight=1.0, words=LIVE, mask=None, start=0.0, end=1.0
+    ) -> io.NodeOutput:
         """Add the slider to those of the inversion; strength 0 runs the same code as any other strength."""
         check_inputs(cls, locals())
+        start, end = 0.0 if start is None else float(start), 1.0 if end is None else float(end)
         direction = choose(inversion, directions, index)
+        _check_range(direction, start, end)
         moved = with_slider(
-            inversion, direction, float(strength), weight=float(weight), recorded=words == RECORDED, mask=mask
+            inversion,
+            direction,
+            float(strength),
+            weight=float(weight),
+            recorded=words == RECORDED,
+            mask=mask,
+            start=start,
+            end=end,
         )
         return io.NodeOutput(*outputs(moved), moved)
 
@@ -128,13 +164,36 @@ class ApplySliders(io.ComfyNode):
         return io.NodeOutput(*outputs(inversion))
 
 
-def choose(inversion: Inversion, directions: list[Direction], index: int) -> Direction:
-    """The direction at `index`; InputError where there is none or it belongs to another model family."""
+def _check_range(direction: Direction, start: float, end: float) -> None:
+    """Refuse a range of steps that is empty, or of a direction whose move of the latent it cannot limit."""
+    if not start < end:
+        msg = f"'start' is {start:g} and 'end' is {end:g}, so the slider would act at no step. Set 'start' below 'end'."
+        raise InputError(msg)
+    if direction.latent is not None and (start > 0 or end < 1):
+        msg = (
+            f"'start' and 'end' limit words alone, but the direction '{direction.name}' moves the latent that sampling"
+            " starts from, and what follows from that reaches from the first step to the last. Set 'start' to 0 and"
+            " 'end' to 1. For a change that begins later, lower 'level' of Invert Image."
+        )
+        raise InputError(msg)
+
+
+def chosen(directions: list[Direction], index: int) -> Direction:
+    """The direction at `index`; InputError where there is none."""
     if not 0 <= index < len(directions):
         names = ", ".join(f"{i}: {d.name}" for i, d in enumerate(directions))
         msg = f"'index' is {index}, but there are {len(directions)} directions ({names}). Choose one of them."
         raise InputError(msg)
-    direction = directions[index]
+    return directions[index]
+
+
+def choose(inversion: Inversion, directions: list[Direction], index: int) -> Direction:
+    """The direction at `index`; InputError where there is none or it cannot be used on the inversion's model."""
+    return usable(inversion, chosen(directions, index))
+
+
+def usable(inversion: Inversion, direction: Direction) -> Direction:
+    """The direction itself; InputError where a slider cannot run it, or it belongs to another model family or level."""
     if direction.latent is None and direction.words is None:
         msg = (
             f"The direction '{direction.name}' holds neither a move of the latent nor words, so a slider cannot run it."
@@ -166,6 +225,8 @@ def with_slider(
     weight: float = 1.0,
     recorded: bool = False,
     mask: Tensor | None = None,
+    start: float = 0.0,
+    end: float = 1.0,
 ) -> Inversion:
     """The inversion with one slider more.
 
@@ -176,6 +237,8 @@ def with_slider(
         weight: how much of the model's change is let through.
         recorded: whether its words are taken on the reference path.
         mask: a MASK of the picture, where the slider acts; the direction's own mask counts too.
+        start: share of a run's steps after which its words begin to act.
+        end: share of a run's steps after which they act no more, above `start`.
 
     Raises:
         InputError: a mask does not fit the picture.
@@ -187,9 +250,9 @@ def with_slider(
         if own.shape[-2:] != shape[-2:]:
             msg = (
                 f"The direction '{direction.name}' has a mask of {own.shape[-1]} x {own.shape[-2]} cells, but this"
-                f" picture's latent is {shape[-1]} x {shape[-2]}. Find the direction again on this picture"
+                f" picture's latent is {shape[-1]} x {shape[-2]}. Put Transfer Direction before this node, with this"
+                " 'inversion', or find the direction again on this picture."
             )
-            msg += "." if direction.words is None else ", or with 'where' on 'everywhere' and without a mask."
             raise InputError(msg)
         if len(own) not in (1, shape[0]):
             msg = (
@@ -202,7 +265,7 @@ def with_slider(
         else:
             cells = own * cells
             refuse_empty_mask(cells, PLACES_APART.format(direction.name))
-    slider = AppliedSlider(direction, strength, weight, recorded, cells)
+    slider = AppliedSlider(direction, strength, weight, recorded, cells, start, end)
     return replace(inversion, sliders=(*inversion.sliders, slider))
 
 

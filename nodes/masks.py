@@ -46,6 +46,15 @@ def soft_mask_on_latent(mask: Tensor, shape: torch.Size) -> Tensor:
     return cells if len(shape) == 4 else cells.unsqueeze(2)
 
 
+def soft_mask_on_picture(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """How far a MASK (1, H, W) or (H, W) covers each pixel of a decoded picture (h, w), (1, 1, h, w), values 0 to 1.
+
+    It is one that `soft_mask_on_latent` has let pass.
+    """
+    mask = mask.reshape(1, 1, *mask.shape[-2:]).cpu().float()
+    return torch.nn.functional.interpolate(mask, size, mode="area").clamp(0, 1)
+
+
 def covered_cells(soft: Tensor) -> Tensor:
     """The cells that count as masked, values 0 and 1 in the shape of `soft`, which is what `soft_mask_on_latent` gives.
 

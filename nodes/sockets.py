@@ -40,6 +40,8 @@ class AppliedSlider:
         recorded: whether what its words change is predicted once, along the unedited path, and reused for all
             strengths.
         mask: where it acts, broadcastable to the latent; None for everywhere.
+        start: share of a run's steps after which its words begin to act.
+        end: share of a run's steps after which they act no more.
     """
 
     direction: Direction
@@ -47,6 +49,13 @@ class AppliedSlider:
     weight: float = 1.0
     recorded: bool = False
     mask: Tensor | None = None
+    start: float = 0.0
+    end: float = 1.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it acts at all steps."""
+        return self.start <= 0 and self.end >= 1
 
 
 @dataclass(frozen=True)

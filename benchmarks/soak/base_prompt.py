@@ -155,6 +155,8 @@ NODES = {
     "find": "FindDirections",
     "slider": "DirectionSlider",
     "apply": "ApplySliders",
+    "transfer": "TransferDirection",
+    "combine": "CombineDirections",
     "prepare": "PrepareQuickSlider",
     "quick": "QuickSlider",
     "strip": "SliderStrip",
@@ -179,7 +181,10 @@ def base() -> dict:
     find |= {"target": TARGET, "keep": "", "count": 1, "hold_outside": 1, "free": "", "guidance": 1.0, "seed": 0}
     find |= {"image_share": 0.35, "text_share": 0.35, "derivatives": "automatic"}
     slider = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0, "strength": 1.0, "weight": 1.0}
-    slider |= {"words": "live"}
+    slider |= {"words": "live", "start": 0.0, "end": 1.0}
+    moves = find | {"method": "LOCO", "count": 2, "hold_outside": 0, "derivatives": "forward only"}
+    transfer = {"model": ["demo", 0], "inversion": ["invert", 4], "directions": ["moves", 0], "index": -1}
+    combine = transfer | {"index": 0, "others": ["moves", 0], "how": "hold what the others do", "amount": 1.0}
     slid = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0}
     strip = {"start": -1.0, "end": 1.0, "keyframes": 3, "frames": 5, "steps": 2}
     measured = {"image": ["portrait", 0], "edited": ["decoded", 0]}
@@ -210,6 +215,11 @@ def base() -> dict:
         "quick": (f"{PREFIX}QuickSlider", slid | {"directions": ["prepare", 0], "strength": 1.0}),
         "quick decoded": ("VAEDecode", {"samples": ["quick", 0], "vae": ["demo", 2]}),
         "quick picture": ("PreviewImage", {"images": ["quick decoded", 0]}),
+        "moves": (f"{PREFIX}FindDirections", moves),
+        "transfer": (f"{PREFIX}TransferDirection", transfer),
+        "transfer text": ("PreviewAny", {"source": ["transfer", 1]}),
+        "combine": (f"{PREFIX}CombineDirections", combine),
+        "combine text": ("PreviewAny", {"source": ["combine", 1]}),
         "strip": (f"{PREFIX}SliderStrip", slid | strip),
         "strip decoded": ("VAEDecode", {"samples": ["strip", 0], "vae": ["demo", 2]}),
         "strip picture": ("PreviewImage", {"images": ["strip decoded", 0]}),
@@ -235,6 +245,8 @@ OUTPUTS_OF = {
     "report": ("report text",),
     "prepare": ("prepare text", "quick picture"),
     "quick": ("quick picture",),
+    "transfer": ("transfer text",),
+    "combine": ("combine text",),
     "strip": ("strip picture",),
     "words": ("words",),
     "score": ("score",),

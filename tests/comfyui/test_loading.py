@@ -15,6 +15,8 @@ NODE_IDS = {
     for name in (
         "InvertImage",
         "FindDirections",
+        "CombineDirections",
+        "TransferDirection",
         "DirectionSlider",
         "ApplySliders",
         "PrepareQuickSlider",

@@ -173,6 +173,78 @@ class TestChain:
         assert change[union == 0].max() < 1e-5 * encoded.latent["samples"].abs().max()
         assert (change[union > 0] > 1e-3).float().mean() > 0.9
 
+    def test_words_act_at_their_share_of_the_steps(self, case):
+        """Which steps those are is seen by what is asked; the parts of a run add up to the whole, near the path."""
+        _, encoded, (a, *_) = case
+        a = replace(a, words=replace(a.words, source=None))
+
+        def end(strength, *ranges, **options):
+            inversion = replace(encoded.inversion, cache=ReferenceCache())
+            for start, finish in ranges:
+                inversion = self.chain(inversion, (a, strength), start=start, end=finish, words="recorded")
+            return self.end(case, inversion, **options)
+
+        changes = {}
+        for ranges in (((0, 1),), ((0, 0.4),), ((0.4, 1),), ((0, 0.4), (0.4, 1))):
+            samples, _ = end(0.02, *ranges)
+            changes[ranges] = samples - encoded.latent["samples"]
+        whole, early, late, both = changes.values()
+        assert torch.allclose(both, whole, atol=1e-3 * float(whole.abs().max()))
+        assert torch.allclose(early + late, whole, atol=0.05 * float(whole.abs().max()))
+        assert min(float(part.abs().max()) for part in (early, late)) > 0.02 * float(whole.abs().max())
+
+    @pytest.mark.parametrize(
+        ("start", "end", "before", "inside", "after"), [(0.0, 0.4, 0, 2, 3), (0.4, 0.8, 2, 2, 1), (0.8, 1.0, 4, 1, 0)]
+    )
+    def test_outside_of_their_steps_words_are_not_asked_for(self, case, start, end, before, inside, after):
+        """Before them nothing is; at their first step two, at the others one more for the response; after them two."""
+        _, encoded, (a, *_) = case
+        a = replace(a, words=replace(a.words, source=None))
+        inversion = replace(encoded.inversion, cache=ReferenceCache())
+        _, evaluations = self.end(case, self.chain(inversion, (a, 1.0), start=start, end=end))
+        assert before + inside + after == self.STEPS
+        assert evaluations == 2 + 3 * (inside - 1) + 2 * after
+        samples, evaluations = self.end(case, self.chain(inversion, (a, 0.0), start=start, end=end), cfg=3.0)
+        assert torch.equal(samples, encoded.latent["samples"])
+        assert evaluations == 0
+
+    @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2m", "lms", "deis", "res_multistep", "ddim"])
+    def test_a_range_with_other_samplers(self, case, sampler):
+        """Also those that predict between the levels of the schedule."""
+        _, encoded, (a, *_) = case
+        ends = [
+            self.end(case, self.chain(encoded.inversion, (a, 1.0), start=start, end=end), sampler=sampler)[0]
+            for start, end in ((0.0, 1.0), (0.0, 0.6), (0.6, 1.0))
+        ]
+        whole, early, late = (float((end - encoded.latent["samples"]).norm()) for end in ends)
+        assert early > 0
+        assert 0 < late < whole
+
+    def test_a_range_without_a_step_or_turned_round(self, case):
+        _, encoded, (a, *_) = case
+        with pytest.raises(InputError, match="'start' is 0.6 and 'end' is 0.4, so the slider would act at no step"):
+            self.chain(encoded.inversion, (a, 1.0), start=0.6, end=0.4)
+        with pytest.raises(InputError, match="so the slider would act at no step. Set 'start' below 'end'"):
+            self.chain(encoded.inversion, (a, 1.0), start=0.5, end=0.5)
+        with pytest.raises(InputError, match="No step of this run begins in the share from 0.5 to 0.55 of it.*further"):
+            self.end(case, self.chain(encoded.inversion, (a, 1.0), start=0.5, end=0.55))
+
+    @pytest.mark.parametrize(("start", "end"), [(0.2, 1.0), (0.0, 0.8)])
+    def test_a_move_of_the_latent_has_no_range(self, case, start, end):
+        _, encoded, (_, _, moving) = case
+        with pytest.raises(
+            InputError, match="'start' and 'end' limit words alone, but the direction .* moves the latent"
+        ):
+            self.chain(encoded.inversion, (moving, 1.0), start=start, end=end)
+
+    def test_a_range_in_a_part_of_a_run_is_of_that_part_and_the_report_says_so(self, case):
+        _, encoded, (a, *_) = case
+        inversion = self.chain(encoded.inversion, (a, 1.0), start=0.5)
+        self.end(case, inversion, sigmas=encoded.sigmas[:3])
+        assert any("shares of that part" in remark for remark in inversion.statistics.last_remarks)
+        self.end(case, inversion)
+        assert not any("shares of that part" in remark for remark in inversion.statistics.last_remarks)
+
     def test_searches_and_previews_are_about_the_unmoved_picture(self, case):
         test_model, encoded, (a, *_) = case
         moved = self.chain(encoded.inversion, (a, 1.0))
@@ -186,7 +258,9 @@ class TestChain:
         with pytest.raises(InputError, match="another shape than the picture's latent"):
             DirectionSlider.execute(encoded.inversion, [a], 0, 1.0, mask=torch.ones(1, 64, 640))
         other = replace(a, mask=torch.ones(1, 4, 4))
-        with pytest.raises(InputError, match="has a mask of 4 x 4 cells, but this picture's latent is"):
+        with pytest.raises(
+            InputError, match="has a mask of 4 x 4 cells, but this picture's latent is .*Transfer Direction"
+        ):
             DirectionSlider.execute(encoded.inversion, [other], 0, 1.0)
 
 

@@ -10,11 +10,12 @@ from latent_directions.core.anchor import (
     NoisePaths,
     ReferenceCache,
     WordsMove,
+    levels_of_steps,
     moved_noise,
     snap_to_reference,
     union_of_masks,
 )
-from latent_directions.core.errors import NotFiniteError, ShapeError
+from latent_directions.core.errors import NoiseLevelsError, NotFiniteError, ShapeError
 from latent_directions.core.inversion import seeded_noise
 
 KEEP = ("keep 0 present", "keep 0 absent")
@@ -281,6 +282,104 @@ class TestWords:
         assert shares[0] < -0.3
         assert abs(shares[1]) < 1e-12
         assert shares[2] > 0.3
+
+
+class TestRangeOfLevels:
+    """Words that act at some noise levels alone."""
+
+    SIGMAS = (0.6, 0.45, 0.3, 0.15, 0.0)
+
+    def run(self, model, sampler, levels=None, strength=1.0, recorded=False, sigmas=SIGMAS):
+        """Where sampling ends, and the noise levels at which the model was asked for the target."""
+        noise = model.denoiser.noise_of(model.x, model.x0, model.sigma)
+        move = WordsMove(strength=strength, towards="target", levels=levels, recorded=recorded)
+        anchor, asked, evaluations = anchored(model, model.x0, noise, move), [], []
+
+        def predictions(x, sigma, names):
+            evaluations.extend(names)
+            asked.extend([sigma] * ("target" in names))
+            return [model.denoiser(x, sigma, name) for name in names]
+
+        end = sampler(model.denoiser.scale, model.x, list(sigmas), lambda x, sigma: anchor(x, sigma, predictions))
+        return end, asked, evaluations
+
+    @pytest.mark.parametrize(
+        ("start", "end", "steps"),
+        [
+            (0.0, 0.5, [0, 1]), (0.5, 1.0, [2, 3]), (0.25, 0.75, [1, 2]), (0.3, 0.75, [2]), (0.0, 0.01, [0]),
+            (0.0, 1.0, [0, 1, 2, 3]), (0.75, 1.0, [3]), (0.0, 0.76, [0, 1, 2, 3]),
+        ],
+    )  # fmt: skip
+    def test_the_steps_of_a_share(self, start, end, steps):
+        levels = levels_of_steps(self.SIGMAS, start, end)
+        acting = [k for k in range(4) if WordsMove(strength=1.0, towards="", levels=levels).acts_at(self.SIGMAS[k])]
+        assert acting == steps
+        assert (levels is None) == (steps == [0, 1, 2, 3])
+
+    @pytest.mark.parametrize("steps", [1, 3, 7, 10, 30, 200])
+    def test_shares_are_not_rounded_away(self, steps):
+        """k / n is where step k begins, whatever rounding makes of it."""
+        sigmas = [1 - k / steps for k in range(steps + 1)]
+        for k in range(steps):
+            levels = levels_of_steps(sigmas, k / steps, (k + 1) / steps)
+            move = WordsMove(strength=1.0, towards="", levels=levels)
+            assert [i for i in range(steps) if move.acts_at(sigmas[i])] == [k]
+
+    def test_a_share_without_a_step(self):
+        with pytest.raises(NoiseLevelsError, match="No step of this run begins in the share from 0.3 to 0.45 of it"):
+            levels_of_steps(self.SIGMAS, 0.3, 0.45)
+
+    def test_levels_that_differ_by_rounding_are_the_same(self):
+        move = WordsMove(strength=1.0, towards="", levels=(0.45, 0.15))
+        for sigma, acts in ((0.45, True), (0.15, False)):
+            for factor in (1 - 1e-6, 1.0, 1 + 1e-6):
+                assert move.acts_at(sigma * factor) == acts
+        assert not move.acts_at(0.46)
+        assert move.acts_at(0.16)
+
+    @pytest.mark.parametrize("recorded", [False, True])
+    @pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
+    def test_outside_of_it_the_words_are_not_asked_for(self, sampler, recorded):
+        """A sampler that predicts at the end of a step, too, is decided by the level there."""
+        _, asked, _ = self.run(analytic("flow"), sampler, (0.45, 0.15), recorded=recorded)
+        assert set(asked) == {0.45, 0.3}
+
+    def test_before_it_the_picture_stays_and_after_it_the_response_goes_on(self):
+        model = analytic("flow")
+        whole, *_ = self.run(model, sample_euler)
+        first, asked, evaluations = self.run(model, sample_euler, (0.6, 0.3))
+        assert asked == [0.6, 0.45]
+        # the first step is on the path; after the words the source is asked for at the moved point and on the path
+        assert sorted(evaluations) == 7 * ["source"] + 2 * ["target"]
+        assert not torch.allclose(first, model.x0, atol=1e-2)
+        assert not torch.allclose(first, whole, atol=1e-3)
+        late, asked, evaluations = self.run(model, sample_euler, (0.15, -1.0))
+        assert asked == [0.15]
+        assert sorted(evaluations) == ["source", "target"]  # nothing before it
+        x_ref = 0.85 * model.x0 + 0.15 * model.denoiser.noise_of(model.x, model.x0, model.sigma)
+        change = model.denoiser(x_ref, 0.15, "target") - model.denoiser(x_ref, 0.15)
+        assert torch.allclose(late, model.x0 + change, atol=1e-10)
+
+    def test_the_parts_of_a_run_add_up(self):
+        """Two ranges side by side are the whole."""
+        model = analytic("flow")
+        noise = model.denoiser.noise_of(model.x, model.x0, model.sigma)
+        ends = []
+        for ranges in ([None], [(0.6, 0.3), (0.3, -1.0)]):
+            moves = [WordsMove(strength=0.8, towards="target", levels=levels) for levels in ranges]
+            anchor, asked = anchored(model, model.x0, noise, *moves), Predictions(model)
+            ends.append(
+                sample_euler(
+                    model.denoiser.scale, model.x, list(self.SIGMAS), lambda x, s, a=anchor, p=asked: a(x, s, p)
+                )
+            )
+        assert torch.allclose(*ends, atol=1e-12)
+
+    def test_at_strength_zero_it_is_the_picture(self, model):
+        move = WordsMove(strength=0.0, towards="target", levels=(0.45, 0.15))
+        anchor, predictions = anchored(model, model.x0, seeded_noise(model.x0, 3), move), Predictions(model)
+        assert torch.equal(anchor(anchor.reference(0.3), 0.3, predictions), model.x0)
+        assert not predictions.calls
 
 
 class TestCache:

@@ -200,6 +200,36 @@ class TestExplore:
         for changes in ({"seed": 1}, {"derivatives": "forward only"}, {"key": "another model"}, {"count": 17}):
             assert found(**changes)[1] > 0
 
+    @pytest.mark.parametrize("derivatives", ["automatic", "forward only"])
+    def test_asking_for_more_takes_only_what_is_missing(self, derivatives):
+        """On a model with 144 falling singular values, which neither search gets through."""
+        generator = torch.Generator().manual_seed(1)
+        left = torch.linalg.qr(torch.randn(144, 144, generator=generator))[0].double()
+        matrix = (left * torch.linspace(1.0, 0.3, 144).double()) @ left.T
+        denoiser = Denoiser(lambda x, sigma: (x.flatten(1) @ matrix.T).view_as(x), lambda sigma: (1.0, sigma))
+        x = torch.randn(1, 4, 6, 6, generator=generator).double()
+        cache = ReferenceCache()
+
+        def found(count, cache):
+            before = denoiser.counter.evaluations
+            search = Search(denoiser, x, 1.0, None, Settings(count=count, derivatives=derivatives), cache=cache)
+            return explore(search), denoiser.counter.evaluations - before, search.notes
+
+        _, first, _ = found(12, cache)
+        moves, second, notes = found(40, cache)
+        fresh, at_once, _ = found(40, ReferenceCache())
+        assert [torch.allclose(a.vector, b.vector) for a, b in zip(moves, fresh, strict=True)] == [True] * len(fresh)
+        check = notes["self_check"]["evaluations"]
+        assert first + second == at_once + check  # the graphs of the first check are gone
+        assert second < at_once
+        assert found(40, cache)[1] == found(12, cache)[1] == 0
+        # what the space spans is that of one longer search
+        vectors = torch.stack([move.vector.flatten() for move in moves])
+        assert torch.allclose(vectors @ vectors.T, torch.eye(len(moves)).double(), atol=1e-8)
+        effects = vectors @ matrix.T
+        assert torch.allclose(effects, torch.stack([move.effect.flatten() for move in moves]), atol=3e-2)
+        assert len(moves) > 16
+
     @pytest.mark.parametrize("room", [0, 300, 1000, 5000])
     def test_a_cache_that_holds_a_part_of_the_products(self, model, mask, room):
         cache = ReferenceCache(max_bytes=room)

@@ -29,9 +29,15 @@ CHANGED = {
     "projection": PROJECT_AFTER,
     "path": GUIDED,
     "path_steps": 3,
+    "path_delta": 3.0,
+    "path_gamma": 0.3,
 }
-# settings that count only beside others
-BESIDE = {"path_steps": {"path": GUIDED}}
+# what a setting has an effect beside
+BESIDE = {
+    "guided": {"guidance": 2.0},
+    "guidance": {"guided": True},
+    **dict.fromkeys(("path_steps", "path_delta", "path_gamma"), {"path": GUIDED}),
+}
 # what a record may name beside the fields of Settings
 FURTHER = {"mask", "decode", "features", "free"}
 
@@ -151,9 +157,9 @@ class TestRuns:
 
     @pytest.mark.parametrize("name", SEARCHES)
     @pytest.mark.parametrize("derivatives", DERIVATIVES)
-    @pytest.mark.parametrize("guidance", [1.0, 3.0])
-    def test_evaluations_are_near_what_it_takes(self, model, mask, name, derivatives, guidance):
-        search = model.search(mask, derivatives=derivatives, guidance=guidance, keep=1)
+    @pytest.mark.parametrize(("guidance", "guided"), [(1.0, False), (3.0, False), (3.0, True)])
+    def test_evaluations_are_near_what_it_takes(self, model, mask, name, derivatives, guidance, guided):
+        search = model.search(mask, derivatives=derivatives, guidance=guidance, guided=guided, keep=1)
         METHODS[name].run(search)
         ratio = METHODS[name].evaluations(search.settings, mask is not None) / model.denoiser.counter.evaluations
         assert abs(math.log(ratio)) < math.log(3)

@@ -218,7 +218,10 @@ class TestGuided:
             )
             return Search(denoiser, x, 30.0, None, Settings(path=GUIDED, path_steps=2))
 
-        (rounded,), (exact,) = (pullback(search(which), delta=0.05) for which in (True, False))
+        (rounded,), (exact,) = (
+            pullback(replace(search(which), settings=replace(search(which).settings, path_delta=0.05)))
+            for which in (True, False)
+        )
         assert exact.notes["path_delta"] == 0.05
         assert rounded.notes["path_delta"] == pytest.approx(0.08 * float(x.norm()) / math.sqrt(901))
         assert cosine(rounded.vector, exact.vector) > 0.99
@@ -336,12 +339,14 @@ class TestRefusals:
         with pytest.raises(FeaturesShapeError, match=f"at layer 'planted' have the shape {shape} for 1 latents"):
             pullback(search)
 
-    def test_features_that_the_prediction_does_not_use(self):
+    @pytest.mark.parametrize("derivatives", ["automatic", "central differences"])
+    @pytest.mark.parametrize("rounding", [0.0, 1e-9])
+    def test_features_that_the_prediction_does_not_use(self, rounding, derivatives):
         counter = EvaluationCounter()
 
         def predict(x, sigma):
             counter.forward(len(x))
-            return torch.cat([x[:, :1].tanh(), torch.ones_like(x[:, 1:])], dim=1)
+            return torch.cat([x[:, :1].tanh(), 1 + rounding * x[:, 1:]], dim=1)
 
         def read(x, sigma, prompt):
             return x[:, 1:].sin()
@@ -349,7 +354,7 @@ class TestRefusals:
         x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         denoiser = Denoiser(predict, lambda sigma: (1.0, sigma), counter, features=Features(read, "planted"))
         with pytest.raises(NothingToMoveError, match="do not change its prediction"):
-            pullback(Search(denoiser, x, 1.0, None, Settings(count=2)))
+            pullback(Search(denoiser, x, 1.0, None, Settings(count=2, derivatives=derivatives)))
 
     def test_forward_only_still_takes_a_backward_pass(self, model):
         """It cannot do without, as T-LOCO."""

@@ -17,6 +17,7 @@ from latent_directions.core.errors import (
     ZeroDerivativeError,
 )
 from latent_directions.core.inversion import seeded_noise
+from latent_directions.core.linalg import relative_error
 from latent_directions.core.operators import (
     DIFFERENCE_STEP,
     DIFFERENCES,
@@ -25,7 +26,14 @@ from latent_directions.core.operators import (
     ONE_SIDED,
     Jacobian,
 )
-from latent_directions.core.self_check import PASSED, at_every_scale, self_check
+from latent_directions.core.self_check import (
+    AGREEMENT,
+    DIFFERENCE_STEPS,
+    KINK_AGREEMENT,
+    PASSED,
+    at_every_scale,
+    self_check,
+)
 
 
 def product_error(model, jacobian) -> float:
@@ -343,3 +351,36 @@ def test_a_bug_of_this_package_is_no_failure_of_a_derivative(model):
     """Here the `with` of an operator's own code fails, for it is given no context."""
     with pytest.raises((TypeError, AttributeError), match="context manager|__enter__"):
         self_check(replace(model.operator(), differentiable=lambda backward: None))
+
+
+class TestKinks:
+    """A network of ReLUs changes its slope within every step of a difference."""
+
+    @staticmethod
+    def network(tangent: float = 1.0, gradient: float = 1.0) -> Jacobian:
+        generator = torch.Generator().manual_seed(0)
+        size, width = 64, 4096
+        first = torch.randn(width, size, generator=generator).double() / size**0.5
+        second = torch.randn(size, width, generator=generator).double() / width**0.5
+
+        def function(points):
+            return Identity.apply(torch.relu(points @ first.T) @ second.T, tangent, gradient)
+
+        return Jacobian(function, torch.randn(1, size, generator=generator).double())
+
+    def test_right_products_pass(self):
+        jacobian = self.network()
+        v = at_every_scale(jacobian.x, 0)
+        product = jacobian.matvec(v)
+        usual = min(relative_error(jacobian.difference(v, step)[0], product) for step in DIFFERENCE_STEPS)
+        assert usual > AGREEMENT  # which the steps for smooth functions take for a fault
+        check = self_check(jacobian)
+        assert check.sentence == PASSED
+        assert check.jacobian.mode == FORWARD_AD
+        assert check.difference <= KINK_AGREEMENT
+        assert check.backward
+
+    @pytest.mark.parametrize("tangent", [0.97, 1.03])
+    def test_wrong_products_do_not(self, tangent):
+        check = self_check(self.network(tangent, tangent))
+        assert check.jacobian.mode == DIFFERENCES

@@ -1,0 +1,75 @@
+"""What directions do at an encoded picture: runs `core` at its noisy latent, for nodes that measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..core.denoiser import SOURCE, Denoiser
+from ..core.search import FORWARD_ONLY, Search, Settings, check_evaluations
+from .anchored import without_anchor
+from .errors import InputError
+from .host import family_of, run
+from .prompts import negative_prompt
+from .sockets import Inversion
+
+Result = TypeVar("Result")
+SETTINGS = Settings(derivatives=FORWARD_ONLY)
+
+
+def at_picture(
+    model: ModelPatcher,
+    inversion: Inversion,
+    body: Callable[[Search], Result],
+    *,
+    expected: float,
+    block: int | None = None,
+) -> tuple[Result, dict]:
+    """Run `body` on a search at the noisy latent of a picture, whose derivatives need no backward pass.
+
+    Args:
+        model: the MODEL; it is left as it was.
+        inversion: of one picture; its sliders do not count.
+        body: what is done there.
+        expected: evaluations that it is expected to take beside one self-check, for the progress bar.
+        block: the block whose features can be read, as `find_layer` numbers them; None for none.
+
+    Returns:
+        What `body` returned, and what goes into a report: the notes of the search, evaluations, seconds and memory.
+
+    Raises:
+        InputError: the model is of another family than that of the inversion, or there are several pictures.
+    """
+    _check(model, inversion)
+    bare = without_anchor(model)
+    prompts = {SOURCE: inversion.positive} | negative_prompt(bare, 1.0, inversion.negative or None)
+
+    def searching(denoiser: Denoiser, x0: Tensor) -> tuple[Result, dict]:
+        x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
+        search = Search(denoiser, x, inversion.sigma, settings=SETTINGS)
+        return body(search), search.notes
+
+    evaluations = round(check_evaluations(SETTINGS, False) + expected)
+    (result, notes), cost = run(
+        bare, prompts, inversion.latent, inversion.sigma, searching, expected=evaluations, block=block
+    )
+    return result, notes | cost
+
+
+def _check(model: ModelPatcher, inversion: Inversion) -> None:
+    if family_of(model) != inversion.family:
+        msg = (
+            f"'model' is of the family {family_of(model)}, but the picture was inverted with {inversion.family}."
+            " Connect the model that Invert Image used."
+        )
+        raise InputError(msg)
+    pictures = inversion.latent["samples"].shape[0]
+    if pictures != 1:
+        msg = (
+            f"'inversion' holds {pictures} pictures, and what a move does is measured on one. Take one picture out of"
+            " the batch (Latent From Batch) before Invert Image."
+        )
+        raise InputError(msg)
