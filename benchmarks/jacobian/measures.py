@@ -7,7 +7,6 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.eim.statistics import difference_of_means, paired_interval
-from benchmarks.jacobian.subjects import REGIONS
 from latent_directions.demo.world import ATTRIBUTES
 
 PLAIN = 0.5  # change of an attribute that is plain: in standard deviations, or of a class's probability
@@ -36,7 +35,7 @@ def leakage_ratio(inside: float, outside: float) -> float:
     return outside / max(inside + outside, 1e-12)
 
 
-def attribute_changed(change: np.ndarray, region: str) -> str | None:
+def attribute_changed(change: np.ndarray, inside: Sequence[str]) -> str | None:
     """The attribute of a region that an edit has changed alone, or None: local-edit success.
 
     It changes plainly, and by more than all attributes outside the region together. The paper's people say whether only
@@ -44,17 +43,16 @@ def attribute_changed(change: np.ndarray, region: str) -> str | None:
 
     Args:
         change: of every attribute, in the order of ATTRIBUTES.
-        region: a key of REGIONS.
+        inside: names of the attributes of the region.
     """
     size = dict(zip(NAMES, np.abs(change), strict=True))
-    most = max(REGIONS[region], key=size.get)
-    others = outside_change(change, region)
-    return most if size[most] >= PLAIN and size[most] > others else None
+    most = max(inside, key=size.get)
+    return most if size[most] >= PLAIN and size[most] > outside_change(change, inside) else None
 
 
-def outside_change(change: np.ndarray, region: str) -> float:
-    """Sum of the sizes of the changes of all attributes outside a region."""
-    return float(sum(abs(value) for name, value in zip(NAMES, change, strict=True) if name not in REGIONS[region]))
+def outside_change(change: np.ndarray, inside: Sequence[str]) -> float:
+    """Sum of the sizes of the changes of all attributes that are not of the region."""
+    return float(sum(abs(value) for name, value in zip(NAMES, change, strict=True) if name not in inside))
 
 
 def carries_over(change: np.ndarray, other: np.ndarray) -> bool:

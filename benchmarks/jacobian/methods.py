@@ -40,19 +40,12 @@ class Finder:
         masked: whether `find` sees the region; otherwise of CANDIDATES moves those are taken whose effect J v has the
             largest share of its energy inside the region, which favours the method.
         held: whether the slider acts inside the region alone at every sampling step.
-        needs: a setting that the pack's LOCO must read for it.
     """
 
     find: Callable[[Search, Encoded, int], Tensor]
     settings: Settings = field(default_factory=lambda: Settings(count=KEPT))
     masked: bool = True
     held: bool = False
-    needs: str | None = None
-
-    @property
-    def available(self) -> bool:
-        """Whether this version of the pack has what the method needs."""
-        return self.needs is None or self.needs in OF_THE_PACK["LOCO"].reads
 
 
 class Look(NamedTuple):
@@ -141,7 +134,7 @@ NO_NULL_SPACE = Settings(count=KEPT, null_rank=0)
 FINDERS = {
     "LOCO": Finder(LOCO),
     "LOCO, no null space": Finder(LOCO, NO_NULL_SPACE),
-    "LOCO, projected after": Finder(LOCO, Settings(count=KEPT, projection=PROJECT_AFTER), needs="projection"),
+    "LOCO, projected after": Finder(LOCO, Settings(count=KEPT, projection=PROJECT_AFTER)),
     "LOCO, region held": Finder(LOCO, held=True),
     "rotated LOCO": Finder(ROTATED),
     "rotated LOCO, region held": Finder(ROTATED, held=True),

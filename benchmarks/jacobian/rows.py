@@ -93,10 +93,11 @@ def measured(subject: Subject, method: str, number: int, partner: int) -> dict:
     with counted(subject.bench.model, counter):
         edits = [edited(here, found.directions[0], sign) for sign in SIGNS]
         reached = [edit for edit in edits if edit["reached"]]
-        best = min(reached, key=lambda edit: _share_outside(edit, here.region), default=None)
+        best = min(reached, key=lambda edit: _share_outside(edit, here.attributes), default=None)
         elsewhere = {} if best is None else _elsewhere(subject, number, partner, found, best)
     return {
         "region": here.region,
+        "attributes": here.attributes,
         "evaluations": found.evaluations,
         "seconds": found.seconds,
         "sampling_evaluations": counter.evaluations,
@@ -111,8 +112,8 @@ def measured(subject: Subject, method: str, number: int, partner: int) -> dict:
     } | elsewhere
 
 
-def _share_outside(edit: dict, region: str) -> float:
-    outside, total = outside_change(edit["changes"], region), float(np.abs(edit["changes"]).sum())
+def _share_outside(edit: dict, inside: list[str]) -> float:
+    outside, total = outside_change(edit["changes"], inside), float(np.abs(edit["changes"]).sum())
     return outside / max(total, 1e-12)
 
 

@@ -14,8 +14,9 @@ differently. Figures are interpolated linearly in that change between the two ru
 long as the noise is; one that does not reach the change has failed.
 
 Local success: to one side at least, an attribute of the region changes by 0.5 standard deviations (or 0.5 of its
-probability) and by more than all attributes outside the region together. The paper has people say whether one feature
-alone has been edited. Leakage ratio: |change outside| / (|outside| + |inside|) in pixels, mean of both sides.
+probability) and by more than all attributes outside the region together; an attribute is of the region when at least
+half of what changes in the drawing with it lies there. The paper has people say whether one feature alone has been
+edited. Leakage ratio: |change outside| / (|outside| + |inside|) in pixels, mean of both sides.
 Attributes outside: the sum of the changes of all attributes that are not the region's. Transfer success: of the local
 edits, those that at the same strength on another portrait change the same attribute most, plainly and to the same side.
 Linearity error: |D(x + s v) - D(x) - s J v| / |s J v| at strengths s; norm ratio and cosine are the paper's, between
@@ -92,17 +93,6 @@ def tuning_lines(subject: Subject, kept: RowFile) -> list[dict]:
     return lines
 
 
-def available(names: Iterable[str]) -> list[str]:
-    """The methods that this version of the pack has all parts of; says what the others need."""
-    found = []
-    for name in names:
-        if FINDERS[name].available:
-            found.append(name)
-        else:
-            print(f"{name} is left out: LOCO does not read the setting '{FINDERS[name].needs}' in this version.")
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its tables."""
     options = _parser().parse_args(arguments)
@@ -112,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.tune:
             print_table([line for subject in subjects for line in tuning_lines(subject, kept)])
             return
-        methods = available(options.methods or FINDERS)
+        methods = options.methods or list(FINDERS)
         found = [row for one in subjects for row in edit_rows(one, methods, kept, 1 if quick else options.portraits)]
         for title, lines in (
             ("Edits at the same change", tables.by_method(found)),

@@ -33,12 +33,12 @@ from scripts.environment import ROOT
 Result = TypeVar("Result")
 HELD_OUT, TUNING = 120411, 120412  # seeds of the portraits
 PROMPT, STEPS = "a face", 8
-# Attributes that are drawn inside a region. The brows are drawn above the box of the eyes, so they are outside of it.
 REGIONS = {
     "mouth": ("smile", "mouth_opening"),
-    "eyes": ("eye_size", "glasses"),
-    "hair": ("hair_length", "hair_colour"),
-}
+    "eyes": ("eye_size",),
+    "hair": ("hair_length",),
+}  # and what is drawn there
+INSIDE = 0.5  # share of an attribute's drawn change that lies inside a region where the attribute belongs to it
 DDPM_FOLDERS = Path(WEIGHTS) / "ddpm", ROOT / ".cache" / "demo" / "ddpm"
 DRAWN = 40  # tuning portraits by which `wanted_change` is drawn
 POOL = 32  # tuning portraits whose features have principal components
@@ -143,6 +143,7 @@ class Encoded:
         pixels: these cells in pixels, (H, W) of 0 and 1.
         unmoved: the run at strength 0.
         wanted: the change inside the region at which edits are compared (`wanted_change`).
+        attributes: names of those that belong to the region (`attributes_inside`).
         searches: results of searches here, by what they were.
         pool: clean latents of other portraits.
     """
@@ -165,6 +166,7 @@ class Encoded:
         self.pixels = in_pixels(self.cells, image.shape[1])
         self.unmoved = self.sampled()
         self.wanted = wanted_change(region, image.shape[1], tuple(samples.shape))
+        self.attributes = attributes_inside(portrait, self.pixels)
 
     def sampled(self, *sliders: tuple[Direction, float]) -> Sampled:
         """What ComfyUI's euler gives with these sliders, chained as in a graph, at guidance 1."""
@@ -209,24 +211,43 @@ def in_pixels(cells: Tensor, size: int) -> np.ndarray:
     return torch.nn.functional.interpolate(cells, (size, size), mode="nearest")[0, 0].numpy()
 
 
+def drawn_otherwise(portrait: Portrait, name: str) -> Portrait:
+    """The portrait with an attribute one standard deviation nearer to the other end of its range, or another class."""
+    attribute, value = ATTRIBUTES[name], getattr(portrait, name)
+    if attribute.kind != "continuous":
+        return replace(portrait, **{name: next(other for other in attribute.classes if other != value)})
+    towards = 1 if value < (attribute.low + attribute.high) / 2 else -1
+    return replace(portrait, **{name: value + towards * spread(attribute)})
+
+
+def attributes_inside(portrait: Portrait, pixels: np.ndarray) -> list[str]:
+    """The attributes that belong to a region of a portrait.
+
+    Where one is drawn otherwise, a share of at least INSIDE of the squared change lies inside the region's pixels,
+    (H, W) of 0 and 1. So which they are does not depend on a model, but on how the region's cells lie.
+    """
+    found, before = [], draw(portrait, len(pixels)).astype(float)
+    for name in ATTRIBUTES:
+        square = np.square(draw(drawn_otherwise(portrait, name), len(pixels)) - before)
+        if square[pixels > 0].sum() >= INSIDE * square.sum():
+            found.append(name)
+    return found
+
+
 @functools.cache
 def wanted_change(region: str, size: int, shape: tuple[int, ...]) -> float:
     """Root mean square change of the region's pixels, in 8-bit steps, when one standard deviation more is drawn.
 
-    It is the mean over the region's continuous attributes and DRAWN tuning portraits, drawn at the model's size without
+    It is the mean over the attributes that REGIONS names and DRAWN tuning portraits, drawn at the model's size without
     any model, so that no method has a say in it.
     """
-    names = [name for name in REGIONS[region] if ATTRIBUTES[name].kind == "continuous"]
     found = []
     for number in range(DRAWN):
         portrait = sample_portrait(np.random.default_rng([TUNING, number]))
         pixels = in_pixels(cells_of(portrait, region, shape), size)
-        for name in names:
-            attribute, value = ATTRIBUTES[name], getattr(portrait, name)
-            up = value < (attribute.low + attribute.high) / 2
-            moved = replace(portrait, **{name: value + (spread(attribute) if up else -spread(attribute))})
-            change = draw(moved, size).astype(float) - draw(portrait, size)
-            found.append((np.square(change)[pixels > 0]).mean() ** 0.5)
+        for name in REGIONS[region]:
+            change = draw(drawn_otherwise(portrait, name), size).astype(float) - draw(portrait, size)
+            found.append(np.square(change)[pixels > 0].mean() ** 0.5)
     return float(np.mean(found))
 
 

@@ -27,7 +27,9 @@ ORDER = {
 
 def succeeded(row: dict) -> bool:
     """Whether an edit to either side changed an attribute of the region alone."""
-    return any(edit["reached"] and attribute_changed(np.array(edit["changes"]), row["region"]) for edit in row["edits"])
+    return any(
+        edit["reached"] and attribute_changed(np.array(edit["changes"]), row["attributes"]) for edit in row["edits"]
+    )
 
 
 def leakage(row: dict) -> float | None:
@@ -44,7 +46,7 @@ def best_change(row: dict) -> np.ndarray | None:
 def transferred(row: dict) -> bool | None:
     """Whether a local edit changed the same on another picture; None where it was no local edit."""
     change = best_change(row)
-    if change is None or not attribute_changed(change, row["region"]):
+    if change is None or not attribute_changed(change, row["attributes"]):
         return None
     return carries_over(change, np.array(row["on_another_picture"]))
 
@@ -90,7 +92,7 @@ def by_method(rows: Sequence[dict]) -> list[dict]:
         mine = [row for row in of_model if row["key"]["method"] == method]
         carried = [one for row in mine if (one := transferred(row)) is not None]
         outside = [
-            outside_change(np.array(edit["changes"]), row["region"])
+            outside_change(np.array(edit["changes"]), row["attributes"])
             for row in mine
             for edit in row["edits"]
             if edit["reached"]

@@ -15,9 +15,10 @@ from benchmarks.jacobian.run import main
 from latent_directions.core.denoiser import Denoiser
 from latent_directions.core.operators import Jacobian
 from latent_directions.core.search import Search
-from latent_directions.demo.world import ATTRIBUTES, sample_portrait
+from latent_directions.demo.world import ATTRIBUTES, Portrait, masks, sample_portrait
 
 NAMES = list(ATTRIBUTES)
+MOUTH, EYES = ["smile", "mouth_opening"], ["eye_size", "glasses"]
 
 
 def change(**values: float) -> np.ndarray:
@@ -25,7 +26,7 @@ def change(**values: float) -> np.ndarray:
 
 
 def row(method: str, picture: int, *edits: dict, **more) -> dict:
-    made = {"key": {"model": "MMDiT", "method": method, "picture": picture}, "region": "mouth", "edits": list(edits)}
+    made = {"key": {"model": "MMDiT", "method": method, "picture": picture}, "attributes": MOUTH, "edits": list(edits)}
     return made | {"best": 0, "on_another_picture": change(smile=1).tolist()} | more
 
 
@@ -51,10 +52,10 @@ def test_change_inside_and_outside_of_a_region():
 
 def test_a_local_edit_changes_an_attribute_of_the_region_plainly_and_alone():
     changed = measures.attribute_changed
-    assert changed(change(smile=-0.9, mouth_opening=0.6), "mouth") == "smile"
-    assert changed(change(smile=0.4), "mouth") is None
-    assert changed(change(smile=0.9, hat=-0.5, glasses=0.5), "mouth") is None
-    assert changed(change(hat=-0.5, glasses=0.9), "eyes") == "glasses"
+    assert changed(change(smile=-0.9, mouth_opening=0.6), MOUTH) == "smile"
+    assert changed(change(smile=0.4), MOUTH) is None
+    assert changed(change(smile=0.9, hat=-0.5, glasses=0.5), MOUTH) is None
+    assert changed(change(hat=-0.5, glasses=0.9), EYES) == "glasses"
 
 
 def test_a_direction_carries_over_where_the_same_changes_to_the_same_side():
@@ -161,6 +162,20 @@ def test_rows_are_kept_and_a_cut_line_is_dropped(tmp_path):
     again = rows.RowFile(path)
     assert [again.get({"n": n}, measure)["value"] for n in (2, 3)] == [2, 3]
     assert [json.loads(line)["key"]["n"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_an_attribute_belongs_to_the_region_in_which_it_is_drawn():
+    portrait = Portrait(hair_length=0.9)
+    found = {
+        region: subjects.attributes_inside(portrait, masks(portrait)[region]) for region in ("mouth", "eyes", "hair")
+    }
+    assert found["mouth"] == ["smile", "mouth_opening"]
+    assert found["eyes"] == ["eye_size", "glasses"]
+    assert "hair_colour" in found["hair"] and "background" not in found["hair"]
+    everywhere, upper = np.ones((64, 64)), np.zeros((64, 64))
+    assert subjects.attributes_inside(portrait, everywhere) == NAMES
+    upper[16:24] = 1  # a row of the latent's cells, in which the brows are
+    assert subjects.attributes_inside(Portrait(), upper) == ["brow_angle"]
 
 
 def test_the_wanted_change_is_that_of_a_drawn_standard_deviation():
