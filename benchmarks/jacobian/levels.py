@@ -27,8 +27,7 @@ def dense(jacobian: Jacobian) -> Tensor:
 
 
 def energies(matrix: Tensor) -> Tensor:
-    """Squared singular values of a matrix, ascending, in float64."""
-    matrix = matrix.double()
+    """Squared singular values of a matrix, ascending; the shares that are asked for do not need float64."""
     return torch.linalg.eigvalsh(matrix.T @ matrix)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks.eim.statistics import difference_of_means, paired_interval
 from benchmarks.jacobian.measures import (
+    FEWEST,
     attribute_changed,
     carries_over,
     cosine,
@@ -77,8 +78,8 @@ def pairs_of(rows: Sequence[dict], first: str, second: str, value) -> np.ndarray
 
 
 def difference(pairs: np.ndarray) -> str:
-    """Mean difference of pairs with its 95 % interval, "-" where there are none."""
-    if not len(pairs):
+    """Mean difference of pairs with its 95 % interval, "-" where there are fewer than FEWEST."""
+    if len(pairs) < FEWEST:
         return "-"
     low, high = paired_interval(pairs, difference_of_means)
     return f"{float(difference_of_means(pairs)):+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -147,6 +147,8 @@ def test_the_order_compares_the_same_portraits():
     assert lines["null space helps"]["by local success"].startswith("holds, +1.000")
     assert lines["null space helps"]["by leakage"].startswith("holds, +0.500")
     assert lines["LOCO above pullback"]["by leakage"] == "not decided, 0 pairs"
+    assert tables.difference(pairs) == "+1.000 [+1.000, +1.000]"
+    assert tables.difference(pairs[:5]) == "-"
 
 
 def test_rows_are_kept_and_a_cut_line_is_dropped(tmp_path):
