@@ -1,0 +1,1 @@
+"""The Jacobian methods side by side on three trained models, by the properties that their papers claim."""
