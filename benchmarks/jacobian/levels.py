@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from benchmarks.jacobian.measures import ENERGY, PAPER_ENERGY, rank_share
+from benchmarks.jacobian.measures import PAPER_ENERGY
 from benchmarks.jacobian.subjects import Subject
 from latent_directions.core.denoiser import SOURCE
-from latent_directions.core.geometry import curvedness
+from latent_directions.core.geometry import curvedness, rank_share
 from latent_directions.core.operators import Jacobian
 from latent_directions.core.search import Search, Settings
 
@@ -26,13 +26,13 @@ def dense(jacobian: Jacobian) -> Tensor:
     return torch.cat(columns).T
 
 
-def energies(matrix: Tensor) -> Tensor:
-    """Squared singular values of a matrix, ascending; the shares that are asked for do not need float64."""
-    return torch.linalg.eigvalsh(matrix.T @ matrix)
+def singular_values(matrix: Tensor) -> Tensor:
+    """Those of a matrix, ascending, by the eigenvalues of A'A: the shares that are asked for need no more digits."""
+    return torch.linalg.eigvalsh(matrix.T @ matrix).clamp_min(0).sqrt()
 
 
 def measured(subject: Subject, level: float) -> dict:
-    """Shares of singular values that hold ENERGY and the paper's PAPER_ENERGY, of dD/dx and d eps/dx; and curvedness.
+    """Shares of singular values that hold 99 % and the paper's PAPER_ENERGY, of dD/dx and d eps/dx; and curvedness.
 
     The Jacobians are those of portrait 0; the lines go from it to the portraits of ENDS, all inverted to the level.
     """
@@ -43,12 +43,12 @@ def measured(subject: Subject, level: float) -> dict:
         a, b = denoiser.scale(sigma)
         matrix = dense(search.jacobian())
         of_noise = (torch.eye(len(matrix)) - a * matrix) / b
-        found = {name: energies(one) for name, one in (("D", matrix), ("eps", of_noise))}
+        found = {name: singular_values(one) for name, one in (("D", matrix), ("eps", of_noise))}
         lines = [curvedness(lambda x: denoiser.features.read(x, sigma, SOURCE), search.x, end) for end in ends]
         return {
             "sigma": sigma,
             "dimensions": len(matrix),
-            "D": rank_share(found["D"], ENERGY),
+            "D": rank_share(found["D"]),
             "D_paper": rank_share(found["D"], PAPER_ENERGY),
             "eps_paper": rank_share(found["eps"], PAPER_ENERGY),
             "curvedness": sum(lines) / len(lines),

@@ -13,7 +13,7 @@ PLAIN = 0.5  # change of an attribute that is plain: in standard deviations, or 
 NEAR = 0.05  # relative distance from the wanted change that ends the search for a strength
 STRIDE = 6.0  # the most by which the next strength is larger than the last
 FEWEST = 6  # pairs without which nothing is decided
-ENERGY, PAPER_ENERGY = 0.99, 0.99**2
+PAPER_ENERGY = 0.99**2
 NAMES = list(ATTRIBUTES)
 
 
@@ -91,19 +91,6 @@ def linearity(value: Tensor, effect: Tensor, moved: Tensor) -> tuple[float, floa
     expected = value + effect
     error = float((moved - expected).norm() / effect.norm().clamp_min(1e-12))
     return error, float(moved.norm() / expected.norm()), cosine(moved, expected)
-
-
-def rank_share(energies: Tensor, energy: float) -> float:
-    """The smallest share of singular values whose squares sum up to more than `energy` of all: low-rankness.
-
-    The paper's rank ratio (equation 10) has 0.99 squared for `energy`.
-
-    Args:
-        energies: squared singular values (N,), in any order.
-        energy: between 0 and 1.
-    """
-    part = energies.clamp_min(0).sort(descending=True).values.cumsum(0)
-    return int((part <= energy * part[-1]).sum() + 1) / len(part)
 
 
 def find_strengths(change_at: Callable[[float], float], wanted: float, longest: float, tries: int = 4) -> None:

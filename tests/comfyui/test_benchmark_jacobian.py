@@ -77,13 +77,6 @@ def test_composition_and_linearity_of_exact_cases():
     assert (error, ratio, cosine) == pytest.approx((5**0.5, 2, 0))
 
 
-def test_rank_share_is_the_first_that_has_more_than_the_energy():
-    energies = torch.tensor([90.0, 9, 0.9, 0.1])
-    assert measures.rank_share(energies.flip(0), 0.98) == 0.5
-    assert measures.rank_share(energies, 0.99) == 0.75
-    assert measures.rank_share(torch.ones(10), 0.99**2) == 1.0
-
-
 @pytest.mark.parametrize("power", [0.6, 1.0, 2.0])
 @pytest.mark.parametrize("scale", [0.5, 3.0, 20.0])
 def test_the_wanted_change_is_found_in_few_runs_and_figures_are_between_them(scale, power):
@@ -195,7 +188,7 @@ def test_a_dense_jacobian_and_the_directions_of_the_predicted_noise():
     denoiser = Denoiser(lambda x, sigma: (x.flatten(1) @ matrix.T).view_as(x), lambda sigma: (0.6, 0.8))
     found = levels.dense(Jacobian(lambda x: denoiser.predict(x, 1.0), x))
     assert torch.allclose(found.double(), matrix, atol=1e-6)
-    assert torch.allclose(levels.energies(found), torch.linspace(0, 1, 75).double() ** 2, atol=1e-5)
+    assert torch.allclose(levels.singular_values(found), torch.linspace(0, 1, 75).double(), atol=1e-6)
     search = Search(denoiser, x, 1.0)
     moves = noise_jacobian(search, None, 0).flatten(1)
     of_noise = (torch.eye(75).double() - 0.6 * matrix) / 0.8

@@ -215,7 +215,6 @@ class TestLoco:
         assert move.notes["pairs"] == 2
         assert not move.notes["converged"]
 
-
     def test_more_directions_than_there_are(self, model, mask):
         search = model.search(mask, count=SIZE + 6, null_rank=2)
         moves = loco(search)
