@@ -53,9 +53,9 @@ def transferred(row: dict) -> bool | None:
 
 
 def likeness(row: dict, place: str) -> float | None:
-    """Cosine of the attributes' changes here and elsewhere: homogeneity (ours)."""
+    """Cosine of the attributes' changes here and elsewhere: homogeneity (ours); None where that was not measured."""
     change = best_change(row)
-    return None if change is None else cosine(change, np.array(row[place]))
+    return None if change is None or row[place] is None else cosine(change, np.array(row[place]))
 
 
 def mean(values: Iterable) -> float | str:
