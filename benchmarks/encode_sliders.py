@@ -15,8 +15,8 @@ from benchmarks.small_models import HashingClip
 from latent_directions.core.direction import Direction
 from latent_directions.nodes.encode import FRESH, InvertImage
 from latent_directions.nodes.identify import FindDirections
+from latent_directions.nodes.identify_prompts import FOUND
 from latent_directions.nodes.manipulate import outputs, with_slider
-from latent_directions.nodes.search_words import FOUND
 from latent_directions.nodes.sockets import Inversion
 
 FAMILIES = ("demo (SD3)", "sd1", "flux")

@@ -20,9 +20,9 @@ from latent_directions.core.distilled import evenly_spaced
 from latent_directions.nodes.demo_model import DemoPortrait, LoadDemoModel
 from latent_directions.nodes.encode import FRESH, InvertImage
 from latent_directions.nodes.identify import FindDirections
+from latent_directions.nodes.identify_prompts import FOUND
 from latent_directions.nodes.manipulate import sampled, with_slider
 from latent_directions.nodes.quick import SliderStrip
-from latent_directions.nodes.search_words import FOUND
 
 LIVE, STRIP = "live", "Slider Strip"
 PORTRAIT, LEVEL, STEPS = 7, 0.7, 20

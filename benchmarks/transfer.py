@@ -33,7 +33,7 @@ def random_moves(directions: list[Direction], seed: int) -> list[Direction]:
     generator = torch.Generator().manual_seed(seed)
     moves = [torch.randn(one.latent.shape, generator=generator) for one in directions]
     return [
-        replace(one, latent=move / move.norm(), mask=None, method=RANDOM)
+        replace(one, latent=move / move.norm(), mask=None, method=RANDOM, notes={})
         for one, move in zip(directions, moves, strict=True)
     ]
 

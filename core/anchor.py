@@ -314,8 +314,8 @@ def levels_of_steps(sigmas: Sequence[float], start: float, end: float) -> tuple[
     inside = [k for k in range(steps) if start * steps - STEP_ROUNDING <= k < end * steps - STEP_ROUNDING]
     if not inside:
         msg = (
-            f"No step of this run begins in the share from {start:g} to {end:g} of it: of its {steps}, step number k"
-            f" begins at (k - 1) / {steps}."
+            f"No sampling step begins between {start:g} and {end:g}: this run has {steps} steps, each"
+            f" {1 / steps:.2g} of it."
         )
         raise NoiseLevelsError(msg)
     if len(inside) == steps:

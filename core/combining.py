@@ -96,7 +96,7 @@ def held(
     lengths = of_others.norm(dim=1)
     working = lengths > 0
     if not before > 0:
-        msg = "The move changes nothing where it acts, so there is nothing to hold the others' changes against."
+        msg = "The move changes nothing where it acts, so it cannot be combined."
         raise NothingLeftError(msg)
     unit = of_others[working] / lengths[working, None]
     coefficients = damped_least_squares(unit.T, seen, DAMPING) if len(unit) else v.new_zeros(0)
@@ -105,8 +105,8 @@ def held(
     effect_left, move_left = float(left.norm()) / before, float(moved.norm())
     if not (effect_left > LEFT and move_left > 0):
         msg = (
-            f"The others do all that the move does: only {effect_left:.1%} of its effect is left when what they change"
-            " is held."
+            "Nothing of the move is left: all that it changes is what the others change too (only"
+            f" {effect_left:.1%} of its effect remains)."
         )
         raise NothingLeftError(msg)
     return Held(

@@ -60,6 +60,10 @@ class NothingInsideError(NothingToMoveError):
     """The prediction does not change inside the mask."""
 
 
+class CutOffError(NothingToMoveError):
+    """A move lies in a part of the picture that is cut off at another size."""
+
+
 class NothingLeftError(NothingToMoveError):
     """A combination of directions leaves no move."""
 

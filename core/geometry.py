@@ -1,7 +1,7 @@
 """Geometry of subspaces of features: angles, transport from picture to picture, means over pictures, curvedness.
 
 A basis is a tensor (k, ...) of k orthonormal vectors, which stand for the changes of the features h that a picture's
-moves can bring about (`LocalBasis.changes` of core/pullback.py), or for the moves themselves. All is computed in
+moves can bring about (`LocalBasis.changes` of core/local_basis.py), or for the moves themselves. All is computed in
 float64 on the CPU; results have the type and the device of the first argument.
 
 Sources: arXiv 2302.12469 and 2307.12868 with their released code for what is done with such bases; Bjorck and Golub,
@@ -203,7 +203,7 @@ def matched_mean(bases: Sequence[Tensor]) -> MatchedMean:
             open_pairs[i], open_pairs[:, j] = -1.0, -1.0
     average = total / len(bases)
     if torch.linalg.svdvals(average)[-1] <= NOTHING:
-        msg = f"The averages of {len(bases)} bases are not independent of each other, so they have no mean."
+        msg = f"The directions of the {len(bases)} pictures are too different to be averaged one by one."
         raise BasisError(msg)
     return MatchedMean(_shaped(_polar(average), bases[0]), average.norm(dim=1))
 

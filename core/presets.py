@@ -1,4 +1,4 @@
-"""Settings that the papers published or their released code uses, as a table, and what they are on another model.
+"""Settings from the papers or their released code, and how they translate to another model.
 
 Sources: LOCO Edit (arXiv 2409.02374) and the scripts of its code (ChicyChen/LOCO-Edit); the pullback papers (arXiv
 2302.12469, 2307.12868) and their code (enkeejunior1/Diffusion-Pullback). The papers' noisy latents are
@@ -78,16 +78,24 @@ _ROWS = (
     Preset("LOCO, animals (AFHQ, P2)", LOCO, (0.7, 0.7), 1, 10, strength=3.2),
     Preset("LOCO, Stable Diffusion 2.1", LOCO, (0.7, 0.7), 5, 5, guidance=7.5, strength=3.2, decoded=True),
     Preset(
-        "T-LOCO, Stable Diffusion 2.1", T_LOCO, (0.7, 0.7), 1, 5, 7.5, target_guidance=4.0, strength=8.0, decoded=True
+        "T-LOCO, Stable Diffusion 2.1",
+        T_LOCO,
+        (0.7, 0.7),
+        1,
+        5,
+        guidance=7.5,
+        target_guidance=4.0,
+        strength=8.0,
+        decoded=True,
     ),
     Preset("LOCO, DeepFloyd IF", LOCO, (0.75, 0.75), 5, 5, guidance=15.0, strength=12.8),
-    Preset("T-LOCO, DeepFloyd IF", T_LOCO, (0.75, 0.75), 1, 5, 7.5, target_guidance=7.5, strength=10.0),
+    Preset("T-LOCO, DeepFloyd IF", T_LOCO, (0.75, 0.75), 1, 5, guidance=7.5, target_guidance=7.5, strength=10.0),
     # after two of four steps: the third timestep is 499 in today's diffusers and was 519
     Preset("LOCO, LCM in four steps", LOCO, (0.5, 0.52), 5, 5, told_guidance=7.5, strength=9.6, decoded=True),
     Preset("T-LOCO, LCM in four steps", T_LOCO, (0.5, 0.52), 1, 5, told_guidance=7.5, strength=5.0, decoded=True),
-    Preset("Pullback, faces (DDPM)", PULLBACK, (0.6, 1.0), 2, steps=16, gamma=0.1, delta=1.0),
-    Preset("Pullback, Stable Diffusion 2.1", PULLBACK, (0.6, 0.7), 2, steps=16, gamma=1.0, delta=1.0),
-    Preset("Pullback, Stable Diffusion 2.1, far", PULLBACK, (0.6, 0.7), 2, steps=64, gamma=1.0, delta=1.0),
+    Preset("pullback, faces (DDPM)", PULLBACK, (0.6, 1.0), 2, steps=16, gamma=0.1, delta=1.0),
+    Preset("pullback, Stable Diffusion 2.1", PULLBACK, (0.6, 0.7), 2, steps=16, gamma=1.0, delta=1.0),
+    Preset("pullback, Stable Diffusion 2.1, 64 steps", PULLBACK, (0.6, 0.7), 2, steps=64, gamma=1.0, delta=1.0),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ROWS}
 

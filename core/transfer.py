@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .errors import NothingToMoveError
+from .errors import CutOffError, NothingToMoveError
 from .exploration import FARTHEST
 from .linalg import in_float64
 from .self_check import SelfCheck
@@ -100,15 +100,15 @@ def resampled_move(vector: Tensor, step: float, size: tuple[int, int]) -> tuple[
     number of cells.
 
     Raises:
-        NothingToMoveError: nothing of the move is left, as where all of it was cut.
+        CutOffError: nothing of the move is left, as where all of it was cut.
     """
     if tuple(vector.shape[-2:]) == tuple(size):
         return vector, step
     moved = resampled(vector, size)
     norm = float(moved.float().norm())
     if not norm > 0:
-        msg = "Nothing is left of the move at the new size."
-        raise NothingToMoveError(msg)
+        msg = "Nothing of the move is left at this picture's size."
+        raise CutOffError(msg)
     cells = math.prod(size) / math.prod(vector.shape[-2:])
     return moved / norm, step * cells**0.5
 

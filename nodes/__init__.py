@@ -5,18 +5,18 @@ from typing_extensions import override
 
 from . import (
     combine,
-    common,
+    common_directions,
     demo_model,
     diffusers_model,
     encode,
     identify,
+    identify_shown_inputs,
     inspect,
     library,
     manipulate,
     measure_demo,
     measure_disentanglement,
     measure_words,
-    method_inputs,
     quick,
     transfer,
     wiring,
@@ -29,12 +29,12 @@ class LatentDirectionsExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
         library.register_folder()
-        method_inputs.register_route()
+        identify_shown_inputs.register_route()
         wiring.register_route()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         measures = (measure_words, measure_disentanglement, measure_demo)
-        edits = (common, transfer, combine, manipulate, quick)
+        edits = (common_directions, transfer, combine, manipulate, quick)
         modules = (encode, identify, *edits, inspect, *measures, library, diffusers_model, demo_model)
         return [node for module in modules for node in module.NODES]

@@ -70,8 +70,7 @@ NO_RETURN = (
     " deis, res_multistep or ddim."
 )
 PART_OF_A_RUN = (
-    "'start' and 'end' of a Direction Slider are shares of the steps of each sampler. This sampler took a part of the"
-    " schedule alone, so that they are shares of that part."
+    "This sampler runs only a part of the schedule, so 'start' and 'end' of Direction Slider count within that part."
 )
 CACHE_FULL = (
     "The cache of predictions on this picture is full ({} MB): what does not fit is computed again in every run."

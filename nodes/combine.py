@@ -14,12 +14,12 @@ from ..core.combining import Combined, Held, added, held
 from ..core.direction import Direction
 from ..core.errors import size_in_words
 from ..core.search import Search
-from .effects import at_picture
 from .errors import InputError, with_advice
 from .inputs import DIRECTIONS, INDEX, check_inputs
 from .manipulate import chosen, usable
 from .progress import show_line
 from .sampling import scale_at
+from .search_at_picture import at_picture
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 ADD, HOLD = "add", "hold what the others do"
@@ -32,6 +32,9 @@ WORDS = {
 MOSTLY_THE_SAME = (
     "Only {:.0%} of what '{}' changes is left, because the rest is what the others change too. At strength 1 its move"
     " is {:.1f} times as long as before."
+)
+MOSTLY_THE_SAME_MOVE = (
+    "Only {:.0%} of the move of '{}' is left, because the rest points the same way as the others' moves."
 )
 IN_THE_LATENT = (
     "The moves of the latent were made orthogonal, which does not hold what the others change. Connect 'model' and"
@@ -107,7 +110,7 @@ class CombineDirections(io.ComfyNode):
         others = [other for other in others if other is not direction]
         if (model is None) != (inversion is None):
             missing = "model" if model is None else "inversion"
-            msg = f"'{missing}' is missing: what directions change is measured with both. Connect it, or none of them."
+            msg = f"'{missing}' is missing: 'model' and 'inversion' are used together. Connect both, or neither."
             raise InputError(msg)
         _check_that_they_fit(direction, others, how)
         if inversion is not None:
@@ -127,8 +130,8 @@ class CombineDirections(io.ComfyNode):
             found, cost = _held(here, beside, model, inversion)
             remarks += cost.pop("remarks", []) if measured else [IN_THE_LATENT]
             if found.effect_left < LITTLE_LEFT:
-                longer = found.step / here.step
-                remarks.append(MOSTLY_THE_SAME.format(found.effect_left, direction.name, longer))
+                said = MOSTLY_THE_SAME if measured else MOSTLY_THE_SAME_MOVE
+                remarks.append(said.format(found.effect_left, direction.name, found.step / here.step))
             report |= _what_is_left(found, others, measured) | cost
             made = replace(here, name=_without(direction.name, others))
         notes = {key: report[key] for key in ("how", "direction", "others", "effect_left") if key in report}
@@ -150,6 +153,11 @@ def _check_that_they_fit(direction: Direction, others: Sequence[Direction], how:
             raise InputError(msg)
         if one.latent is None:
             msg = f"The direction '{one.name}' holds no move of the latent. Find it again."
+            if one.feature is not None:
+                msg = (
+                    f"The direction '{one.name}' has no move of the latent of its own yet. Connect it to Transfer"
+                    " Direction first, which finds its move for a picture."
+                )
             raise InputError(msg)
     for other in others:
         if other.family != direction.family:
@@ -236,7 +244,7 @@ def _what_is_left(found: Held, others: Sequence[Direction], measured: bool) -> d
     ]
     return {
         "measured": "what they change, with the model" if measured else "the moves of the latent, without the model",
-        "effect_left": round(found.effect_left, 4),
+        **({"effect_left": round(found.effect_left, 4)} if measured else {}),
         "move_left": round(found.move_left, 4),
         "cosines": cosines,
     }

@@ -105,7 +105,7 @@ class DemoPortrait(io.ComfyNode):
                     max=512,
                     step=8,
                     optional=True,
-                    tooltip="Pixels of a side: 64 for the demo model, 32 for the demo model on pixels.",
+                    tooltip="Pixels on each side: 64 for the demo model, 32 for the demo DDPM.",
                 ),
             ],
             outputs=[

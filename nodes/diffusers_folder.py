@@ -23,7 +23,7 @@ KIND = "diffusers"  # ComfyUI's name of models/diffusers
 INDEX = "model_index.json"
 LARGEST_CONFIG = 16 * 2**20  # bytes of a json file
 # The model on pixels that comes with the pack: its name in the list, and where it is.
-SHIPPED = "demo portraits on pixels (comes with Latent Directions)"
+SHIPPED = "demo DDPM, portraits of 32 x 32 pixels (comes with Latent Directions)"
 SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "weights" / "ddpm"
 VARIANTS = ("", "fp16", "bf16")  # in the order in which they are taken
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -27,7 +27,7 @@ class LoadDiffusersModel(io.ComfyNode):
             description=(
                 "Loads a model from a folder in models/diffusers that ComfyUI's own loaders cannot read: DDPM models on"
                 " pixels, latent diffusion without text, DeepFloyd IF stage I, and LCM. Safetensors files only; nothing"
-                " is downloaded. A small model of portraits on pixels comes with the pack."
+                " is downloaded. The demo DDPM comes with the pack."
             ),
             inputs=[
                 io.Combo.Input(
@@ -35,8 +35,8 @@ class LoadDiffusersModel(io.ComfyNode):
                     options=folder_names(),
                     optional=True,  # so that a graph can be queued where there is none, and `execute` says so
                     tooltip=(
-                        "A folder with a model_index.json in models/diffusers, or the small model of portraits, 32 by"
-                        " 32 pixels, that comes with the pack."
+                        "A folder with a model_index.json in models/diffusers, or the demo DDPM, which comes with the"
+                        " pack and draws portraits of 32 by 32 pixels."
                     ),
                 )
             ],

@@ -36,11 +36,16 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.ZeroDerivativeError: "Use the method 'text', which needs no derivative.",
     errors.NotRepeatableError: "Remove nodes that add randomness to the MODEL.",
     errors.NoTrustedModeError: "Use the method 'text', which needs none.",
-    errors.NoBackwardError: "Use 'HSDS' or 'LOCO', which can do without.",
+    errors.NoBackwardError: (
+        "Use the method 'HSDS' or 'LOCO' of Find Directions, which can do without; in Find Common Directions set 'how'"
+        " to 'principal components'."
+    ),
     errors.NoFeaturesError: "Use the method 'LOCO' or 'explore', which need no words either.",
-    errors.FeaturesShapeError: "Choose another layer, or use the method 'LOCO' or 'explore'.",
-    errors.EqualFeaturesError: "Choose two pictures that differ more, or another layer.",
-    errors.BasisError: "Find the directions again.",
+    errors.FeaturesShapeError: "Choose another 'block', or use the method 'LOCO' or 'explore' of Find Directions.",
+    errors.EqualFeaturesError: "Give Invert Image pictures that differ more, or choose another 'block'.",
+    errors.BasisError: "Set 'how' to 'mean of subspaces', lower 'count', or use pictures that are more alike.",
+    errors.CutOffError: "Use a picture of another shape, or find the direction again on this one.",
+    errors.NothingLeftError: "Choose other directions for 'others', or another 'amount'.",
     errors.NothingInCommonError: "Find the direction on this picture itself, or raise 'level' of Invert Image.",
     errors.TooFewSamplesError: "Give more pictures.",
     errors.DecodedBackwardError: (

@@ -1,7 +1,7 @@
 """Inner features of a MODEL's network: which layer they are taken from, and how they are read while the network runs.
 
-The network stays ComfyUI's or diffusers' own. A hook on the layer keeps what the layer gives back and ends the run
-there, so that the layers after it cost nothing. A layer gives back what comes before a ControlNet adds to it.
+The network's code is not changed. A hook on the layer keeps what the layer gives back and ends the run there, so that
+the layers after it cost nothing. In a U-Net the features are those before a ControlNet's output is added.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .errors import InputError, UnsupportedModelError
 
 MIDDLE = -1  # the number that stands for the block in the middle
 MIDDLE_BLOCK = "middle block"
-WITHOUT = "choose a method that reads no features, such as 'LOCO'"
+WITHOUT = "use a method of Find Directions that reads no features, such as 'LOCO'"
 KNOWN = (
     "the U-Nets of Stable Diffusion, SDXL and Load Diffusers Model, SD3, Flux, Chroma, Qwen-Image, Lumina 2, Z-Image, "
     "AuraFlow, PixArt, HunyuanDiT, Wan, Cosmos-Predict2 and Anima"
@@ -264,7 +264,7 @@ class Reading:
         if seen.image is None:
             index = None if tokens is None else tokens.output
             image = output if index is None else output[index]
-            # what runs on, where a node holds this up, may write into it
+            # where a node on the MODEL catches _Stop and goes on, later layers may write into this tensor
             seen.image, seen.options = image.clone(), kwargs.get("transformer_options", {})
         raise _Stop
 

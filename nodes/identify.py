@@ -33,16 +33,16 @@ from .anchored import without_anchor
 from .decoded import decoder_of, with_vae
 from .errors import InputError, with_advice
 from .features import MIDDLE, find_layer
-from .found_directions import Found, directions_of
 from .host import run
 from .identify_inputs import DEFAULT, LATENT, NO_PRESET, PICTURE, inputs
+from .identify_prompts import EVERYWHERE, SearchWords, words_of_search
+from .identify_results import Found, directions_of
 from .inputs import check_inputs, quoted
 from .masks import covered_cells, mask_in_pixels, refuse_empty_mask, soft_mask_on_latent, soft_mask_on_picture
 from .prediction_keys import settings_of_search
 from .progress import result_line, show_line, sum_of_costs
 from .prompts import negative_prompt, with_prompt, wrong_words
 from .sampling import scale_at, sigma_at_level
-from .search_words import EVERYWHERE, SearchWords, words_of_search
 from .sockets import DirectionsSocket, Inversion, check_family
 from .wiring import refuse_wiring
 from .words import NOTHING, named_prompts

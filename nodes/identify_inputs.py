@@ -7,26 +7,14 @@ from comfy_api.latest import io
 from ..core.methods import METHODS, names_of_methods_that_read
 from ..core.presets import PRESETS
 from ..core.search import AUTOMATIC, DERIVATIVES, PATHS, PROJECTIONS, RESTRICT_FIRST, STRAIGHT
-from .features import MIDDLE
-from .search_words import EVERYWHERE, FOUND
+from .identify_prompts import EVERYWHERE, FOUND
+from .inputs import BLOCK
 from .sockets import InversionSocket
 from .words import LISTS
 
 DEFAULT = next(iter(METHODS))
 NO_PRESET = "none"
 LATENT, PICTURE = "latent", "picture"  # what the Jacobian of LOCO and T-LOCO is of
-BLOCK = io.Int.Input(
-    "block",
-    default=MIDDLE,
-    min=MIDDLE,
-    max=1000,
-    optional=True,
-    advanced=True,
-    tooltip=(
-        "The block inside the model whose features are used, counted from 1. -1 takes the one in the middle. A U-Net"
-        " has one, its middle block."
-    ),
-)
 
 
 def inputs() -> list[io.Input]:
@@ -105,8 +93,8 @@ def inputs() -> list[io.Input]:
             step=0.1,
             advanced=True,
             tooltip=(
-                f"{names_of_methods_that_read('guidance')}: guidance for comparing source and target, and of"
-                " the search where 'guided' is on. Above 1 it needs 'negative'."
+                "Guidance under which source and target are compared, and, with 'guided', under which LOCO and T-LOCO"
+                " search. Above 1 'negative' is needed."
             ),
         ),
         io.Conditioning.Input(
@@ -196,8 +184,9 @@ def inputs() -> list[io.Input]:
             advanced=True,
             tooltip=(
                 "Published settings of LOCO, T-LOCO and pullback. They take the place of 'count', 'hold_outside',"
-                " 'guidance', 'guided', 'projection', 'path' and 'path_steps', and strength 1 moves as far as in the"
-                " paper. The report says at which level the picture should be inverted."
+                " 'guidance', 'guided', 'projection', 'path' and 'path_steps', and of 'look_at' where the paper"
+                " searched in decoded pictures and 'vae' is connected. Strength 1 moves as far as in the paper. If the"
+                " picture was inverted at another noise level than in the paper, the report names the published one."
             ),
         ),
         io.Combo.Input(
@@ -219,7 +208,7 @@ def inputs() -> list[io.Input]:
             advanced=True,
             tooltip=(
                 f"{names_of_methods_that_read('guided')}: looks at what the model predicts under 'guidance', which"
-                " takes twice as many model evaluations."
+                " takes twice as many model evaluations. No effect while 'guidance' is 1."
             ),
         ),
         io.Combo.Input(

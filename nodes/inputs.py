@@ -16,11 +16,24 @@ from comfy_api.latest import io
 from ..core.direction import Direction
 from ..core.errors import has_surrogates, printable
 from .errors import InputError
+from .features import MIDDLE
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 LONGEST_TEXT = 20_000  # characters of a typed text
 DIRECTIONS = DirectionsSocket.Input("directions", tooltip="From Find Directions or Load Direction.")
 INDEX = io.Int.Input("index", default=0, min=0, max=1000, tooltip="Which direction to use, counted from 0.")
+BLOCK = io.Int.Input(
+    "block",
+    default=MIDDLE,
+    min=MIDDLE,
+    max=1000,
+    optional=True,
+    advanced=True,
+    tooltip=(
+        "The block inside the model whose features are used, counted from 1. -1 takes the one in the middle. A U-Net"
+        " has one, its middle block."
+    ),
+)
 STRENGTH_RANGE = {"min": -3.0, "max": 3.0, "step": 0.05}  # of a slider
 STRENGTH = io.Float.Input(
     "strength",

@@ -75,8 +75,8 @@ class DirectionSlider(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "For words: the share of the sampling steps after which they begin to act. 0: from the first"
-                        " step."
+                        "For directions that move words only: when they begin to act, as a share of the sampling steps."
+                        " 0: from the first step."
                     ),
                 ),
                 io.Float.Input(
@@ -88,7 +88,8 @@ class DirectionSlider(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "For words: the share of the sampling steps after which they act no more. 1: to the last step."
+                        "For directions that move words only: when they stop acting, as a share of the sampling steps."
+                        " 1: after the last step."
                     ),
                 ),
                 io.Mask.Input(

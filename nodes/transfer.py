@@ -17,7 +17,6 @@ from ..core.pullback import OTHER_RANK, carry_over
 from ..core.search import CHANGE_NOTE, Search, pairs_evaluations
 from ..core.self_check import SelfCheck
 from ..core.transfer import BADLY, PARTLY, WELL, Measured, measure_move, resampled, resampled_move
-from .effects import at_picture
 from .errors import InputError, UnsupportedModelError, with_advice
 from .features import find_layer
 from .inputs import DIRECTIONS, INDEX, check_inputs
@@ -25,6 +24,7 @@ from .manipulate import chosen, of_its_model, usable
 from .masks import refuse_empty_mask
 from .progress import show_line, sum_of_costs
 from .sampling import scale_at
+from .search_at_picture import at_picture
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 ALL, ONE = "all", "the one at index"
@@ -33,7 +33,8 @@ CUT_OFF = (
     "The direction '{}' acts in a part of the picture that is cut off at this picture's shape, so it would move nothing"
     " here. Use a picture of another shape, or find the direction again on this one."
 )
-WORDS_ALONE = "it moves by words, which fit every picture of this model; nothing was measured."
+NOT_MEASURED = "not measured"
+WORDS_ALONE = "it moves by words, which act on every picture of this model; it was left as it is and not measured."
 NO_LAYER = "this model has no layer '{}', by which it would be carried over; its move was taken as it is."
 NOT_CARRIED = "it was not carried over by what it changes inside the network; its move was taken as it is. {}"
 
@@ -149,7 +150,7 @@ def transferred(
     rows = [
         _row(before, moved[number])
         if number in moved
-        else {"name": before.name, "carries": WELL, "sentence": WORDS_ALONE}
+        else {"name": before.name, "carries": NOT_MEASURED, "sentence": WORDS_ALONE}
         for number, before in enumerate(directions)
     ]
     return made, rows, sum_of_costs(*costs)
@@ -225,6 +226,10 @@ def _carried(search: Search, direction: Direction, remark: str) -> tuple[Directi
     try:
         found = carry_over(search, direction.feature.change[None])
     except (ShapeError, DerivativeError, NothingToMoveError, NothingInCommonError) as error:
+        if is_common and isinstance(error, ShapeError):
+            msg = f"{error} Use a picture of the size of those that the direction '{direction.name}' was found on, or"
+            msg += " run Find Common Directions on pictures of this size."
+            raise InputError(msg) from error
         if is_common:
             raise
         return direction, None, NOT_CARRIED.format(error)
@@ -303,23 +308,27 @@ def _row(before: Direction, moved: _Moved) -> dict:
 def _sentence(moved: _Moved) -> str:
     """How well a direction carries, and why, in words."""
     found = moved.found
-    said = f"carries {found.carries}: it changes the picture {found.strength:.1f} times as much as a random move"
+    said = f"carries {found.carries}: it changes the model's prediction {found.strength:.1f} times as much as a random"
+    said += " move"
     if found.kept is not None:
-        said += f" and {found.kept:.0%} as much as the picture where it was found"
+        said += f" and {found.kept:.0%} as much as at the picture where it was found"
     if found.share_inside is not None:
         said += f", {found.share_inside:.0%} of it inside its mask of {found.area:.0%} of the picture"
     said += f"; at strength 1 the change differs from the expected one by {found.nonlinearity:.0%} of its size."
     if moved.cosine is not None:
         said += f" This picture can make {moved.cosine**2:.0%} of what it changes inside the network."
     if found.bounded:
-        said += " Its step was kept from growing further, so strength 1 does less than usual."
+        said += " The step was limited, so strength 1 changes less here than at the picture where it was found."
     return f"{said} But {moved.remark}" if moved.remark else said
 
 
 def _line(rows: list[dict]) -> str:
     """How many of the directions carry how well."""
-    counts = {how: sum(row["carries"] == how for row in rows) for how in (WELL, PARTLY, BADLY)}
-    return ", ".join(f"{count} {'carries' if count == 1 else 'carry'} {how}" for how, count in counts.items() if count)
+    counts = {how: sum(row["carries"] == how for row in rows) for how in (WELL, PARTLY, BADLY, NOT_MEASURED)}
+    verbs = {
+        how: "" if how == NOT_MEASURED else "carries " if count == 1 else "carry " for how, count in counts.items()
+    }
+    return ", ".join(f"{count} {verbs[how]}{how}" for how, count in counts.items() if count)
 
 
 NODES = [TransferDirection]

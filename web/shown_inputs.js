@@ -3,7 +3,7 @@
 // 1. Advanced inputs are hidden until "Show advanced" is pressed. Nodes 2.0 does that by itself; here it is done for the
 //    classic canvas. Both keep the choice in the node's `showAdvanced`, which the page saves with the workflow.
 // 2. Find Directions shows what the chosen method uses, on both renderers. The server knows what that is
-//    (nodes/method_inputs.py).
+//    (nodes/identify_shown_inputs.py).
 //
 // An input with a link is always shown.
 

@@ -6,7 +6,7 @@ from canvas import PREFIX, opened, screenshot, setting, shown
 
 from latent_directions.core.methods import METHODS
 from latent_directions.nodes.identify import FindDirections
-from latent_directions.nodes.method_inputs import inputs_of
+from latent_directions.nodes.identify_shown_inputs import inputs_of
 
 # The names of the inputs that a node shows as widgets, without its buttons and its line of text.
 SHOWN = """((type) => {

@@ -65,13 +65,13 @@ def test_a_preset_without_a_vae_looks_at_the_latent_and_says_so(case):
 
 def test_a_preset_of_another_method_is_refused(case):
     with pytest.raises(InputError, match="belongs to the method 'pullback', but 'method' is 'LOCO'"):
-        told(case, "LOCO", preset="Pullback, faces (DDPM)")
+        told(case, "LOCO", preset="pullback, faces (DDPM)")
 
 
 def test_a_published_level_beyond_the_schedule_is_its_highest():
     """The most noise of SD 1.5 is at sigma 14.6, where the share of the schedule is 1."""
     test_model = loaded(Family("sd1", sd1))
-    _, report = told((test_model, invert(test_model, level=0.3)), "pullback", preset="Pullback, faces (DDPM)")
+    _, report = told((test_model, invert(test_model, level=0.3)), "pullback", preset="pullback, faces (DDPM)")
     assert "which is 2.28 to 14.6 on this model" in report["remarks"][-1]
 
 

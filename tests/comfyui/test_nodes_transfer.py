@@ -11,11 +11,10 @@ from node_runs import edit, find, invert, loaded, picture, sample
 
 from latent_directions.core.direction import Distilled, Feature
 from latent_directions.core.search import CHANGE
-from latent_directions.core.transfer import WELL
 from latent_directions.nodes.combine import CombineDirections
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.manipulate import DirectionSlider
-from latent_directions.nodes.transfer import AS_IT_IS, ONE, TransferDirection
+from latent_directions.nodes.transfer import AS_IT_IS, NOT_MEASURED, ONE, TransferDirection
 
 MASK = torch.zeros(1, 64, 64)
 MASK[:, 16:48, 16:48] = 1
@@ -114,7 +113,7 @@ class TestTransfer:
         assert made.words is words.words
         assert masked.mask.shape == (1, 12, 12)
         assert report["model_evaluations"] == 0
-        assert [row["carries"] for row in report["directions"]] == [WELL, WELL]
+        assert [row["carries"] for row in report["directions"]] == [NOT_MEASURED, NOT_MEASURED]
         assert torch.isfinite(edit(test_model, larger, masked, 1.0)).all()
 
     def test_steps_that_words_have_set_are_kept(self, case):
@@ -206,8 +205,8 @@ def test_pullback_directions_are_carried_over_by_what_they_change_inside_the_net
     """At their own picture they come back; at another one the move is another, and makes the change better."""
     from latent_directions.core.pullback import pullback
     from latent_directions.core.search import Search, Settings
-    from latent_directions.nodes.effects import at_picture
     from latent_directions.nodes.features import find_layer
+    from latent_directions.nodes.search_at_picture import at_picture
 
     test_model = loaded(family)
     encoded, other = invert(test_model), invert(test_model, picture(test_model, seed=8))

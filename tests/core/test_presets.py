@@ -26,9 +26,9 @@ PUBLISHED = {
     "T-LOCO, LCM in four steps": ("T-LOCO", 0.5, 0.52, 1, 5, 5, 1),
 }
 PATHS = {  # levels, directions, delta, gamma, steps
-    "Pullback, faces (DDPM)": (0.6, 1.0, 2, 1, 0.1, 16),
-    "Pullback, Stable Diffusion 2.1": (0.6, 0.7, 2, 1, 1, 16),
-    "Pullback, Stable Diffusion 2.1, far": (0.6, 0.7, 2, 1, 1, 64),
+    "pullback, faces (DDPM)": (0.6, 1.0, 2, 1, 0.1, 16),
+    "pullback, Stable Diffusion 2.1": (0.6, 0.7, 2, 1, 1, 16),
+    "pullback, Stable Diffusion 2.1, 64 steps": (0.6, 0.7, 2, 1, 1, 64),
 }
 
 
@@ -56,7 +56,7 @@ def test_settings_with_a_preset():
     assert made == replace(own, count=5, null_rank=5, guidance=7.5, guided=True, projection=PROJECT_AFTER)
     made = with_preset(own, PRESETS["LOCO, animals (AFHQ, P2)"])
     assert (made.guided, made.guidance, made.null_rank, made.path) == (False, 1.0, 10, STRAIGHT)
-    made = with_preset(own, PRESETS["Pullback, Stable Diffusion 2.1, far"])
+    made = with_preset(own, PRESETS["pullback, Stable Diffusion 2.1, 64 steps"])
     assert (made.path, made.path_steps, made.count) == (GUIDED, 64, 2)
 
 
@@ -82,7 +82,7 @@ def test_the_published_step_moves_the_variance_preserving_latent_by_lambda(kind)
 
 
 def test_no_step_for_a_path():
-    assert paper_step(PRESETS["Pullback, faces (DDPM)"], SCALES["eps"], 1.0) is None
+    assert paper_step(PRESETS["pullback, faces (DDPM)"], SCALES["eps"], 1.0) is None
 
 
 class TestRemarks:

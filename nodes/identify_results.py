@@ -11,8 +11,8 @@ from torch import Tensor
 from ..core.direction import Direction, Feature, Words
 from ..core.methods import METHODS
 from ..core.search import CHANGE_NOTE, FoundDirection
+from .identify_prompts import SearchWords
 from .model_fingerprint import fingerprint_of
-from .search_words import SearchWords
 from .words import named_by_words
 
 

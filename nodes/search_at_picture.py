@@ -28,7 +28,9 @@ def at_picture(
     expected: float,
     block: int | None = None,
 ) -> tuple[Result, dict]:
-    """Run `body` on a search at the noisy latent of a picture, whose derivatives need no backward pass.
+    """Run `body` on a `Search` at the noisy latent of a picture.
+
+    Its settings ask for no backward pass; a body that needs one takes it itself.
 
     Args:
         model: the MODEL; it is left as it was.

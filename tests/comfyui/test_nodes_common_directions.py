@@ -9,7 +9,7 @@ from families import Family, sd1, sd3
 from node_runs import edit, find, invert, loaded, picture, sample
 
 from latent_directions.core.geometry import grassmann_distance
-from latent_directions.nodes.common import COMPONENTS, MEAN, SUBSPACE, FindCommonDirections
+from latent_directions.nodes.common_directions import COMPONENTS, MEAN, SUBSPACE, FindCommonDirections
 from latent_directions.nodes.errors import InputError
 from latent_directions.nodes.manipulate import DirectionSlider
 from latent_directions.nodes.transfer import AS_IT_IS, TransferDirection

@@ -16,13 +16,12 @@ from ..core.geometry import frechet_mean, matched_mean, principal_components
 from ..core.jacobian_directions import MAX_PAIRS
 from ..core.local_basis import LocalBasis, local_basis
 from ..core.search import Search, pairs_evaluations
-from .effects import at_picture
 from .errors import InputError, with_advice
 from .features import MIDDLE, find_layer
-from .identify_inputs import BLOCK
-from .inputs import check_inputs
+from .inputs import BLOCK, check_inputs
 from .model_fingerprint import fingerprint_of
 from .progress import result_line, show_line, sum_of_costs
+from .search_at_picture import at_picture
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
 MEAN, SUBSPACE, COMPONENTS = "mean of directions", "mean of subspaces", "principal components"

@@ -7,7 +7,7 @@ from node_runs import find, invert, loaded
 
 from latent_directions.core.methods import METHODS
 from latent_directions.nodes.identify import FindDirections
-from latent_directions.nodes.method_inputs import inputs_of
+from latent_directions.nodes.identify_shown_inputs import inputs_of
 
 OTHER_VALUES = {
     "source": "an old person",
