@@ -15,7 +15,7 @@ from latent_directions.core.linalg import KrylovBasis
 from latent_directions.core.local_basis import checked_features
 from latent_directions.core.methods import METHODS as OF_THE_PACK
 from latent_directions.core.operators import Jacobian
-from latent_directions.core.search import PROJECT_AFTER, Search, Settings
+from latent_directions.core.search import CHANGE, PROJECT_AFTER, Search, Settings
 from latent_directions.core.svd import partial_svd
 from latent_directions.nodes.host import family_of
 
@@ -25,7 +25,6 @@ from .subjects import Encoded
 KEPT = 2  # moves of a method: its direction, and a second one for composability
 CANDIDATES = 5  # moves that a method without a mask may choose from, and those that are mixed at random
 EPS_PAIRS = 24  # of products with the Jacobian of the predicted noise: about what LOCO takes
-CHANGE = 0.25  # root mean square change of D inside the region at strength 1, in standard deviations of D
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # strengths at which linearity is looked at
 LONGEST = 1.0  # the longest move, as a share of the norm of the noise
 

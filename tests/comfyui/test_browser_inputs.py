@@ -136,11 +136,10 @@ def test_the_setting_that_always_shows_advanced_inputs_is_followed(template):
     assert ADVANCED["InvertImage"] not in shows(page, "InvertImage")
 
 
+@pytest.mark.parametrize("renderer", ["classic"], indirect=True, scope="module")  # Nodes 2.0 has its own button
 def test_a_click_on_the_canvas_presses_the_button_and_other_slots_stay_in_reach(template):
-    """On the classic canvas: the button lies where it is drawn, and no hidden input lies over one that is shown."""
+    """The button lies where it is drawn, and no hidden input lies over one that is shown."""
     page = template
-    if page.evaluate("Boolean(LiteGraph.vueNodesMode)"):
-        pytest.skip("Nodes 2.0 has a button of its own")
     setting(page, "Comfy.Canvas.NavigationMode", "standard")
     page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.evaluate("new Promise(done => setTimeout(() => done(true), 1000))")
