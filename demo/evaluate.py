@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from . import architecture
-from .common_directions import HELD_OUT_SEED, comfyui_option, use_comfyui
+from .common import HELD_OUT_SEED, comfyui_option, use_comfyui
 from .world import ATTRIBUTES, caption, masks, sample_pool, sample_portrait
 
 LATENT = 8

@@ -11,7 +11,7 @@ import time
 import diffusers
 import torch
 
-from .common_directions import HELD_OUT_SEED, POOL_SEED, Average, WallClock, arguments, prepare
+from .common import HELD_OUT_SEED, POOL_SEED, Average, WallClock, arguments, prepare
 from .world import sample_pool
 
 PIXELS = 32

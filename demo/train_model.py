@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .architecture import UNKNOWN, build_mmdit, build_text, build_vae, demo_weights
-from .common_directions import HELD_OUT_SEED, POOL_SEED, Average, WallClock, arguments, prepare, save, use_comfyui
+from .common import HELD_OUT_SEED, POOL_SEED, Average, WallClock, arguments, prepare, save, use_comfyui
 from .world import caption, sample_pool
 
 

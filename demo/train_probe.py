@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from .architecture import Probe, build_vae, demo_weights, output_sizes
-from .common_directions import POOL_SEED, Average, WallClock, arguments, prepare, save, use_comfyui
+from .common import POOL_SEED, Average, WallClock, arguments, prepare, save, use_comfyui
 from .train_model import encode_pool
 from .world import ATTRIBUTES, sample_pool
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .architecture import build_vae, demo_weights
-from .common_directions import HELD_OUT_SEED, POOL_SEED, Average, WallClock, arguments, prepare, save, use_comfyui
+from .common import HELD_OUT_SEED, POOL_SEED, Average, WallClock, arguments, prepare, save, use_comfyui
 from .world import SIZE, sample_pool
 
 

@@ -105,7 +105,7 @@ class TestCombine:
         _, report = combine([mixed], 0, [b], model=test_model.model, inversion=encoded.inversion)
         assert report["effect_left"] < 0.5
         assert any("times as long as before" in remark for remark in report["remarks"])
-        with pytest.raises(NothingLeftError, match="The others do all that the move does"):
+        with pytest.raises(NothingLeftError, match="all that it changes is what the others change too"):
             combine([replace(b)], 0, [b], model=test_model.model, inversion=encoded.inversion)
 
     def test_a_mask_and_the_rest_stay_those_of_the_direction(self, case):
@@ -149,7 +149,7 @@ class TestCombine:
 
     def test_the_model_and_the_picture_must_fit(self, case):
         test_model, encoded, (a, b, _) = case
-        with pytest.raises(InputError, match="'inversion' is missing: what directions change is measured with both"):
+        with pytest.raises(InputError, match="'inversion' is missing: 'model' and 'inversion' are used together"):
             combine([a], 0, [b], model=test_model.model)
         with pytest.raises(InputError, match="'model' is missing"):
             combine([a], 0, [b], inversion=encoded.inversion)

@@ -326,7 +326,7 @@ class TestRangeOfLevels:
             assert [i for i in range(steps) if move.acts_at(sigmas[i])] == [k]
 
     def test_a_share_without_a_step(self):
-        with pytest.raises(NoiseLevelsError, match="No step of this run begins in the share from 0.3 to 0.45 of it"):
+        with pytest.raises(NoiseLevelsError, match="No sampling step begins between 0.3 and 0.45"):
             levels_of_steps(self.SIGMAS, 0.3, 0.45)
 
     def test_levels_that_differ_by_rounding_are_the_same(self):

@@ -67,7 +67,7 @@ class TestInTheLatent:
     def test_nothing_is_left_of_what_the_others_span(self):
         a, b = moves(2)
         vector = (a - 2 * b) / (a - 2 * b).norm()
-        with pytest.raises(NothingLeftError, match="The others do all that the move does"):
+        with pytest.raises(NothingLeftError, match="all that it changes is what the others change too"):
             in_latent(vector, torch.stack([a, b]))
 
 
@@ -131,7 +131,7 @@ class TestByEffect:
 
     def test_the_same_effect_by_another_move_leaves_nothing(self, case):
         _, vector, others, effect, effects = case
-        with pytest.raises(NothingLeftError, match="only 0.0% of its effect is left"):
+        with pytest.raises(NothingLeftError, match="only 0.0% of its effect remains"):
             held(vector, 1.0, others[:1], effect, -2 * effect[None])
 
     def test_a_move_without_an_effect_where_it_acts(self, case):

@@ -6,7 +6,7 @@ from analytic import SHAPE, analytic, box
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_directions.core.errors import NothingToMoveError
+from latent_directions.core.errors import CutOffError, NothingToMoveError
 from latent_directions.core.exploration import FARTHEST
 from latent_directions.core.search import CHANGE
 from latent_directions.core.transfer import (
@@ -75,7 +75,7 @@ class TestResampled:
     def test_a_move_of_which_nothing_is_left(self):
         vector = torch.zeros(2, 16, 16)
         vector[:, 0] = 0.25
-        with pytest.raises(NothingToMoveError, match="Nothing is left of the move"):
+        with pytest.raises(CutOffError, match="Nothing of the move is left at this picture"):
             resampled_move(vector / vector.norm(), 1.0, (4, 16))
 
 
