@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.errors import NotFiniteError
 from .errors import InputError, UnsupportedModelError
 
-MIDDLE = -1  # the number that stands for the block in the middle
+MIDDLE = 0  # the number that stands for the block in the middle
 MIDDLE_BLOCK = "middle block"
 WITHOUT = "use a method of Find Directions that reads no features, such as 'LOCO'"
 KNOWN = (
@@ -128,7 +128,7 @@ def find_layer(network: torch.nn.Module, block: int = MIDDLE) -> Layer:
 
     Args:
         network: `model.model.diffusion_model`, of ComfyUI or of Load Diffusers Model.
-        block: number of the block, counted from 1 through all lists of blocks in the order in which they run; -1 takes
+        block: number of the block, counted from 1 through all lists of blocks in the order in which they run; 0 takes
             the one in the middle. A U-Net has one, its middle block.
 
     Raises:
@@ -140,11 +140,11 @@ def find_layer(network: torch.nn.Module, block: int = MIDDLE) -> Layer:
         return layers[(len(layers) - 1) // 2]
     if not 1 <= block <= len(layers):
         if len(layers) == 1:
-            msg = f"'block' is {block}, but this model has one block that can be read: {layers[0].name}. Set it to -1."
+            msg = f"'block' is {block}, but this model has one block that can be read: {layers[0].name}. Set it to 0."
         else:
             msg = (
                 f"'block' is {block}, but this model has {len(layers)} blocks. Set it to a number from 1 to"
-                f" {len(layers)}, or to -1 for the one in the middle."
+                f" {len(layers)}, or to 0 for the one in the middle."
             )
         raise InputError(msg)
     return layers[block - 1]

@@ -30,7 +30,7 @@ BLOCK = io.Int.Input(
     optional=True,
     advanced=True,
     tooltip=(
-        "The block inside the model whose features are used, counted from 1. -1 takes the one in the middle. A U-Net"
+        "The block inside the model whose features are used, counted from 1. 0 takes the one in the middle. A U-Net"
         " has one, its middle block."
     ),
 )

@@ -39,7 +39,7 @@ from latent_directions.core.errors import NotFiniteError
 from latent_directions.core.operators import DOUBLE_BACKWARD, FORWARD_AD, Jacobian
 from latent_directions.core.self_check import self_check
 from latent_directions.nodes.errors import CachedModelError, InputError, UnsupportedModelError
-from latent_directions.nodes.features import find_layer
+from latent_directions.nodes.features import MIDDLE, find_layer
 from latent_directions.nodes.host import run
 from nodes import ConditioningCombine, ConditioningSetArea, ConditioningSetMask, ConditioningSetTimestepRange
 
@@ -74,35 +74,35 @@ def after(others: int, count: int = IMAGE) -> Callable:
 
 
 def middle(family: str, width: int) -> Case:
-    return Case(family, -1, "middle block", "middle_block.2", whole, (width, 4, 4))
+    return Case(family, MIDDLE, "middle block", "middle_block.2", whole, (width, 4, 4))
 
 
 CASES = [
     middle("sd1", 64),
     middle("sdxl", 64),
     middle("sd2", 64),
-    Case("sd3", -1, "joint_blocks 1 of 2", "joint_blocks.0", part(1), (IMAGE, 128)),
+    Case("sd3", MIDDLE, "joint_blocks 1 of 2", "joint_blocks.0", part(1), (IMAGE, 128)),
     Case("sd3", 2, "joint_blocks 2 of 2", "joint_blocks.1", part(1), (IMAGE, 128)),
     Case("flux", 1, "double_blocks 1 of 1", "double_blocks.0", part(0), (IMAGE, 64)),
-    Case("flux", -1, "single_blocks 1 of 2", "single_blocks.0", after(TEXT), (IMAGE, 64)),
-    Case("flux2", -1, "double_blocks 1 of 1", "double_blocks.0", part(0), (IMAGE, 64)),
+    Case("flux", MIDDLE, "single_blocks 1 of 2", "single_blocks.0", after(TEXT), (IMAGE, 64)),
+    Case("flux2", MIDDLE, "double_blocks 1 of 1", "double_blocks.0", part(0), (IMAGE, 64)),
     Case("flux2", 2, "single_blocks 1 of 1", "single_blocks.0", after(512), (IMAGE, 64)),
     Case("chroma", 1, "double_blocks 1 of 1", "double_blocks.0", part(0), (IMAGE, 64)),
-    Case("chroma", -1, "single_blocks 1 of 2", "single_blocks.0", after(TEXT), (IMAGE, 64)),
+    Case("chroma", MIDDLE, "single_blocks 1 of 2", "single_blocks.0", after(TEXT), (IMAGE, 64)),
     Case("chroma_radiance", 1, "double_blocks 1 of 1", "double_blocks.0", part(0), (IMAGE, 64)),
-    Case("chroma_radiance", -1, "single_blocks 1 of 2", "single_blocks.0", after(TEXT), (IMAGE, 64)),
-    Case("lumina2", -1, "layers 1 of 2", "layers.0", after(TEXT), (IMAGE, 96)),
-    Case("z_image", -1, "layers 1 of 2", "layers.0", after(32), (IMAGE, 256)),
-    Case("qwen_image", -1, "transformer_blocks 1 of 2", "transformer_blocks.0", part(1), (IMAGE, 64)),
-    Case("aura_flow", -1, "double_layers 1 of 1", "double_layers.0", part(1), (IMAGE, 64)),
+    Case("chroma_radiance", MIDDLE, "single_blocks 1 of 2", "single_blocks.0", after(TEXT), (IMAGE, 64)),
+    Case("lumina2", MIDDLE, "layers 1 of 2", "layers.0", after(TEXT), (IMAGE, 96)),
+    Case("z_image", MIDDLE, "layers 1 of 2", "layers.0", after(32), (IMAGE, 256)),
+    Case("qwen_image", MIDDLE, "transformer_blocks 1 of 2", "transformer_blocks.0", part(1), (IMAGE, 64)),
+    Case("aura_flow", MIDDLE, "double_layers 1 of 1", "double_layers.0", part(1), (IMAGE, 64)),
     Case("aura_flow", 2, "single_layers 1 of 1", "single_layers.0", after(8 + TEXT), (IMAGE, 64)),
-    Case("pixart", -1, "blocks 1 of 2", "blocks.0", whole, (66, 64)),
-    Case("hunyuan_dit", -1, "blocks 2 of 4", "blocks.1", whole, (IMAGE, 64)),
-    Case("wan", -1, "blocks 1 of 2", "blocks.0", whole, (IMAGE, 64)),
-    Case("cosmos_predict2", -1, "blocks 1 of 2", "blocks.0", lambda output: output.flatten(1, 3), (IMAGE, 64)),
-    Case("anima", -1, "blocks 1 of 2", "blocks.0", lambda output: output.flatten(1, 3), (IMAGE, 64)),
-    Case("diffusers pixels", -1, "middle block", "unet.mid_block", whole, (64, 8, 8)),
-    Case("diffusers text", -1, "middle block", "unet.mid_block", whole, (64, 8, 8)),
+    Case("pixart", MIDDLE, "blocks 1 of 2", "blocks.0", whole, (66, 64)),
+    Case("hunyuan_dit", MIDDLE, "blocks 2 of 4", "blocks.1", whole, (IMAGE, 64)),
+    Case("wan", MIDDLE, "blocks 1 of 2", "blocks.0", whole, (IMAGE, 64)),
+    Case("cosmos_predict2", MIDDLE, "blocks 1 of 2", "blocks.0", lambda output: output.flatten(1, 3), (IMAGE, 64)),
+    Case("anima", MIDDLE, "blocks 1 of 2", "blocks.0", lambda output: output.flatten(1, 3), (IMAGE, 64)),
+    Case("diffusers pixels", MIDDLE, "middle block", "unet.mid_block", whole, (64, 8, 8)),
+    Case("diffusers text", MIDDLE, "middle block", "unet.mid_block", whole, (64, 8, 8)),
 ]
 FAMILIES = {family.name: family for family in [*MANY, *MORE]}
 
@@ -132,7 +132,7 @@ def network_of(test_model: TestModel) -> torch.nn.Module:
     return test_model.model.model.diffusion_model
 
 
-def at(test_model: TestModel, body, block: int | None = -1, **prompts):
+def at(test_model: TestModel, body, block: int | None = MIDDLE, **prompts):
     """body(denoiser, x) at a noisy latent, with the features of a block."""
     x0, noise = torch.randn(2, *test_model.latent_shape, generator=torch.Generator().manual_seed(21))
     prompts = {"source": test_model.positive, "negative": test_model.negative, "target": test_model.negative, **prompts}
@@ -145,7 +145,7 @@ def at(test_model: TestModel, body, block: int | None = -1, **prompts):
         return run(test_model.model, prompts, latent, test_model.sigma, noised, block=block)[0]
 
 
-def read(test_model: TestModel, block: int = -1, prompt: str = "source", **prompts) -> Tensor:
+def read(test_model: TestModel, block: int = MIDDLE, prompt: str = "source", **prompts) -> Tensor:
     """h at that latent."""
     return at(test_model, lambda d, x: d.features.read(x, test_model.sigma, prompt), block, **prompts)
 
@@ -474,7 +474,7 @@ class TestTheRunEnds:
 
 
 class TestWhatIsRefused:
-    @pytest.mark.parametrize("block", [0, -2, 4])
+    @pytest.mark.parametrize("block", [-1, -2, 4])
     def test_a_block_that_does_not_exist(self, block):
         with pytest.raises(InputError, match=f"'block' is {block}, but .* 3 blocks. Set it to a number from 1 to 3"):
             read(loaded(Family("flux", flux)), block)
