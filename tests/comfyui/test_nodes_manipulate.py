@@ -226,7 +226,7 @@ class TestChain:
             self.chain(encoded.inversion, (a, 1.0), start=0.6, end=0.4)
         with pytest.raises(InputError, match="so the slider would act at no step. Set 'start' below 'end'"):
             self.chain(encoded.inversion, (a, 1.0), start=0.5, end=0.5)
-        with pytest.raises(InputError, match="No step of this run begins in the share from 0.5 to 0.55 of it.*further"):
+        with pytest.raises(InputError, match="No sampling step begins between 0.5 and 0.55.*further"):
             self.end(case, self.chain(encoded.inversion, (a, 1.0), start=0.5, end=0.55))
 
     @pytest.mark.parametrize(("start", "end"), [(0.2, 1.0), (0.0, 0.8)])
@@ -241,9 +241,9 @@ class TestChain:
         _, encoded, (a, *_) = case
         inversion = self.chain(encoded.inversion, (a, 1.0), start=0.5)
         self.end(case, inversion, sigmas=encoded.sigmas[:3])
-        assert any("shares of that part" in remark for remark in inversion.statistics.last_remarks)
+        assert any("count within that part" in remark for remark in inversion.statistics.last_remarks)
         self.end(case, inversion)
-        assert not any("shares of that part" in remark for remark in inversion.statistics.last_remarks)
+        assert not any("count within that part" in remark for remark in inversion.statistics.last_remarks)
 
     def test_searches_and_previews_are_about_the_unmoved_picture(self, case):
         test_model, encoded, (a, *_) = case

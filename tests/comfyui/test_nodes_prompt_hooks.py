@@ -75,7 +75,8 @@ class TestLoraHooks:
 
     def test_t_loco_is_refused(self):
         hooked = with_lora_hook(loaded(Family("sd3", sd3)))
-        with pytest.raises(DerivativeError, match="T-LOCO needs a backward pass.*A LoRA hook on a prompt.*Use 'HSDS'"):
+        said = "T-LOCO needs a backward pass.*A LoRA hook on a prompt.*Use the method 'HSDS'"
+        with pytest.raises(DerivativeError, match=said):
             find(hooked, invert(hooked).inversion, "T-LOCO")
 
     def test_hooks_that_change_no_weights_change_nothing(self):
