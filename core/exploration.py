@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from .errors import EverythingRuledOutError, NothingInsideError
-from .jacobian_directions import APPROXIMATE, ASYMMETRIC, RULED_OUT, TOO_ASYMMETRIC, has_outside
+from .jacobian_directions import ASYMMETRIC, RULED_OUT, TOO_ASYMMETRIC, has_outside
 from .krylov import ForwardKrylovSpace, KrylovSpace
 from .linalg import KrylovBasis, in_float64
-from .operators import RestrictedOperator
+from .operators import APPROXIMATE, RestrictedOperator
 from .search import CHANGE_NOTE, FoundDirection, Method, Search, Settings, check_evaluations
 from .self_check import SelfCheck
 from .svd import partial_svd

@@ -25,7 +25,7 @@ from .errors import (
 )
 from .krylov import ForwardKrylovSpace, KrylovSpace
 from .linalg import project_off
-from .operators import DIFFERENCES, Jacobian, RestrictedOperator
+from .operators import APPROXIMATE, Jacobian, RestrictedOperator
 from .search import (
     CHANGE,
     CHANGE_NOTE,
@@ -53,8 +53,6 @@ MAX_PAIRS = 60
 # Above this asymmetry of J a search by products with J alone is far from its singular vectors. It is 0.09 to 0.17 on
 # trained models and 0.4 to 0.5 on random weights (the table `forward_only` in benchmarks/README.md).
 ASYMMETRIC = 0.3
-# Singular values below this share of the largest |J v| are rounding: of exact products, and of differences.
-EXACT, APPROXIMATE = 1e-5, 1e-3
 NOTHING_LEFT = 1e-3  # what a projection leaves of a vector is rounding below this share of its norm
 NOT_CONVERGED = (
     "The search stopped after {} pairs of products before it converged. The directions can be used, but there may be"
@@ -112,9 +110,8 @@ def loco(search: Search, *, max_pairs: int = MAX_PAIRS) -> list[FoundDirection]:
                 products = forward_products(checked, jacobian.approximate_cost, settings.count, null_rank)
                 found = _forward_only(jacobian, probe, mask, settings, null_rank, products)
             search.remarks.extend(_remarks(found))
-            exact = check.backward and jacobian.mode != DIFFERENCES
             is_plain = search.decode is None and settings.jacobian_guidance == 1.0
-            precision = EXACT if exact else APPROXIMATE
+            precision = jacobian.precision if check.backward else APPROXIMATE
             moves = _moves_of(found, mask, float(jacobian.value.std()), precision, is_plain)
             if not moves and not (probe.image if mask is None else mask * probe.image).any():
                 raise ZeroOperatorError

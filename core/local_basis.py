@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .denoiser import SOURCE
 from .errors import FeaturesShapeError, NoBackwardError, NoFeaturesError, NothingToMoveError, ZeroOperatorError
-from .jacobian_directions import APPROXIMATE, EXACT, MAX_PAIRS
-from .operators import DIFFERENCES, Jacobian
+from .jacobian_directions import MAX_PAIRS
+from .operators import Jacobian
 from .search import Search
 from .self_check import SelfCheck
 from .svd import partial_svd
@@ -136,8 +136,7 @@ def basis_at(
     except ZeroOperatorError as error:
         msg = "No move of the latent changes the features of the network here."
         raise NothingToMoveError(msg) from error
-    precision = APPROXIMATE if jacobian.mode == DIFFERENCES else EXACT
-    kept = int((found.values > precision * found.values[0]).sum())
+    kept = int((found.values > jacobian.precision * found.values[0]).sum())
     moves, changes = found.right[:kept], found.left[:kept]
     flat = moves.flatten(1)
     signs = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True)).sign()  # (k, 1)

@@ -26,6 +26,8 @@ DIFFERENCE_STEP = 5e-3
 # The modes in which J v can be computed.
 FORWARD_AD, DOUBLE_BACKWARD, DIFFERENCES = "forward AD", "double backward", "central differences"
 ONE_SIDED = "one-sided differences"
+# Singular values below this share of the largest |J v| are rounding: of exact products, and of differences.
+EXACT, APPROXIMATE = 1e-5, 1e-3
 
 
 @dataclass
@@ -136,6 +138,11 @@ class Jacobian:
         v, h = self._scaled(v, self.one_sided_step)
         ahead = self.function(self.x + h * v)
         return self._valid((ahead - self.value) / _like(h, ahead), v, "finite-difference")
+
+    @property
+    def precision(self) -> float:
+        """Share of the largest product below which those of `matvec` and `rmatvec` are rounding."""
+        return APPROXIMATE if self.mode == DIFFERENCES else EXACT
 
     @property
     def approximate_mode(self) -> str:

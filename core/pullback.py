@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import NothingToMoveError, ShapeError, size_in_words
 from .geometry import carried, carried_move
-from .jacobian_directions import APPROXIMATE, EXACT, MAX_PAIRS
+from .jacobian_directions import MAX_PAIRS
 from .local_basis import basis_at, checked_features
 from .operators import DIFFERENCE_STEP, DIFFERENCES, Jacobian
 from .search import (
@@ -245,8 +245,7 @@ def _found(
     vector = move / length
     jacobian, probe = of_prediction.jacobian, of_prediction.probe
     effect = jacobian.matvec(vector)
-    precision = APPROXIMATE if jacobian.mode == DIFFERENCES else EXACT
-    if effect.norm() <= precision * probe.image.norm() / probe.vector.norm():
+    if effect.norm() <= jacobian.precision * probe.image.norm() / probe.vector.norm():
         return None
     size = float(effect.square().mean().sqrt())
     sign = -1.0 if signed and effect.sum() < 0 else 1.0

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..core.denoiser import SOURCE
 from ..core.direction import Direction, Feature
 from ..core.geometry import frechet_mean, matched_mean, principal_components
 from ..core.jacobian_directions import MAX_PAIRS
@@ -140,7 +141,7 @@ def _features(model: ModelPatcher, inversion: Inversion, block: int) -> tuple[Te
     """The features of one picture (1, ...) on the CPU, and the cost."""
 
     def body(search: Search) -> Tensor:
-        return search.denoiser.features.read(search.x, search.sigma, "source").cpu()
+        return search.denoiser.features.read(search.x, search.sigma, SOURCE).cpu()
 
     return at_picture(model, inversion, body, expected=1, block=block)
 

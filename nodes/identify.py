@@ -266,7 +266,7 @@ def _search_moves(model: ModelPatcher, given: Mapping, words: SearchWords, soft:
     layer = "" if block is None else find_layer(model.get_model_object("diffusion_model"), block).name
 
     def body(denoiser: Denoiser, x0: Tensor) -> tuple[list[FoundDirection], Search, Tensor | None]:
-        x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
+        x = inversion.noisy(denoiser, x0)
         inside = None if place is None else place.to(x0)
         search = Search(denoiser, x, inversion.sigma, inside, settings, cache=inversion.cache, key=key, decode=decode)
         moves, cosines = method.run(search), None

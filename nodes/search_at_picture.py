@@ -50,8 +50,7 @@ def at_picture(
     prompts = {SOURCE: inversion.positive} | negative_prompt(bare, 1.0, inversion.negative or None)
 
     def searching(denoiser: Denoiser, x0: Tensor) -> tuple[Result, dict]:
-        x = denoiser.noised(x0, inversion.paths.base.to(x0), inversion.sigma)
-        search = Search(denoiser, x, inversion.sigma, settings=SETTINGS)
+        search = Search(denoiser, inversion.noisy(denoiser, x0), inversion.sigma, settings=SETTINGS)
         return body(search), search.notes
 
     evaluations = round(check_evaluations(SETTINGS, False) + expected)

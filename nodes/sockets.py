@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.anchor import NoisePaths, ReferenceCache
+from ..core.denoiser import Denoiser
 from ..core.direction import Direction
 from .errors import InputError
 from .host import family_of
@@ -86,6 +87,10 @@ class Inversion:
     cache: ReferenceCache = field(default_factory=ReferenceCache)
     statistics: RunStatistics = field(default_factory=RunStatistics)
     sliders: tuple[AppliedSlider, ...] = ()
+
+    def noisy(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
+        """The noisy latent at sigma* that searches look at, from the clean one x0 in the model's space."""
+        return denoiser.noised(x0, self.paths.base.to(x0), self.sigma)
 
     @property
     def family(self) -> str:

@@ -176,7 +176,7 @@ class Encoded:
         """What a search gives here, which finds nothing in the picture's cache."""
 
         def body(denoiser: Denoiser, x0: Tensor) -> Result:
-            x = denoiser.noised(x0, self.inversion.paths.base.to(x0), self.inversion.sigma)
+            x = self.inversion.noisy(denoiser, x0)
             return work(Search(denoiser, x, self.inversion.sigma, self.cells.to(x0), settings, cache=ReferenceCache()))
 
         prompts = {SOURCE: self.inversion.positive}
