@@ -65,7 +65,7 @@ def measured(bench: Bench, case, setting: tuple, inversion, sigmas, direction) -
 
 
 def encoding_cost(method: str) -> int:
-    """Evaluations of Invert Image: two for the first step, then those of the method; instant methods take none."""
+    """Evaluations of Encode Picture: two for the first step, then those of the method; instant methods take none."""
     if method in (SEEDED, FRESH):
         return 0
     each = INVERSIONS[method].evaluations if method in INVERSIONS else 1

@@ -53,7 +53,7 @@ NOT_FINITE = (
 TRIAL_NOT_FINITE = (
     "This sampler gives values that are not numbers (NaN or infinity) on this schedule, already in the trial run"
     " without the model."
-    " Use another scheduler or number of steps, or connect the sigmas of Invert Image."
+    " Use another scheduler or number of steps, or connect the sigmas of Encode Picture."
 )
 OTHER_LEVEL = (
     "The direction '{}' was found at noise level sigma {:.4g} and is used at {:.4g}: its step is scaled so that the"
@@ -156,7 +156,7 @@ class AnchoredModel:
         if latent_image.shape != latent.shape:
             msg = (
                 f"The sampler was given a latent of shape {tuple(latent_image.shape)}, but the encoded picture's is "
-                f"{tuple(latent.shape)}. Connect the LATENT of Invert Image to the sampler."
+                f"{tuple(latent.shape)}. Connect the LATENT of Encode Picture to the sampler."
             )
             raise InputError(msg)
         if "positive" not in guider.conds:
@@ -326,7 +326,7 @@ def _check_sigmas(sigmas: Tensor) -> None:
         msg = (
             "'sigmas' of the sampler must be noise levels that decrease and start above 0, but they are"
             f" {', '.join(f'{float(level):.4g}' for level in levels[:5])}{', ...' if len(levels) > 5 else ''}. Connect"
-            " the sigmas of Invert Image or of a scheduler."
+            " the sigmas of Encode Picture or of a scheduler."
         )
         raise InputError(msg)
 

@@ -47,9 +47,9 @@ class FindCommonDirections(io.ComfyNode):
             ),
             search_aliases=["global directions", "average direction", "asyrp", "h-space", "pca of features"],
             inputs=[
-                io.Model.Input("model", tooltip="The same model that Invert Image used."),
+                io.Model.Input("model", tooltip="The same model that Encode Picture used."),
                 InversionSocket.Input(
-                    "inversion", tooltip="At least two pictures, from Invert Image with a batch of latents."
+                    "inversion", tooltip="At least two pictures, from Encode Picture with a batch of latents."
                 ),
                 io.Combo.Input(
                     "how",
@@ -76,7 +76,7 @@ class FindCommonDirections(io.ComfyNode):
         pictures = len(inversion.latent["samples"])
         if pictures < 2:
             msg = (
-                "'inversion' holds one picture, and common directions need at least two. Connect Invert Image with a"
+                "'inversion' holds one picture, and common directions need at least two. Connect Encode Picture with a"
                 " batch of latents."
             )
             raise InputError(msg)

@@ -1,4 +1,4 @@
-"""Encode: Invert Image turns a picture into a noisy latent from which every slider starts, and comes back exactly."""
+"""Encode: Encode Picture turns a picture into a noisy latent from which every slider starts, and comes back exactly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class InvertImage(io.ComfyNode):
         """Inputs and outputs of the node."""
         return io.Schema(
             node_id="LatentDirections_InvertImage",
-            display_name="Invert Image",
+            display_name="Encode Picture",
             category="latent directions",
             description=(
                 "Chooses a noise for a picture and keeps sampling tied to it, so that sampling gives exactly the same"

@@ -42,25 +42,25 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
     ),
     errors.NoFeaturesError: "Use the method 'LOCO' or 'explore', which need no words either.",
     errors.FeaturesShapeError: "Choose another 'block', or use the method 'LOCO' or 'explore' of Find Directions.",
-    errors.EqualFeaturesError: "Give Invert Image pictures that differ more, or choose another 'block'.",
+    errors.EqualFeaturesError: "Give Encode Picture pictures that differ more, or choose another 'block'.",
     errors.BasisError: "Set 'how' to 'mean of subspaces', lower 'count', or use pictures that are more alike.",
     errors.CutOffError: "Use a picture of another shape, or find the direction again on this one.",
     errors.NothingLeftError: "Choose other directions for 'others', or another 'amount'.",
-    errors.NothingInCommonError: "Find the direction on this picture itself, or raise 'level' of Invert Image.",
+    errors.NothingInCommonError: "Find the direction on this picture itself, or raise 'level' of Encode Picture.",
     errors.TooFewSamplesError: "Give more pictures.",
     errors.DecodedBackwardError: (
         "Let the search look at the latent in place of the decoded picture, or set 'derivatives' to 'automatic'."
     ),
     errors.TargetDerivativeError: "Use the method 'HSDS' or 'LOCO', which take none there.",
-    errors.NothingToMoveError: "Raise 'level' of Invert Image.",
+    errors.NothingToMoveError: "Raise 'level' of Encode Picture.",
     errors.EqualPredictionsError: (
-        "Write 'source' and 'target' so that they differ more, or raise 'level' of Invert Image."
+        "Write 'source' and 'target' so that they differ more, or raise 'level' of Encode Picture."
     ),
     errors.EverythingKeptError: (
         "Name in 'keep' only what is to stay as it is beside the wanted change, or set 'find_keeps' to 'nothing'."
     ),
     errors.EverythingRuledOutError: "Lower 'hold_outside', or paint a larger 'mask'.",
-    errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Invert Image.",
+    errors.NothingInsideError: "Paint a larger 'mask', or raise 'level' of Encode Picture.",
     errors.NoChangeError: "Write 'target' so that it differs more from 'positive', or raise 'level'.",
     errors.DirectionNotWrittenError: (
         "Look at the free space and the write permission of models/latent_directions, or choose another 'name'."

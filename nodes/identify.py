@@ -220,7 +220,7 @@ def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) 
     if inversion.latent["samples"].shape[0] != 1 and method.run is not None:
         msg = (
             f"The inversion holds several pictures, and what method '{method.name}' finds belongs to one. Use the"
-            " method 'text', or take one picture out of the batch (Latent From Batch) before Invert Image."
+            " method 'text', or take one picture out of the batch (Latent From Batch) before Encode Picture."
         )
         raise InputError(msg)
 

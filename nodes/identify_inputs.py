@@ -20,8 +20,8 @@ LATENT, PICTURE = "latent", "picture"  # what the Jacobian of LOCO and T-LOCO is
 def inputs() -> list[io.Input]:
     """All of them, in the order in which the page shows them; tooltips read the table of methods."""
     return [
-        io.Model.Input("model", tooltip="The same model that Invert Image used."),
-        InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
+        io.Model.Input("model", tooltip="The same model that Encode Picture used."),
+        InversionSocket.Input("inversion", tooltip="The encoded picture, from Encode Picture."),
         io.Combo.Input(
             "method",
             options=list(METHODS),

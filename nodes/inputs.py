@@ -135,10 +135,10 @@ def _conditioning(_declared, value) -> str:
 
 def _sigmas(_declared, value) -> str:
     if not isinstance(value, torch.Tensor) or value.ndim != 1 or len(value) < 2:
-        return "holds no noise levels. Connect the sigmas of Invert Image or of a scheduler."
+        return "holds no noise levels. Connect the sigmas of Encode Picture or of a scheduler."
     if not torch.isfinite(value).all() or (value.diff() > 0).any() or not value[0] > 0 or value[-1] != 0:
         return (
-            "must be noise levels that decrease to 0 and start above it. Connect the sigmas of Invert Image or of a"
+            "must be noise levels that decrease to 0 and start above it. Connect the sigmas of Encode Picture or of a"
             " scheduler, the whole of them."
         )
     return ""
@@ -168,7 +168,7 @@ _CHECKS: dict[type, Callable] = {
 }
 _CLASSES: dict[type, tuple[type, str]] = {
     io.Model.Input: (ModelPatcher, "is no diffusion model. Connect a MODEL."),
-    InversionSocket.Input: (Inversion, "is no encoded picture. Connect the inversion of Invert Image."),
+    InversionSocket.Input: (Inversion, "is no encoded picture. Connect the inversion of Encode Picture."),
 }
 # Of these any object will do that has the method which the nodes call.
 _METHODS: dict[type, tuple[str, str]] = {

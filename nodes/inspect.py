@@ -39,7 +39,7 @@ class PreviewDirections(io.ComfyNode):
             description="Shows what each direction does at a few strengths, sampled in few steps.",
             search_aliases=["contact sheet", "direction gallery"],
             inputs=[
-                InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
+                InversionSocket.Input("inversion", tooltip="The encoded picture, from Encode Picture."),
                 DIRECTIONS,
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 io.Float.Input(
@@ -101,7 +101,7 @@ class EditReport(io.ComfyNode):
                 " strength 0 returns to the picture."
             ),
             inputs=[
-                InversionSocket.Input("inversion", tooltip="The encoded picture, from Invert Image."),
+                InversionSocket.Input("inversion", tooltip="The encoded picture, from Encode Picture."),
                 io.Latent.Input("latent", tooltip="The sampler's result."),
             ],
             outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],

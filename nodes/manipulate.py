@@ -40,7 +40,7 @@ class DirectionSlider(io.ComfyNode):
             search_aliases=["attribute slider", "edit strength"],
             inputs=[
                 InversionSocket.Input(
-                    "inversion", tooltip="The encoded picture, from Invert Image or another Direction Slider."
+                    "inversion", tooltip="The encoded picture, from Encode Picture or another Direction Slider."
                 ),
                 DIRECTIONS,
                 INDEX,
@@ -148,7 +148,7 @@ class ApplySliders(io.ComfyNode):
             ),
             search_aliases=["combine sliders", "several directions"],
             inputs=[
-                InversionSocket.Input("inversion", tooltip="From the last Direction Slider, or from Invert Image."),
+                InversionSocket.Input("inversion", tooltip="From the last Direction Slider, or from Encode Picture."),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -174,7 +174,7 @@ def _check_range(direction: Direction, start: float, end: float) -> None:
         msg = (
             f"'start' and 'end' limit words alone, but the direction '{direction.name}' moves the latent that sampling"
             " starts from, and what follows from that reaches from the first step to the last. Set 'start' to 0 and"
-            " 'end' to 1. For a change that begins later, lower 'level' of Invert Image."
+            " 'end' to 1. For a change that begins later, lower 'level' of Encode Picture."
         )
         raise InputError(msg)
 

@@ -77,7 +77,7 @@ def prompt_of(conditioning: list, name: str, like: list) -> Prompt:
     if len(conditioning) > 1:
         msg = (
             f"'{name}' holds {len(conditioning)} prompts (combined, in areas or in turn), but a slider compares two"
-            " single ones. Connect one text encoder's output, and set areas and masks on the prompt of Invert Image:"
+            " single ones. Connect one text encoder's output, and set areas and masks on the prompt of Encode Picture:"
             " they hold for the slider too."
         )
         raise InputError(msg)
@@ -124,7 +124,7 @@ def _check_encoder(prompt: Prompt, entry: list, subject: str, what_to_do: str) -
     for what, (here, there) in widths.items():
         if here != there:
             msg = (
-                f"{subject} from another text encoder than the prompt of Invert Image: {what} has"
+                f"{subject} from another text encoder than the prompt of Encode Picture: {what} has"
                 f" {' x '.join(map(str, here))} numbers, in that prompt {' x '.join(map(str, there))}. {what_to_do}"
             )
             raise InputError(msg)
@@ -339,7 +339,7 @@ def _check_hooks(source: list[dict], guider: comfy.samplers.CFGGuider) -> None:
         comfy.sampler_helpers.get_hooks_from_cond(conds, loaded)
     if not wanted.is_subset_of(loaded):
         msg = (
-            "The prompt that Invert Image was given has hooks (a LoRA of its own, say) that the sampler's prompt does"
+            "The prompt that Encode Picture was given has hooks (a LoRA of its own, say) that the sampler's prompt does"
             " not have, and without them the picture would not come back. Connect the CONDITIONING of the Direction"
             " Slider to the sampler, or put the same hooks on the sampler's prompt."
         )

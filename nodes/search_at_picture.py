@@ -66,6 +66,6 @@ def _check(model: ModelPatcher, inversion: Inversion) -> None:
     if pictures != 1:
         msg = (
             f"'inversion' holds {pictures} pictures, and what a move does is measured on one. Take one picture out of"
-            " the batch (Latent From Batch) before Invert Image."
+            " the batch (Latent From Batch) before Encode Picture."
         )
         raise InputError(msg)

@@ -103,6 +103,6 @@ def check_family(model: ModelPatcher, inversion: Inversion) -> None:
     if family_of(model) != inversion.family:
         msg = (
             f"'model' is of the family {family_of(model)}, but the picture was inverted with {inversion.family}."
-            " Connect the model that Invert Image used."
+            " Connect the model that Encode Picture used."
         )
         raise InputError(msg)

@@ -55,9 +55,9 @@ class TransferDirection(io.ComfyNode):
             ),
             search_aliases=["direction to another picture", "resize direction", "parallel transport"],
             inputs=[
-                io.Model.Input("model", tooltip="The same model that Invert Image used."),
+                io.Model.Input("model", tooltip="The same model that Encode Picture used."),
                 InversionSocket.Input(
-                    "inversion", tooltip="The picture that the directions are for, from Invert Image."
+                    "inversion", tooltip="The picture that the directions are for, from Encode Picture."
                 ),
                 DIRECTIONS,
                 io.Combo.Input(

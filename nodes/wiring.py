@@ -61,7 +61,7 @@ BATCH_KEEPING_NODES = {
 BATCH = (
     "'latent' is a batch of several pictures, but its 'inversion' goes to Find Directions, and what method '{}' finds"
     " belongs to one picture. Use the method 'text', or take one picture out of the batch (Latent From Batch) before"
-    " Invert Image."
+    " Encode Picture."
 )
 
 
@@ -122,7 +122,7 @@ class Graph:
         return None
 
     def inverted_by(self, key: str) -> str | None:
-        """The Invert Image whose inversion a node is given, maybe through sliders; None if none is known."""
+        """The Encode Picture whose inversion a node is given, maybe through sliders; None if none is known."""
         seen = {key}
         while (link := self.source(key, "inversion")) is not None and link[0] not in seen:
             key, position = link

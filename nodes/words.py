@@ -192,9 +192,7 @@ def named_by_words(
             is_best = int(cosines[:, best].abs().argmax()) == number - 1
             name = pairs[best][0] if is_best and abs(value) >= NAMING_COSINE else name
         feature = None if move.feature is None else sign * move.feature
-        turned.append(
-            replace(move, vector=sign * move.vector, effect=sign * move.effect, feature=feature, notes=notes)
-        )
+        turned.append(replace(move, vector=sign * move.vector, effect=sign * move.effect, feature=feature, notes=notes))
         names.append(name)
     return turned, names
 

@@ -28,7 +28,7 @@ def slider(
     Args:
         bench: the demo model.
         case: what to move.
-        level: of Invert Image.
+        level: of Encode Picture.
         noise: its method.
         method: of Find Directions.
         keep: whether the case's own keep prompts are given.
@@ -46,7 +46,7 @@ def quick_slider(bench: Bench, case: Case, *, level: float, noise: str, keep: bo
     Args:
         bench: the demo model.
         case: what to move.
-        level: of Invert Image.
+        level: of Encode Picture.
         noise: its method.
         keep: whether the case's own keep prompts are given.
         options: further inputs of Find Directions.

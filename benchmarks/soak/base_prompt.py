@@ -126,7 +126,7 @@ ODD = {
         "another": "@slider 2",
     },
     "SIGMAS": {
-        "of Invert Image": "@invert 2",
+        "of Encode Picture": "@invert 2",
         "of a scheduler": (
             "BasicScheduler",
             {"model": "@demo", "scheduler": "beta", "steps": 4, "denoise": 1.0},

@@ -39,7 +39,7 @@ def picture(test_model: TestModel, batch: int = 1, size: tuple[int, int] | None 
 
 
 def invert(test_model: TestModel, latent: dict | None = None, model=None, **changes) -> SimpleNamespace:
-    """Run Invert Image; its outputs by name."""
+    """Run Encode Picture; its outputs by name."""
     options = {"level": 0.6, "steps": 5, "method": "backward euler", **changes}
     latent = picture(test_model) if latent is None else latent
     model = test_model.model if model is None else model
@@ -62,7 +62,7 @@ def anchored(encoded, model=None, push: torch.Tensor | None = None):
 def sample(
     test_model: TestModel, encoded, *, sampler="euler", cfg=1.0, model=None, positive=None, noise=None, **options
 ):
-    """What SamplerCustomAdvanced does with the outputs of Invert Image or of the Direction Slider."""
+    """What SamplerCustomAdvanced does with the outputs of Encode Picture or of the Direction Slider."""
     with torch.inference_mode():
         return comfy.sample.sample_custom(
             encoded.model if model is None else model,

@@ -140,7 +140,7 @@ WRONG = {
         "'source' and 'target' are the same",
     ),
     "stochastic sampler": (SAMPLER, "KSamplerSelect: sampler_name", "'euler_ancestral', which adds noise"),
-    "batch": (TWO_PICTURES, "Invert Image: latent", "'latent' is a batch of several pictures"),
+    "batch": (TWO_PICTURES, "Encode Picture: latent", "'latent' is a batch of several pictures"),
 }
 
 

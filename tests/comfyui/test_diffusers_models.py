@@ -263,7 +263,7 @@ def test_products_of_derivatives(models, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_slider_end_to_end(models, kind):
-    """Invert Image, Find Directions without words, Direction Slider: 0 gives the picture back exactly."""
+    """Encode Picture, Find Directions without words, Direction Slider: 0 gives the picture back exactly."""
     KINDS[kind](models / kind, **(GENTLE if kind in ("pixels", "latents") else {}))
     loaded = load(kind)
     model = diffusers_folders.test_model(kind, loaded)

@@ -123,7 +123,7 @@ class TestReferenceLatents:
         assert torch.equal(edit(case.test_model, encoded, direction, 0.0, cfg=cfg), encoded.latent["samples"])
 
     def test_they_matter(self, case):
-        """To what a slider does, and to the noise that Invert Image finds."""
+        """To what a slider does, and to the noise that Encode Picture finds."""
         encoded = invert(case.test_model, steps=3)
         (direction,), _ = find(case.test_model, encoded.inversion, "text", **case.words)
         changed = edit(case.test_model, encoded, direction)

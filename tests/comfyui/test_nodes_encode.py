@@ -1,4 +1,4 @@
-"""Invert Image: the exact return on every family and sampler, and a sentence for everything that cannot return."""
+"""Encode Picture: the exact return on every family and sampler, and a sentence for everything that cannot return."""
 
 import json
 
@@ -221,7 +221,7 @@ def test_sampler_given_another_latent():
     test_model = loaded(Family("sd1", sd1))
     encoded = invert(test_model)
     encoded.latent = picture(test_model, size=(8, 16))
-    with pytest.raises(InputError, match="Connect the LATENT of Invert Image"):
+    with pytest.raises(InputError, match="Connect the LATENT of Encode Picture"):
         ksample(test_model, encoded)
 
 

@@ -137,7 +137,7 @@ class TestChain:
     def test_what_a_position_costs(self, case, words, own_source, a_step):
         """Live, one evaluation a step and one more for each slider; recorded, one; the first step is all known.
 
-        A source that is not the prompt of Invert Image is a prompt more, which both sliders share.
+        A source that is not the prompt of Encode Picture is a prompt more, which both sliders share.
         """
         _, encoded, (a, b, _) = case
         if not own_source:
@@ -300,7 +300,7 @@ class TestWhatIsRefused:
         _, encoded, direction = found
         tokens = direction.words.target.tokens
         wide = replace(direction, words=replace(direction.words, target=Prompt(tokens.repeat(1, 1, 2))))
-        with pytest.raises(InputError, match="another text encoder than the prompt of Invert Image: a token has"):
+        with pytest.raises(InputError, match="another text encoder than the prompt of Encode Picture: a token has"):
             DirectionSlider.execute(encoded.inversion, [wide], 0, 1.0)
         pooled = replace(direction.words.target, pooled=torch.zeros(1, 3))
         narrow = replace(direction, words=replace(direction.words, target=pooled))

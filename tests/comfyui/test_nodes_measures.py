@@ -313,7 +313,7 @@ class TestDisentanglement:
         assert found["attributes"]["hair_colour"]["after"] == ["brown", "red", "brown"]
 
     def test_the_route_is_that_of_invert_image_without_its_anchor(self, demo):
-        """Each picture again from Invert Image's noise, sampled by the plain model."""
+        """Each picture again from Encode Picture's noise, sampled by the plain model."""
         model, vae, image, positive, target = demo
         _, images, _ = score(demo)
 
