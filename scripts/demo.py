@@ -1,7 +1,8 @@
 """Make the demo's pictures with the example workflow in a real ComfyUI.
 
 By default four strips of one portrait, each moved by words: smile, brows, hair and glasses; what else the words would
-change is found and held still. Only the slider moves along a strip, so directions are found once for each.
+change is found and held still. Only the slider moves along a strip, so directions are found once for each. A moving
+picture, sliders.webp, shows all four.
 """
 
 from __future__ import annotations

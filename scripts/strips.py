@@ -19,9 +19,11 @@ from scripts import workflow
 from scripts.comfy_client import Result
 from scripts.comfy_server import Server
 from scripts.environment import ROOT
+from scripts.moving_strip import save_moving_strip
 
 TEMPLATE = ROOT / "example_workflows" / "latent_directions_first_slider.json"
 STRENGTHS = (-1.5, -1, -0.5, 0, 0.5, 1, 1.5)
+BETWEEN = (-1.25, -0.75, -0.25, 0.25, 0.75, 1.25)  # sampled for the moving strip alone
 # What the strips of the demo move: what the words say of the portrait before, and at strength 1.
 MOVED = {
     "smile": ("neutral", "smiling"),
@@ -65,7 +67,7 @@ def make_strips(server: Server, options: argparse.Namespace) -> list[Path]:
     prompt = with_outputs(with_options(prompt, server, info, options), info)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    reader, reports, rows, files = measures.Reader(), [], [], []
+    reader, reports, rows, moving, files = measures.Reader(), [], [], {}, []
     before, encoded = round_trip(server, prompt)
 
     def keep(picture: Image.Image, name: str) -> None:
@@ -84,7 +86,13 @@ def make_strips(server: Server, options: argparse.Namespace) -> list[Path]:
         find_inputs = changed[workflow.find(changed, FIND)]["inputs"]
         reports.append(describe(reader, find_inputs, edits, before, encoded))
         print(summary(reports[-1]), flush=True)
+        if strip.name in MOVED:
+            edits |= {strength: edit(server, changed, strip.name, strength) for strength in BETWEEN}
+            moving[strip.name] = {strength: made.picture for strength, made in edits.items()}
     keep(contact_sheet(rows, WIDTH), "strips.png")
+    if moving:
+        files.append(out / "sliders.webp")
+        save_moving_strip(moving, files[-1])
     files.append(out / "report.json")
     seconds = round(time.monotonic() - began, 1)
     files[-1].write_text(json.dumps({"runs": reports, "seconds": seconds}, indent=1), encoding="utf-8")

@@ -1,15 +1,21 @@
-"""examples/ run as they are, with torch and diffusers alone."""
+"""examples/ run as they are: one with torch and diffusers alone, one with a running ComfyUI alone."""
 
+import io
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import pytest
 from PIL import Image
 
 from scripts.environment import ROOT
 
 EXAMPLE = ROOT / "examples" / "diffusers_model.py"
+EDIT_FOLDER = ROOT / "examples" / "edit_folder.py"
+WORDS = ["--source", "a portrait of a person, neutral", "--target", "a portrait of a person, smiling"]
 # Refuses to import ComfyUI, then runs the example as the main program.
 WITHOUT_COMFYUI = """
 import importlib.abc, runpy, sys
@@ -38,3 +44,78 @@ def test_the_diffusers_example(tmp_path):
         tiles = [picture.crop((128 * i, 14, 128 * (i + 1), 142)) for i in range(5)]
     assert len({tile.tobytes() for tile in tiles}) == 5
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def saved(comfy, prompt: dict) -> Image.Image:
+    """Run a prompt whose node "save" saves one picture."""
+    file = comfy.run(prompt).outputs["save"]["images"][0]
+    return Image.open(io.BytesIO(comfy.client.view(file))).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def portraits(comfy, tmp_path_factory) -> Path:
+    """A folder with two drawn portraits."""
+    folder = tmp_path_factory.mktemp("portraits")
+    for seed in (7, 8):
+        draw = node("LatentDirections_DemoPortrait", seed=seed)
+        save = node("SaveImage", images=["draw", 0], filename_prefix="portrait")
+        saved(comfy, {"draw": draw, "save": save}).save(folder / f"{seed}.png")
+    return folder
+
+
+def edit_folder(comfy, *options: str) -> subprocess.CompletedProcess:
+    """The example in a Python without any package."""
+    command = [sys.executable, "-I", "-S", str(EDIT_FOLDER), "--server", comfy.client.url, *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def through_the_vae(comfy, path: Path) -> np.ndarray:
+    """The pixels of a picture after VAE Encode and VAE Decode alone."""
+    prompt = {
+        "load": node("LatentDirections_LoadDemoModel"),
+        "picture": node("LoadImage", image=comfy.client.upload(path)),
+        "encode": node("VAEEncode", pixels=["picture", 0], vae=["load", 2]),
+        "decode": node("VAEDecode", samples=["encode", 0], vae=["load", 2]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="round_trip"),
+    }
+    return np.asarray(saved(comfy, prompt))
+
+
+def test_a_folder_at_strength_0_and_1(comfy, portraits, tmp_path):
+    still, moved = tmp_path / "still", tmp_path / "moved"
+    for folder, strength in ((still, "0"), (moved, "1")):
+        done = edit_folder(comfy, str(portraits), str(folder), *WORDS, "--strength", strength)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [str(folder / "7.png"), str(folder / "8.png")]
+    for name in ("7.png", "8.png"):
+        encoded = through_the_vae(comfy, portraits / name)
+        assert np.array_equal(pixels(still / name), encoded)
+        assert (pixels(moved / name) != encoded).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--server", "http://127.0.0.1:1"], "ComfyUI cannot be reached at http://127.0.0.1:1"),
+        (["--target", WORDS[1]], "'source' and 'target' are the same"),
+        (["--checkpoint", "missing.safetensors"], "CheckpointLoaderSimple: Value not in list"),
+        (["--cfg", "1", "--keep", "no bar in this line"], "LatentDirections_FindDirections: "),
+    ],
+    ids=["no server", "equal words", "no such checkpoint", "an error of a node"],
+)
+def test_a_folder_that_cannot_be_edited(comfy, portraits, tmp_path, options, message):
+    done = edit_folder(comfy, str(portraits), str(tmp_path / "out"), *WORDS, *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 7.png: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
