@@ -1,0 +1,28 @@
+"""Help pages: every node has one, with a picture that exists."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from scripts.environment import ROOT
+
+PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
+
+
+def test_every_node_has_a_help_page(comfy):
+    nodes = {name for name in comfy.client.object_info() if name.startswith("LatentDirections_")}
+    assert nodes <= {page.stem for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_help_page_has_a_picture(page):
+    names = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert names
+    for name in names:
+        with Image.open(page.parent / name) as picture:
+            picture.verify()
+
+
+def test_pictures_of_help_pages_are_small():
+    assert sum(path.stat().st_size for path in (ROOT / "web" / "docs" / "pictures").iterdir()) < 1_500_000
