@@ -137,7 +137,7 @@ SHOWN = {
     "LoadDemoModel": ("load", [("edited", "IMAGE")]),
     "DemoPortrait": ("portrait", [("portrait", "image")]),
     "InvertImage": ("encode", [("portrait", "image")]),
-    "FindDirections": ("find", [("find", "what else moves"), ("find", "where")]),
+    "FindDirections": ("find", [("find", "what else moves")]),
     "DirectionSlider": ("slide", [("portrait", "image"), ("edited", "IMAGE")]),
     "ApplySliders": ("apply", [("edited", "IMAGE")]),
     "EditReport": ("report", [("edited", "IMAGE")]),
