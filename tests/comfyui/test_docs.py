@@ -1,5 +1,6 @@
-"""Help pages: every node has one, with a picture that exists."""
+"""Help pages: every node has one, with a picture that exists. Troubleshooting quotes messages of the pack."""
 
+import ast
 import re
 
 import pytest
@@ -26,3 +27,13 @@ def test_a_help_page_has_a_picture(page):
 
 def test_pictures_of_help_pages_are_small():
     assert sum(path.stat().st_size for path in (ROOT / "web" / "docs" / "pictures").iterdir()) < 1_500_000
+
+
+def test_headings_of_troubleshooting_are_messages_of_the_pack():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "nodes").glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    texts = [node.value for node in nodes if isinstance(node.value, str)]
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    assert headings
+    assert [heading for heading in headings if not any(heading in text for text in texts)] == []
