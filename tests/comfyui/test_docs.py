@@ -37,3 +37,10 @@ def test_headings_of_troubleshooting_are_messages_of_the_pack():
     headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
     assert headings
     assert [heading for heading in headings if not any(heading in text for text in texts)] == []
+
+
+def test_the_server_gives_out_the_pictures(comfy):
+    """The page puts the folder of the help pages before the address of a picture."""
+    for path in (ROOT / "web" / "docs" / "pictures").iterdir():
+        address = f"/extensions/latent-directions/docs/pictures/{path.name}"
+        assert comfy.client.request(address) == path.read_bytes()
