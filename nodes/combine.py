@@ -57,7 +57,15 @@ class CombineDirections(io.ComfyNode):
                 "Makes one direction out of several that move the latent: their sum, or one of them without what the"
                 " others change. Directions of words are combined by chaining sliders."
             ),
-            search_aliases=["add directions", "orthogonalise", "orthogonalize", "subtract directions", "disentangle"],
+            search_aliases=[
+                "add directions",
+                "merge directions",
+                "direction arithmetic",
+                "orthogonalise",
+                "orthogonalize",
+                "subtract directions",
+                "disentangle",
+            ],
             inputs=[
                 DIRECTIONS,
                 INDEX,
@@ -96,7 +104,12 @@ class CombineDirections(io.ComfyNode):
                     "inversion", optional=True, tooltip="With 'model': the encoded picture that is measured on."
                 ),
             ],
-            outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="report")],
+            outputs=[
+                DirectionsSocket.Output(
+                    display_name="directions", tooltip="The combined direction, for Direction Slider."
+                ),
+                io.String.Output(display_name="report", tooltip="What was combined and how, as JSON."),
+            ],
         )
 
     @classmethod

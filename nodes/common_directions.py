@@ -45,7 +45,17 @@ class FindCommonDirections(io.ComfyNode):
                 "Finds directions that several pictures have in common, from what happens inside the network. Transfer"
                 " Direction makes them fit a picture, which need not be one of these."
             ),
-            search_aliases=["global directions", "average direction", "asyrp", "h-space", "pca of features"],
+            search_aliases=[
+                "global directions",
+                "average direction",
+                "attribute of several pictures",
+                "asyrp",
+                "h-space",
+                "pca of features",
+                "principal components",
+                "semantic directions",
+                "concept slider",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The same model that Encode Picture used."),
                 InversionSocket.Input(
@@ -65,7 +75,15 @@ class FindCommonDirections(io.ComfyNode):
                 io.Int.Input("count", default=3, min=1, max=32, tooltip="How many directions to find."),
                 BLOCK,
             ],
-            outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="report")],
+            outputs=[
+                DirectionsSocket.Output(
+                    display_name="directions",
+                    tooltip="The directions that the pictures have in common, for Transfer Direction.",
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="What was found in which pictures and what it took, as JSON."
+                ),
+            ],
         )
 
     @classmethod

@@ -52,6 +52,7 @@ class LoadDemoModel(io.ComfyNode):
             node_id="LatentDirections_LoadDemoModel",
             display_name="Load Demo Model",
             category=CATEGORY,
+            search_aliases=["small model", "test model", "example model", "tiny sd3", "try the sliders"],
             description="Loads a small SD3-type model of drawn portraits, 64 by 64 pixels, that comes with this pack.",
             outputs=[
                 io.Model.Output(tooltip="The diffusion model: rectified flow, 16 latent channels."),
@@ -81,6 +82,7 @@ class DemoPortrait(io.ComfyNode):
             node_id="LatentDirections_DemoPortrait",
             display_name="Demo Portrait",
             category=CATEGORY,
+            search_aliases=["test picture", "example picture", "drawn face", "sample portrait", "face mask"],
             description="Draws a portrait for the demo model. The same seed always gives the same picture.",
             inputs=[
                 io.Int.Input(

@@ -24,6 +24,15 @@ class LoadDiffusersModel(io.ComfyNode):
             node_id="LatentDirections_LoadDiffusersModel",
             display_name="Load Diffusers Model",
             category="latent directions",
+            search_aliases=[
+                "ddpm",
+                "diffusers folder",
+                "latent diffusion",
+                "deepfloyd",
+                "lcm",
+                "pixel diffusion",
+                "load checkpoint",
+            ],
             description=(
                 "Loads a model from a folder in models/diffusers that ComfyUI's own loaders cannot read: DDPM models on"
                 " pixels, latent diffusion without text, DeepFloyd IF stage I, and LCM. Safetensors files only; nothing"

@@ -49,11 +49,19 @@ class InvertImage(io.ComfyNode):
             ),
             search_aliases=[
                 "encode image",
+                "image editing",
+                "edit photo",
+                "real image editing",
+                "unsample",
+                "unsampler",
+                "image to noise",
                 "inversion",
                 "ddim inversion",
                 "noise an image",
                 "edit friendly",
                 "rf inversion",
+                "FlowEdit",
+                "LEDITS",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will edit the picture. It is not changed."),
@@ -163,12 +171,27 @@ class InvertImage(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
-                io.Noise.Output(display_name="noise"),
-                io.Sigmas.Output(display_name="sigmas"),
-                io.Model.Output(display_name="model"),
-                InversionSocket.Output(display_name="inversion"),
-                io.String.Output(display_name="report"),
+                io.Latent.Output(display_name="latent", tooltip="The encoded picture, for the sampler."),
+                io.Noise.Output(
+                    display_name="noise",
+                    tooltip="The noise from which sampling leads back to the picture, for Sampler Custom Advanced.",
+                ),
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="The noise levels from the start to the finished picture, for Sampler Custom Advanced.",
+                ),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The model, tied to the picture: sampling with it gives the picture back.",
+                ),
+                InversionSocket.Output(
+                    display_name="inversion",
+                    tooltip="The encoded picture as Find Directions and Direction Slider need it.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="The noise level, what it took and, with 'vae', how well the picture comes back, as JSON.",
+                ),
             ],
             hidden=[io.Hidden.prompt],
         )

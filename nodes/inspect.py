@@ -37,7 +37,14 @@ class PreviewDirections(io.ComfyNode):
             display_name="Preview Directions",
             category="latent directions",
             description="Shows what each direction does at a few strengths, sampled in few steps.",
-            search_aliases=["contact sheet", "direction gallery"],
+            search_aliases=[
+                "contact sheet",
+                "direction gallery",
+                "xy plot",
+                "grid of pictures",
+                "compare directions",
+                "comparison",
+            ],
             inputs=[
                 InversionSocket.Input("inversion", tooltip="The encoded picture, from Encode Picture."),
                 DIRECTIONS,
@@ -55,7 +62,13 @@ class PreviewDirections(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=8, min=1, max=200, tooltip="Sampling steps for each picture."),
             ],
-            outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Image.Output(
+                    display_name="sheet",
+                    tooltip="The contact sheet: a row for each direction, a column for each strength.",
+                ),
+                io.String.Output(display_name="report", tooltip="What was shown and what it took, as JSON."),
+            ],
             is_output_node=True,
         )
 
@@ -96,6 +109,7 @@ class EditReport(io.ComfyNode):
             node_id="LatentDirections_EditReport",
             display_name="Edit Report",
             category="latent directions",
+            search_aliases=["compare latents", "difference", "what changed", "edit statistics", "sampling time"],
             description=(
                 "Says how far a sampled latent is from the encoded picture, what sampling took, and how exactly"
                 " strength 0 returns to the picture."
@@ -104,7 +118,10 @@ class EditReport(io.ComfyNode):
                 InversionSocket.Input("inversion", tooltip="The encoded picture, from Encode Picture."),
                 io.Latent.Input("latent", tooltip="The sampler's result."),
             ],
-            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The sampler's result, unchanged."),
+                io.String.Output(display_name="report", tooltip="What the edit changed and what it took, as JSON."),
+            ],
             is_output_node=True,
         )
 

@@ -48,6 +48,7 @@ class SaveDirection(io.ComfyNode):
             node_id="LatentDirections_SaveDirection",
             display_name="Save Direction",
             category="latent directions",
+            search_aliases=["export direction", "save slider", "store direction", "keep direction", "save concept"],
             description=(
                 "Saves a direction to models/latent_directions, so that finding it again is not needed. An existing"
                 " file is never overwritten: a number is added to the name."
@@ -69,7 +70,10 @@ class SaveDirection(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="file")],
+            outputs=[
+                DirectionsSocket.Output(display_name="directions", tooltip="The directions that came in, unchanged."),
+                io.String.Output(display_name="file", tooltip="The file that was written, with its folder."),
+            ],
             is_output_node=True,
         )
 
@@ -99,6 +103,7 @@ class LoadDirection(io.ComfyNode):
             node_id="LatentDirections_LoadDirection",
             display_name="Load Direction",
             category="latent directions",
+            search_aliases=["import direction", "load slider", "open direction", "direction library", "load concept"],
             description=(
                 "Loads a direction saved by Save Direction. It fits models of the same family and pictures of the same"
                 " size; Transfer Direction brings it to another size."
@@ -111,7 +116,12 @@ class LoadDirection(io.ComfyNode):
                     tooltip="A file in models/latent_directions. 'Refresh files' lists what was saved since.",
                 )
             ],
-            outputs=[DirectionsSocket.Output(display_name="directions")],
+            outputs=[
+                DirectionsSocket.Output(
+                    display_name="directions",
+                    tooltip="The direction in the file, for Direction Slider or Transfer Direction.",
+                )
+            ],
         )
 
     @classmethod

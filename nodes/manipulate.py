@@ -37,7 +37,22 @@ class DirectionSlider(io.ComfyNode):
                 "noise to your sampler. At 0 the sampler gives the encoded picture back. For several sliders connect"
                 " inversion to the next one, and the last one to the sampler or to Apply Sliders."
             ),
-            search_aliases=["attribute slider", "edit strength"],
+            search_aliases=[
+                "attribute",
+                "attribute slider",
+                "concept slider",
+                "edit strength",
+                "smile",
+                "age",
+                "expression",
+                "emotion",
+                "face edit",
+                "hair",
+                "live portrait",
+                "image editing",
+                "strength slider",
+                "prompt slider",
+            ],
             inputs=[
                 InversionSocket.Input(
                     "inversion", tooltip="The encoded picture, from Encode Picture or another Direction Slider."
@@ -102,10 +117,19 @@ class DirectionSlider(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Conditioning.Output(display_name="conditioning"),
-                io.Noise.Output(display_name="noise"),
-                InversionSocket.Output(display_name="inversion"),
+                io.Model.Output(display_name="model", tooltip="The model with the sliders applied, for the sampler."),
+                io.Conditioning.Output(
+                    display_name="conditioning",
+                    tooltip="The prompt of the picture, for the sampler as the positive prompt.",
+                ),
+                io.Noise.Output(
+                    display_name="noise",
+                    tooltip="The noise to start from, for Sampler Custom Advanced. KSampler does without.",
+                ),
+                InversionSocket.Output(
+                    display_name="inversion",
+                    tooltip="The encoded picture with this slider, for the next slider or Apply Sliders.",
+                ),
             ],
         )
 
@@ -146,14 +170,26 @@ class ApplySliders(io.ComfyNode):
                 "Gives what the sampler needs for all Direction Sliders before it. With it at the end, any"
                 " Direction Slider can be bypassed; without a slider the sampler gives the encoded picture back."
             ),
-            search_aliases=["combine sliders", "several directions"],
+            search_aliases=[
+                "combine sliders",
+                "several directions",
+                "several sliders",
+                "multiple attributes",
+                "edit stack",
+            ],
             inputs=[
                 InversionSocket.Input("inversion", tooltip="From the last Direction Slider, or from Encode Picture."),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Conditioning.Output(display_name="conditioning"),
-                io.Noise.Output(display_name="noise"),
+                io.Model.Output(display_name="model", tooltip="The model with the sliders applied, for the sampler."),
+                io.Conditioning.Output(
+                    display_name="conditioning",
+                    tooltip="The prompt of the picture, for the sampler as the positive prompt.",
+                ),
+                io.Noise.Output(
+                    display_name="noise",
+                    tooltip="The noise to start from, for Sampler Custom Advanced. KSampler does without.",
+                ),
             ],
         )
 

@@ -26,12 +26,15 @@ class MeasureDemo(io.ComfyNode):
             display_name="Measure Demo Portrait",
             category=CATEGORY,
             description="Reads every attribute of drawn portraits before and after an edit: only for the demo model.",
-            search_aliases=["attribute probe", "leakage", "measure edit"],
+            search_aliases=["attribute probe", "attribute", "leakage", "measure edit"],
             inputs=[
                 io.Image.Input("image", tooltip="The portrait before the edit."),
                 io.Image.Input("edited", tooltip="The edited portrait, or a batch of them."),
             ],
-            outputs=[io.Image.Output(display_name="plot"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Image.Output(display_name="plot", tooltip="A chart of the change of each attribute."),
+                io.String.Output(display_name="report", tooltip="Every attribute before and after, as JSON."),
+            ],
             is_output_node=True,
         )
 

@@ -46,7 +46,13 @@ class MeasureDisentanglement(io.ComfyNode):
                 "Edits a picture by words alone and back again, and says how much is lost on the way against how much"
                 " the words change."
             ),
-            search_aliases=["disentanglement score", "edit and back", "cycle consistency", "measure edit"],
+            search_aliases=[
+                "disentangle",
+                "disentanglement score",
+                "edit and back",
+                "cycle consistency",
+                "measure edit",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that edits the picture. It is not changed."),
                 io.Vae.Input("vae", tooltip="The VAE of the model: it encodes and decodes the pictures."),
@@ -76,9 +82,13 @@ class MeasureDisentanglement(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="plot"),
-                io.Image.Output(display_name="pictures"),
-                io.String.Output(display_name="report"),
+                io.Image.Output(display_name="plot", tooltip="A chart of what the words change against what is lost."),
+                io.Image.Output(
+                    display_name="pictures", tooltip="The picture; as it comes back unedited; edited; and edited back."
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="What the words change and what is lost, in numbers, as JSON."
+                ),
             ],
             is_output_node=True,
         )

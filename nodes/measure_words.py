@@ -83,7 +83,14 @@ class MeasureWords(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[io.Image.Output(display_name="plot"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Image.Output(
+                    display_name="plot", tooltip="A chart of how much the edit follows each pair of words."
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="How much the edit follows each pair of words, as JSON."
+                ),
+            ],
             is_output_node=True,
         )
 

@@ -55,7 +55,7 @@ class PrepareQuickSlider(io.ComfyNode):
                 "Samples a slider at strengths -1 and 1 once, so that Quick Slider can show every other strength"
                 " without the model. Works for directions of all methods."
             ),
-            search_aliases=["distil direction", "instant preview", "real-time slider"],
+            search_aliases=["distil direction", "instant preview", "real-time slider", "fast slider", "cache slider"],
             inputs=[
                 UNMOVED,
                 DIRECTIONS,
@@ -63,7 +63,12 @@ class PrepareQuickSlider(io.ComfyNode):
                 STEPS,
                 SIGMAS,
             ],
-            outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="report")],
+            outputs=[
+                DirectionsSocket.Output(
+                    display_name="directions", tooltip="The direction with its measured moves, for Quick Slider."
+                ),
+                io.String.Output(display_name="report", tooltip="What the two sampling runs took, as JSON."),
+            ],
         )
 
     @classmethod
@@ -115,7 +120,14 @@ class QuickSlider(io.ComfyNode):
                 "Shows at once about what a Direction Slider would do: it adds the moves that Prepare Quick Slider has"
                 " measured to the picture's latent, without the model. A preview; sample the picture that you keep."
             ),
-            search_aliases=["instant preview", "real-time slider", "preview slider"],
+            search_aliases=[
+                "instant preview",
+                "real-time slider",
+                "preview slider",
+                "fast slider",
+                "concept slider",
+                "live portrait",
+            ],
             inputs=[
                 UNMOVED,
                 DirectionsSocket.Input("directions", tooltip="From Prepare Quick Slider."),
@@ -127,7 +139,11 @@ class QuickSlider(io.ComfyNode):
                     tooltip="The latent of another Quick Slider on this picture: both moves then add up.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent", tooltip="The moved latent, for VAE Decode or another Quick Slider."
+                )
+            ],
         )
 
     @classmethod
@@ -159,7 +175,20 @@ class SliderStrip(io.ComfyNode):
                 "Moves a slider from one strength to another in many pictures: a few are sampled, the latents between"
                 " them are mixed from their neighbours. For strips and short films."
             ),
-            search_aliases=["slider animation", "interpolate strengths", "strength sweep", "morph"],
+            search_aliases=[
+                "slider animation",
+                "animate",
+                "interpolate",
+                "interpolate strengths",
+                "strength sweep",
+                "morph",
+                "xy plot",
+                "age progression",
+                "time lapse",
+                "video",
+                "live portrait",
+                "frames",
+            ],
             inputs=[
                 InversionSocket.Input(
                     "inversion",
@@ -195,7 +224,13 @@ class SliderStrip(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent"), io.String.Output(display_name="report")],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="One latent a picture, as a batch for VAE Decode."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Which strengths were sampled, where mixing may show ghosts, and what it took, as JSON.",
+                ),
+            ],
             is_output_node=True,  # its pictures are shown in the node itself
         )
 

@@ -53,7 +53,13 @@ class TransferDirection(io.ComfyNode):
                 "Makes directions that were found on one picture fit another picture, size or seed, measures what they"
                 " do there, and says how well each carries over."
             ),
-            search_aliases=["direction to another picture", "resize direction", "parallel transport"],
+            search_aliases=[
+                "direction to another picture",
+                "copy edit to another picture",
+                "reuse direction",
+                "resize direction",
+                "parallel transport",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The same model that Encode Picture used."),
                 InversionSocket.Input(
@@ -79,7 +85,12 @@ class TransferDirection(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[DirectionsSocket.Output(display_name="directions"), io.String.Output(display_name="report")],
+            outputs=[
+                DirectionsSocket.Output(
+                    display_name="directions", tooltip="The directions as they fit this picture, for Direction Slider."
+                ),
+                io.String.Output(display_name="report", tooltip="How well each direction carries over, as JSON."),
+            ],
         )
 
     @classmethod

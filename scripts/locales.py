@@ -1,0 +1,123 @@
+"""Write the translations in ComfyUI's format, locales/<language>/*.json: python scripts/locales.py.
+
+English comes from the schemas of the nodes. Every other language has one file to edit, locales/<language>.json, in
+which the English text is the key, so that a text which is changed in the code must be translated anew.
+"""
+
+import asyncio
+import json
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.environment import ROOT, add_comfyui_to_path, enter, register_package
+
+FOLDER = ROOT / "locales"
+LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
+ENGLISH = "en"
+PAGE_KEY = "latentDirections"  # as in web/words.js
+CALL = re.compile(r"""(?<![\w.$])t\(\s*("(?:[^"\\\n]|\\.)*")""")
+
+
+def node_texts() -> dict:
+    """The texts of all nodes in the layout of nodeDefs.json."""
+    from latent_directions.nodes import LatentDirectionsExtension, library
+
+    library.register_folder()
+    nodes = asyncio.run(LatentDirectionsExtension().get_node_list())
+    return {schema.node_id: _texts_of(schema) for schema in (node.define_schema() for node in nodes)}
+
+
+def _texts_of(schema) -> dict:
+    inputs = {given.id: {"name": given.display_name or given.id, "tooltip": given.tooltip} for given in schema.inputs}
+    if any(getattr(given, "control_after_generate", False) for given in schema.inputs):
+        inputs["control_after_generate"] = {"name": "control after generate"}  # a widget that ComfyUI adds
+    outputs = {}
+    for number, output in enumerate(schema.outputs):
+        name = {"name": output.display_name} if output.display_name else {}  # else ComfyUI shows the type
+        outputs[str(number)] = name | {"tooltip": output.tooltip}
+    texts = {"display_name": schema.display_name, "description": schema.description}
+    return texts | {"inputs": inputs, "outputs": outputs}
+
+
+def page_texts() -> list[str]:
+    """The English texts that the page's scripts look up by t("...")."""
+    scripts = sorted((ROOT / "web").glob("*.js"))
+    found = [json.loads(text) for script in scripts for text in CALL.findall(script.read_text(encoding="utf-8"))]
+    return list(dict.fromkeys(found))
+
+
+def used_texts(nodes: dict, page: list[str]) -> dict[str, list[str]]:
+    """All English texts by the section of locales/<language>.json that has their translation."""
+    used = {"nodes": [], "inputs": [], "outputs": [], "tooltips": [], "page": page}
+    for node in nodes.values():
+        used["nodes"].append(node["display_name"])
+        used["tooltips"].append(node["description"])
+        for section in ("inputs", "outputs"):
+            for slot in node[section].values():
+                used[section] += [slot["name"]] if "name" in slot else []
+                used["tooltips"] += [slot["tooltip"]] if "tooltip" in slot else []
+    return {section: list(dict.fromkeys(texts)) for section, texts in used.items()}
+
+
+def differences(used: dict[str, list[str]], words: dict[str, dict[str, str]]) -> list[str]:
+    """What is without a translation, and which translations are of no text."""
+    found = []
+    for section, texts in used.items():
+        found += [f"{section}: not translated: {text}" for text in texts if text not in words[section]]
+        found += [f"{section}: no longer used: {text}" for text in words[section] if text not in texts]
+    return found
+
+
+def translated(nodes: dict, words: dict[str, dict[str, str]]) -> dict:
+    """The texts of all nodes in another language."""
+
+    def slots(node: dict, section: str) -> dict:
+        in_section = {"name": words[section], "tooltip": words["tooltips"]}
+        return {
+            key: {kind: in_section[kind][text] for kind, text in slot.items()} for key, slot in node[section].items()
+        }
+
+    return {
+        node_id: {
+            "display_name": words["nodes"][node["display_name"]],
+            "description": words["tooltips"][node["description"]],
+            "inputs": slots(node, "inputs"),
+            "outputs": slots(node, "outputs"),
+        }
+        for node_id, node in nodes.items()
+    }
+
+
+def words_of(language: str) -> dict[str, dict[str, str]]:
+    """The translations into a language, by section."""
+    return json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def files() -> dict[Path, dict]:
+    """What is to be in the files that ComfyUI reads; exits where a translation is missing or no longer used."""
+    nodes, page = node_texts(), page_texts()
+    used = used_texts(nodes, page)
+    made = {FOLDER / ENGLISH / "nodeDefs.json": nodes}
+    for language in LANGUAGES:
+        words = words_of(language)
+        if found := differences(used, words):
+            sys.exit(f"Correct locales/{language}.json:\n" + "\n".join(found))
+        made[FOLDER / language / "nodeDefs.json"] = translated(nodes, words)
+        made[FOLDER / language / "main.json"] = {PAGE_KEY: words["page"]}
+    return made
+
+
+def main() -> None:
+    """Write the files."""
+    add_comfyui_to_path(enter(), ROOT / ".run" / "locales")
+    register_package()
+    for path, content in files().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
