@@ -6,19 +6,17 @@ which the English text is the key, so that a text which is changed in the code m
 
 import asyncio
 import json
-import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # started as a program
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.environment import ROOT, add_comfyui_to_path, enter, register_package
 
 FOLDER = ROOT / "locales"
 LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
 ENGLISH = "en"
-PAGE_KEY = "latentDirections"  # as in web/words.js
-CALL = re.compile(r"""(?<![\w.$])t\(\s*("(?:[^"\\\n]|\\.)*")""")
 
 
 def node_texts() -> dict:
@@ -42,16 +40,9 @@ def _texts_of(schema) -> dict:
     return texts | {"inputs": inputs, "outputs": outputs}
 
 
-def page_texts() -> list[str]:
-    """The English texts that the page's scripts look up by t("...")."""
-    scripts = sorted((ROOT / "web").glob("*.js"))
-    found = [json.loads(text) for script in scripts for text in CALL.findall(script.read_text(encoding="utf-8"))]
-    return list(dict.fromkeys(found))
-
-
-def used_texts(nodes: dict, page: list[str]) -> dict[str, list[str]]:
+def used_texts(nodes: dict) -> dict[str, list[str]]:
     """All English texts by the section of locales/<language>.json that has their translation."""
-    used = {"nodes": [], "inputs": [], "outputs": [], "tooltips": [], "page": page}
+    used = {"nodes": [], "inputs": [], "outputs": [], "tooltips": []}
     for node in nodes.values():
         used["nodes"].append(node["display_name"])
         used["tooltips"].append(node["description"])
@@ -98,15 +89,14 @@ def words_of(language: str) -> dict[str, dict[str, str]]:
 
 def files() -> dict[Path, dict]:
     """What is to be in the files that ComfyUI reads; exits where a translation is missing or no longer used."""
-    nodes, page = node_texts(), page_texts()
-    used = used_texts(nodes, page)
+    nodes = node_texts()
+    used = used_texts(nodes)
     made = {FOLDER / ENGLISH / "nodeDefs.json": nodes}
     for language in LANGUAGES:
         words = words_of(language)
         if found := differences(used, words):
             sys.exit(f"Correct locales/{language}.json:\n" + "\n".join(found))
         made[FOLDER / language / "nodeDefs.json"] = translated(nodes, words)
-        made[FOLDER / language / "main.json"] = {PAGE_KEY: words["page"]}
     return made
 
 

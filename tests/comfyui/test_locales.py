@@ -1,0 +1,49 @@
+"""Translations of the nodes: whole, as the schemas are now, and shown by the page."""
+
+import json
+
+import pytest
+from browser import Browser, as_json, find_chromium
+
+from scripts import locales
+
+MADE = locales.files()  # exits where a text of a schema has no translation, or a translation no text
+
+
+@pytest.mark.parametrize("path", MADE, ids=lambda path: path.parent.name)
+def test_the_committed_files_are_those_that_the_schemas_give(path):
+    assert json.loads(path.read_text(encoding="utf-8")) == MADE[path]
+
+
+def test_english_chinese_and_japanese_are_there():
+    assert {path.parent.name for path in MADE} == {"en", "zh", "ja"}
+
+
+@pytest.mark.parametrize("language", locales.LANGUAGES)
+def test_names_and_descriptions_hold_nothing_that_the_page_would_compile(language):
+    """The page's library of translations reads braces, @ and | in them as its own language."""
+    for node in MADE[locales.FOLDER / language / "nodeDefs.json"].values():
+        names = [slot["name"] for part in ("inputs", "outputs") for slot in node[part].values() if "name" in slot]
+        for text in (node["display_name"], node["description"], *names):
+            assert not set(text) & set("{}@|"), text
+
+
+@pytest.mark.parametrize("language", locales.LANGUAGES)
+def test_the_page_shows_a_node_in_the_language_that_is_set(comfy, language):
+    made = MADE[locales.FOLDER / language / "nodeDefs.json"]["LatentDirections_DirectionSlider"]
+    comfy.client.request("/settings/Comfy.TutorialCompleted", b"true")
+    comfy.client.request("/settings/Comfy.Locale", as_json(language).encode())
+    try:
+        with Browser(find_chromium()) as browser:
+            browser.open(comfy.client.url)
+            browser.wait_for("Boolean(window.app && app.vueAppReady && app.graph)")
+            browser.evaluate("""
+              window.slider = LiteGraph.createNode("LatentDirections_DirectionSlider"); app.graph.add(slider); true
+            """)
+            assert browser.wait_for("slider.title", 20) == made["display_name"]
+            label = "(w => w.label)(slider.widgets.find((w) => w.name === 'strength'))"
+            assert browser.wait_for(label, 20) == made["inputs"]["strength"]["name"]
+            assert browser.evaluate("slider.outputs.map((o) => o.name)[0]") == "model"  # the API's names stay
+            assert not [said for said in browser.problems if "LatentDirections" in said]
+    finally:
+        comfy.client.request("/settings/Comfy.Locale", b'"en"')
