@@ -11,8 +11,10 @@ import re
 
 MUTED, BYPASSED = 2, 4
 VIRTUAL = {"Note", "MarkdownNote", "PrimitiveNode", "Reroute"}
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 DYNAMIC_WIDGET = "COMFY_DYNAMICCOMBO_V3"
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_WIDGET}
+# Widgets of Compare Images, which graphs do not store, with what the page sends for them before a run.
+UNSTORED = {"IMAGECOMPARE": {"__value__": {"0": "", "1": ""}}}
 # The page replaces {a|b} by a random choice and drops comments in prompts.
 DYNAMIC = re.compile(r"[{}]|//|/\*")
 
@@ -53,12 +55,14 @@ def widget_values(node: dict, info: dict) -> dict:
         return dict(stored)
     values, position = {}, 0
     for name, kind, options in declared_inputs(info):
-        if kind == DYNAMIC_WIDGET:
-            message = f"{node['type']}: the widgets below {name} depend on its choice, which only the page resolves."
-            raise WorkflowError(message)
+        if isinstance(kind, str) and kind in UNSTORED:
+            values[name] = copy.deepcopy(UNSTORED[kind])
         if not is_widget(kind, options):
             continue
         value = stored[position] if position < len(stored) else default_value(kind, options)
+        if kind == DYNAMIC_WIDGET and has_widgets_below(options, value):
+            message = f"{node['type']}: the widgets below {name} depend on its choice, which only the page resolves."
+            raise WorkflowError(message)
         if options.get("dynamicPrompts") and DYNAMIC.search(str(value)):
             message = f"{node['type']}: {name} holds a random choice or a comment, which only the page resolves."
             raise WorkflowError(message)
@@ -83,6 +87,12 @@ def is_widget(kind: str | list, options: dict) -> bool:
     return (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput")
 
 
+def has_widgets_below(options: dict, choice: str) -> bool:
+    """Say whether a choice brings inputs of its own."""
+    below = next((one["inputs"] for one in options["options"] if one["key"] == choice), {"unknown": choice})
+    return any(below.values())
+
+
 def control_widgets(name: str, kind: str | list, options: dict) -> int:
     """Count the page's own widgets behind this one: what becomes of a seed after each run, a filter for choices."""
     if kind == "INT":
@@ -95,6 +105,8 @@ def control_widgets(name: str, kind: str | list, options: dict) -> int:
 def default_value(kind: str | list, options: dict):
     """Return the value the page gives a widget that the graph stores none for."""
     choices = kind if isinstance(kind, list) else options.get("options", [])
+    if kind == DYNAMIC_WIDGET:
+        return choices[0]["key"]
     fallback = {"INT": 0, "FLOAT": 0, "STRING": "", "BOOLEAN": False}
     return options.get("default", choices[0] if choices else fallback.get(kind))
 
