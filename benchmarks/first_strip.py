@@ -1,6 +1,6 @@
 """From a loaded ComfyUI to the first strip of seven pictures, with the demo model: seconds and evaluations by stage.
 
-What the template `first_slider` does, its values included, at seven strengths: the demo model is loaded, a portrait is
+What the template First slider does, its values included, at seven strengths: the demo model is loaded, a portrait is
 drawn and encoded, a direction is found, the strengths are sampled and decoded. ComfyUI and the pack are imported
 before the clock starts. Live runs first, then, from the loading on anew, Slider Strip with its own number of keyframes.
 CPU seconds are those of all threads, and hardly depend on what else the machine does.

@@ -18,7 +18,7 @@ from scripts.comfy_server import Server
 from scripts.environment import ROOT, enter, register_package
 
 PICTURES, DOCS = ROOT / "web" / "docs" / "pictures", ROOT / "docs"
-TEMPLATE = ROOT / "example_workflows" / "latent_directions_first_slider.json"
+TEMPLATE = ROOT / "example_workflows" / "First slider.json"
 OURS = "LatentDirections_"
 HIGH, MARGIN = 1400, 16  # of a group's place on the canvas, and around a picture
 SCALE = 0.75

@@ -21,7 +21,7 @@ from scripts.comfy_server import Server
 from scripts.environment import ROOT
 from scripts.moving_strip import save_moving_strip
 
-TEMPLATE = ROOT / "example_workflows" / "latent_directions_first_slider.json"
+TEMPLATE = ROOT / "example_workflows" / "First slider.json"
 STRENGTHS = (-1.5, -1, -0.5, 0, 0.5, 1, 1.5)
 BETWEEN = (-1.25, -0.75, -0.25, 0.25, 0.75, 1.25)  # sampled for the moving strip alone
 # What the strips of the demo move: what the words say of the portrait before, and at strength 1.

@@ -121,13 +121,6 @@ WORDS = (
 WORD_INPUTS = (("find", "source"), ("find", "target"))
 STRENGTH = ("slider", "strength")
 
-FIRST = Template(
-    "First slider",
-    (start(), encode_group(), identify(WORDS, {"find": find(**SMILE)}), manipulate(), result()),
-    (("portrait", "seed"), *WORD_INPUTS, STRENGTH),
-    ("save",),
-    opens_as_app=True,
-)
 KEEP = Template(
     "Keep and mask",
     (
@@ -800,6 +793,6 @@ Z_IMAGE = real(
     sampler=k_sampler(25, 4.0, "res_multistep"),
 )
 
-DEMO = (FIRST, KEEP, EXPLORE, SAVE, TRANSFER, ANIMATION, QUICK, COMBINE, COMMON, MEASURE, FOLDER)
+DEMO = (KEEP, EXPLORE, SAVE, TRANSFER, ANIMATION, QUICK, COMBINE, COMMON, MEASURE, FOLDER)
 REAL = (SD15, SDXL, SD35, FLUX1, FLUX_2, QWEN, QWEN_EDIT, Z_IMAGE)
 ALL = DEMO + REAL

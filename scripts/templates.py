@@ -1,4 +1,4 @@
-"""The workflows under *Templates* in ComfyUI (`example_workflows/`).
+"""The workflows under *Templates* in ComfyUI (`example_workflows/`), but for First slider, which was drawn in the page.
 
 `python scripts/templates.py` writes them from the descriptions in `scripts/template_descriptions.py`.
 
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import sys
-import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+if not __package__:  # started as a program
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import workflow
 from scripts.environment import ROOT, ensure
@@ -106,8 +106,6 @@ class Template:
     groups: tuple[Group, ...]
     app_inputs: tuple[tuple[str, str], ...] = ()
     app_outputs: tuple[str, ...] = ()
-    opens_as_app: bool = False
-    thumbnail: dict = field(default_factory=dict)
 
 
 def node(kind: str, *, title: str | None = None, mode: int = 0, models: tuple = (), **inputs) -> Node:
@@ -261,7 +259,7 @@ def workflow_of(template: Template, info: dict) -> dict:
     if template.app_outputs:
         inputs = [[str(graph.ids[name]), widget] for name, widget in template.app_inputs]
         outputs = [str(graph.ids[name]) for name in template.app_outputs]
-        made["extra"] = {"linearMode": template.opens_as_app, "linearData": {"inputs": inputs, "outputs": outputs}}
+        made["extra"] = {"linearMode": False, "linearData": {"inputs": inputs, "outputs": outputs}}
     return made
 
 

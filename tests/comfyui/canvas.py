@@ -9,7 +9,7 @@ from browser import Browser, as_json
 
 from scripts.environment import ROOT
 
-FIRST = ROOT / "example_workflows" / "latent_directions_first_slider.json"
+FIRST = ROOT / "example_workflows" / "First slider.json"
 PREFIX = "LatentDirections_"
 SEEDS = itertools.count(1000)  # a new one makes a node run again in place of being taken from the cache
 RUN_ENDS = ("execution_success", "execution_error", "execution_interrupted")

@@ -1,8 +1,9 @@
-"""The page itself, in a real Chromium: both templates open whole, and the converter agrees with the page."""
+"""The page itself, in a real Chromium: the templates open whole, and the converter agrees with the page."""
 
 import json
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from canvas import shown
@@ -36,8 +37,9 @@ def test_converter_agrees_with_the_page_on_muted_nodes(comfy, page):
 def test_template_opens_whole(comfy, page, path, tmp_path):
     listed = json.loads(comfy.client.request("/api/workflow_templates"))
     assert path.stem in listed["latent-directions"]
-    graph = json.loads(comfy.client.request(f"/api/workflow_templates/latent-directions/{path.name}"))
-    assert comfy.client.request(f"/api/workflow_templates/latent-directions/{path.stem}.jpg")[:3] == b"\xff\xd8\xff"
+    graph = json.loads(comfy.client.request(f"/api/workflow_templates/latent-directions/{quote(path.name)}"))
+    picture = comfy.client.request(f"/api/workflow_templates/latent-directions/{quote(path.stem)}.jpg")
+    assert picture[:3] == b"\xff\xd8\xff"
 
     assert shown(page, graph, path.stem) == workflow.to_prompt(graph, comfy.client.object_info())
     assert page.evaluate("app.graph.nodes.length") == len(graph["nodes"])
@@ -58,7 +60,7 @@ def tuple_of(pair: list) -> tuple:
 
 
 def test_queued_from_the_page_the_first_template_makes_a_picture(comfy, page):
-    path = ROOT / "example_workflows" / "latent_directions_first_slider.json"
+    path = ROOT / "example_workflows" / "First slider.json"
     shown(page, json.loads(path.read_text(encoding="utf-8")), "queued")
     find = 'app.graph.nodes.find(n => n.type === "LatentDirections_DirectionSlider")'
     save = 'app.graph.nodes.find(n => n.type === "SaveImage")'

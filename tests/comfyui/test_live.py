@@ -13,7 +13,7 @@ import torch
 from latent_directions.core.direction import Direction
 from latent_directions.core.direction_files import FORMAT
 from latent_directions.core.direction_files import save as save_direction
-from scripts import strips, workflow
+from scripts import strips, template_descriptions, workflow
 from scripts.comfy_client import Interrupted, PromptError
 from scripts.environment import ROOT
 
@@ -49,9 +49,15 @@ def changed(prompt: dict, name: str, **inputs) -> dict:
     return workflow.with_inputs(prompt, {key(prompt, name): inputs})
 
 
-@pytest.mark.parametrize("path", sorted(strips.TEMPLATE.parent.glob("*.json")), ids=lambda path: path.stem)
+PLAIN = [strips.TEMPLATE, *(strips.TEMPLATE.with_stem(one.name) for one in template_descriptions.REAL)]
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
 def test_templates_leave_the_nodes_at_their_defaults(info, path):
-    """Only words and the portrait are a template's own; a default that is changed later must reach the templates."""
+    """Only words and the portrait are a template's own; a default that is changed later must reach the templates.
+
+    The other templates are there to show further settings; they hold no value that their description does not name.
+    """
     own = {"source", "target", "keep", "find_keeps", "strength"}
     for made in workflow.to_prompt(json.loads(path.read_text(encoding="utf-8")), info).values():
         if made["class_type"].startswith("LatentDirections_") and made["class_type"] != strips.PORTRAIT:
@@ -117,13 +123,14 @@ def test_saved_direction_gives_the_same_picture_in_another_prompt(comfy, prompt,
     assert comfy.run({**prompt, "save direction": saver}).outputs["save direction"]["text"][0] != saved
 
 
-def test_checkpoint_template_with_ksampler(comfy, prompt, info):
-    """The second template, the demo model standing in for the artist's checkpoint."""
-    graph = json.loads((ROOT / "example_workflows" / "latent_directions_checkpoint.json").read_text(encoding="utf-8"))
+def test_sd15_template_with_ksampler(comfy, info):
+    """The template of SD1.5, the demo model standing in for the artist's checkpoint."""
+    graph = json.loads((ROOT / "example_workflows" / "SD1.5.json").read_text(encoding="utf-8"))
     made = workflow.to_prompt(graph, info)
-    loader, picture = workflow.find(made, "CheckpointLoaderSimple"), workflow.find(made, "LoadImage")
-    made[loader] = {"class_type": "LatentDirections_LoadDemoModel", "inputs": {}}
-    made[picture] = prompt[key(prompt, "DemoPortrait")] | {"class_type": "LatentDirections_DemoPortrait"}
+    made[workflow.find(made, "CheckpointLoaderSimple")] = {"class_type": "LatentDirections_LoadDemoModel", "inputs": {}}
+    portrait = workflow.find(made, "LatentDirections_DemoPortrait")
+    made[portrait]["inputs"]["size"] = 64
+    made[workflow.find(made, "VAEEncode")]["inputs"]["pixels"] = [portrait, 0]  # not scaled to the size of SD1.5
     words = {"source": "a person, neutral", "target": "a person, smiling", "keep": ""}
     sampler = workflow.find(made, "KSampler")
     made = workflow.with_inputs(made, {workflow.find(made, strips.FIND): words, sampler: {"steps": 12}})

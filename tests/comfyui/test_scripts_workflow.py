@@ -4,6 +4,7 @@ import pytest
 
 from scripts import workflow
 
+FORK = {"options": [{"key": "left", "inputs": {"required": {"length": ["INT", {}]}}}]}
 INFO = {
     "Source": {"input": {"required": {}}, "display_name": "Source", "output_name": ["THING", "other"]},
     "Numbers": {
@@ -21,7 +22,7 @@ INFO = {
         "output_name": [],
     },
     "Forked": {
-        "input": {"required": {"way": [workflow.DYNAMIC_WIDGET, {}]}},
+        "input": {"required": {"way": [workflow.DYNAMIC_WIDGET, FORK]}},
         "display_name": "Forked",
         "output_name": [],
     },

@@ -1,0 +1,39 @@
+"""The templates beside First slider: written by their builder, whole, and valid to the server."""
+
+import json
+
+import pytest
+
+from scripts import templates, workflow
+from scripts.environment import ROOT
+
+PATHS = sorted((ROOT / "example_workflows").glob("*.json"))
+MODEL_WIDGETS = ("ckpt_name", "unet_name", "clip_name", "clip_name1", "clip_name2", "clip_name3", "vae_name")
+
+
+@pytest.fixture(scope="module")
+def info(comfy):
+    return comfy.client.object_info()
+
+
+def graph_of(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_files_are_what_the_builder_writes(info):
+    for path, text in templates.files(info).items():
+        assert path.read_text(encoding="utf-8") == text, path.name
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_template_has_a_picture_sliders_that_can_be_bypassed_and_links_to_its_models(info, path):
+    assert path.with_suffix(".jpg").read_bytes()[:3] == b"\xff\xd8\xff"
+    made = workflow.to_prompt(graph_of(path), info)
+    kinds = [node["class_type"] for node in made.values()]
+    assert set(kinds) <= set(info)
+    if "LatentDirections_DirectionSlider" in kinds:
+        assert "LatentDirections_ApplySliders" in kinds
+    wanted = {node["inputs"][name] for node in made.values() for name in MODEL_WIDGETS if name in node["inputs"]}
+    linked = [model for node in graph_of(path)["nodes"] for model in node.get("properties", {}).get("models", [])]
+    assert {model["name"] for model in linked} == wanted
+    assert all(model["url"].startswith("https://huggingface.co/") and model["directory"] for model in linked)
