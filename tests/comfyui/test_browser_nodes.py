@@ -87,12 +87,18 @@ SEEN = """((type) => {
 })(%s)"""
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+# One of each form: few groups and many, with a checkpoint, with loaders of parts, with a strip.
+LAID_OUT = ("First slider", "SDXL", "Flux.1 dev", "Transfer and strip", "Common directions")
+
+
+@pytest.mark.parametrize("path", [p for p in TEMPLATES if p.stem in LAID_OUT], ids=lambda path: path.stem)
 def test_a_line_of_text_keeps_the_nodes_of_a_template_in_their_places(renderer, path):
     page = renderer
     shown(page, json.loads(path.read_text(encoding="utf-8")), path.stem)
     text = "39 of about 47 model evaluations, 3 s left"
     for node in ("InvertImage", "FindDirections"):
+        if not page.evaluate(f"Boolean(test.find('{node}'))"):
+            continue
         message = f"{{nodeId: String(test.find('{node}').id), text: {as_json(text)}}}"
         page.evaluate(f"app.api.dispatchCustomEvent('progress_text', {message})")
         page.wait_for(f"test.line('{node}') && {SEEN % as_json(node)}", 20)
