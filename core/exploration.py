@@ -290,6 +290,7 @@ def _evaluations(settings: Settings, _masked: bool) -> float:
 
 EXPLORE = Method(
     name="explore",
+    label="explore, without words",
     summary="needs no words; finds moves of the latent that each change mainly one part of the picture, and act there"
     " alone",
     run=explore,

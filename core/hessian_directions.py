@@ -142,6 +142,7 @@ def _dds_evaluations(settings: Settings, masked: bool) -> float:
 _READS = ("mask", "keep", "guidance", "seed", "words_source", "derivatives")
 HSDS = Method(
     name="HSDS",
+    label="words, by second derivatives (HSDS)",
     summary="moves words and latent; the latent by the smallest move whose linear effect on the prediction is what the"
     " words change",
     run=hsds,
@@ -151,6 +152,7 @@ HSDS = Method(
 )
 LOW_PASS = Method(
     name="HSDS low-pass",
+    label="words, by second derivatives, smoothed (HSDS low-pass)",
     summary="as HSDS, but the latent moves by the Hessian times that change; for comparison",
     run=low_pass,
     evaluations=_low_pass_evaluations,
@@ -159,6 +161,7 @@ LOW_PASS = Method(
 )
 DDS = Method(
     name="DDS",
+    label="words, latent moved without derivatives (DDS)",
     summary="as HSDS, but the latent moves by that change itself; for comparison",
     run=dds,
     evaluations=_dds_evaluations,

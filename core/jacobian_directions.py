@@ -382,6 +382,7 @@ def _t_loco_evaluations(settings: Settings, masked: bool) -> float:
 
 LOCO = Method(
     name="LOCO",
+    label="without words, by derivatives in a mask (LOCO)",
     summary="needs no words; finds the moves of the latent that change the masked part most and the rest least",
     run=loco,
     evaluations=_loco_evaluations,
@@ -391,6 +392,7 @@ LOCO = Method(
 )
 T_LOCO = Method(
     name="T-LOCO",
+    label="words, by derivatives in a mask (T-LOCO)",
     summary="moves the latent alone towards the words, and leaves what lies outside the mask nearly unchanged",
     run=t_loco,
     evaluations=_t_loco_evaluations,

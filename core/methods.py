@@ -12,6 +12,7 @@ from .search import Method
 
 TEXT = Method(
     name="text",
+    label="words",
     summary="moves the words alone, by what the model predicts for source and target at every sampling step; needs no"
     " derivatives",
     run=None,

@@ -281,6 +281,7 @@ def _evaluations(settings: Settings, _masked: bool) -> float:
 
 PULLBACK = Method(
     name="pullback",
+    label="without words, by derivatives inside the network (pullback)",
     summary="needs no words; finds the moves of the latent that change the features inside the network most, which can"
     " be carried over to other pictures",
     run=pullback,

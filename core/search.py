@@ -230,6 +230,7 @@ class Method:
         finds_several: whether it finds as many directions as `count` says.
         is_named: whether each of several directions gets a name, from the words with the most similar effect or else
             from its place; otherwise they are numbered.
+        label: what a page shows in place of the name, for readers who do not know the paper; empty: the name.
     """
 
     name: str
@@ -241,6 +242,7 @@ class Method:
     moves_words: bool = False
     finds_several: bool = False
     is_named: bool = False
+    label: str = ""
 
 
 def prediction(search: Search, prompt: str) -> Tensor:

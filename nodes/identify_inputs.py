@@ -34,6 +34,7 @@ def inputs() -> list[io.Input]:
             "keep",
             default="",
             multiline=True,
+            placeholder="keep: one pair a line, with | without",
             tooltip=(
                 "What must not change along: one pair a line, 'with | without', such as 'a woman with "
                 "glasses | a woman without glasses'."
@@ -158,6 +159,7 @@ def inputs() -> list[io.Input]:
             "candidates",
             default="",
             multiline=True,
+            placeholder="candidates: one pair a line, with | without",
             optional=True,
             advanced=True,
             tooltip=(

@@ -1,4 +1,4 @@
-"""Which inputs of Find Directions each method uses, for the page, which shows no others (web/shown_inputs.js)."""
+"""What the page calls each method of Find Directions, and which inputs it shows for it (web/shown_inputs.js)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def inputs_of(method: Method) -> list[str]:
 
 
 async def _answer(_request: web.Request) -> web.Response:
-    """{method: names of inputs}."""
-    return web.json_response({name: inputs_of(method) for name, method in METHODS.items()})
+    """{method: {"label": what the page calls it, "inputs": their names}}."""
+    answer = {name: {"label": method.label or name, "inputs": inputs_of(method)} for name, method in METHODS.items()}
+    return web.json_response(answer)
 
 
 def register_route() -> None:

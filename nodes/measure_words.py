@@ -67,6 +67,7 @@ class MeasureWords(io.ComfyNode):
                     "pairs",
                     multiline=True,
                     default="",
+                    placeholder="pairs: one a line, with | without",
                     tooltip=(
                         "What to measure, one pair a line: with | without. For example: a person with glasses | a"
                         " person without glasses"

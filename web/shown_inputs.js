@@ -3,7 +3,7 @@
 // 1. Advanced inputs are hidden until "Show advanced" is pressed. Nodes 2.0 does that by itself; here it is done for the
 //    classic canvas. Both keep the choice in the node's `showAdvanced`, which the page saves with the workflow.
 // 2. Find Directions shows what the chosen method uses, on both renderers. The server knows what that is
-//    (nodes/identify_shown_inputs.py).
+//    (nodes/identify_shown_inputs.py), and what to call the methods in plain words.
 //
 // An input with a link is always shown.
 
@@ -19,6 +19,8 @@ const ALWAYS_SHOW = "Comfy.Node.AlwaysShowAdvancedWidgets"; // a setting of the 
 const usedBy = new Map();
 /** @type {Set<string>} */
 const usedBySome = new Set();
+/** What the page calls each method; what is stored and queued is its name. @type {Map<string, string>} */
+const labels = new Map();
 let alwaysShown = false;
 /** The method that a node shows the inputs of. @type {WeakMap<Node, unknown>} */
 const shownMethod = new WeakMap();
@@ -27,7 +29,8 @@ async function askForMethods() {
   try {
     const answer = await api.fetchApi("/latent_directions/method_inputs");
     if (!answer.ok) return;
-    for (const [method, inputs] of Object.entries(await answer.json())) {
+    for (const [method, { label, inputs }] of Object.entries(await answer.json())) {
+      labels.set(method, label);
       usedBy.set(method, new Set(inputs));
       for (const input of inputs) usedBySome.add(input);
     }
@@ -97,6 +100,7 @@ function hideUnused(/** @type {any} */ node) {
 function followMethod(/** @type {any} */ node) {
   const method = widgetOf(node, "method");
   if (!method) return;
+  method.options.getOptionLabel = (/** @type {string | null} */ name) => labels.get(String(name)) ?? String(name ?? "");
   const show = () => {
     shownMethod.set(node, method.value);
     hideUnused(node);

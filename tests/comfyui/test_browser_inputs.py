@@ -165,3 +165,20 @@ def test_a_click_on_the_canvas_presses_the_button_and_other_slots_stay_in_reach(
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
         page.wait_for(f"Boolean(test.find('FindDirections').showAdvanced) !== {as_json(before)}", 10)
+
+
+def test_methods_are_shown_in_words_and_queued_by_their_names(template):
+    page = template
+    page.evaluate(CHOOSE % as_json("T-LOCO"))
+    widget = "test.widget('FindDirections', 'method')"
+    labels = page.evaluate(f"{widget}.options.values.map(name => {widget}.options.getOptionLabel(name))")
+    assert labels == [method.label for method in METHODS.values()]
+    assert len(set(labels)) == len(METHODS)
+    if page.evaluate("Boolean(LiteGraph.vueNodesMode)"):
+        find = "document.querySelector(`[data-node-id=\"${test.find('FindDirections').id}\"]`).innerText"
+        page.wait_for(f"{find}.includes({as_json(METHODS['T-LOCO'].label)})", 20)
+    else:
+        assert page.evaluate(f"{widget}._displayValue") == METHODS["T-LOCO"].label
+    made = page.evaluate("app.graphToPrompt().then(made => made.output)")
+    (find,) = (node for node in made.values() if node["class_type"] == FIND)
+    assert find["inputs"]["method"] == "T-LOCO"

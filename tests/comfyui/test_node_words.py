@@ -65,6 +65,17 @@ def test_every_input_and_output_has_a_tooltip(nodes):
     assert without == []
 
 
+def test_an_empty_text_box_says_its_name_and_its_form(nodes):
+    """On the classic canvas a text box has no other label."""
+    boxes = 0
+    for node in nodes.values():
+        for key, spec in {**node["input"].get("required", {}), **node["input"].get("optional", {})}.items():
+            if spec[0] == "STRING" and spec[1].get("multiline"):
+                boxes += 1
+                assert spec[1]["placeholder"].startswith(f"{key}: ")
+    assert boxes == 3
+
+
 def names_of(node: dict) -> list[str]:
     """What the page's search compares with."""
     return [node["display_name"], *node["search_aliases"]]
