@@ -273,7 +273,7 @@ def test_a_row_counts_evaluations_and_a_second_start_measures_nothing_twice(benc
     # the first of ten steps is on the reference path, where both prompts are asked for once for all positions
     measured = RowFile(path).get(bench, entry, "words", METHODS["words"], strengths)
     assert (measured["evaluations_once"], measured["evaluations_per_position"]) == (2 + 9, 2 * 9)
-    assert measured["changes"][0] == 0
+    assert abs(measured["changes"][0]) < 1e-5  # the latent returns to rounding, and the probe reads it off pixels
     with path.open("a") as file:
         file.write('{"table": "tuning", "ca')  # killed while writing
     monkeypatch.setattr("benchmarks.eim.rows.measured", lambda *_: calls.append(1) or dict(found, method="new"))
