@@ -21,6 +21,19 @@ PLACES_APART = (
     " area, or find the direction with 'where' on 'everywhere' and without a mask."
 )
 
+# What both nodes hand to the sampler; `outputs` makes it.
+FOR_THE_SAMPLER = (
+    io.Model.Output(display_name="model", tooltip="The model with the sliders applied, for the sampler."),
+    io.Conditioning.Output(
+        display_name="conditioning",
+        tooltip="The prompt of the picture, for the sampler as the positive prompt.",
+    ),
+    io.Noise.Output(
+        display_name="noise",
+        tooltip="The noise to start from, for Sampler Custom Advanced. KSampler does without.",
+    ),
+)
+
 
 class DirectionSlider(io.ComfyNode):
     """Manipulate: move along a direction."""
@@ -117,15 +130,7 @@ class DirectionSlider(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the sliders applied, for the sampler."),
-                io.Conditioning.Output(
-                    display_name="conditioning",
-                    tooltip="The prompt of the picture, for the sampler as the positive prompt.",
-                ),
-                io.Noise.Output(
-                    display_name="noise",
-                    tooltip="The noise to start from, for Sampler Custom Advanced. KSampler does without.",
-                ),
+                *FOR_THE_SAMPLER,
                 InversionSocket.Output(
                     display_name="inversion",
                     tooltip="The encoded picture with this slider, for the next slider or Apply Sliders.",
@@ -180,17 +185,7 @@ class ApplySliders(io.ComfyNode):
             inputs=[
                 InversionSocket.Input("inversion", tooltip="From the last Direction Slider, or from Encode Picture."),
             ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the sliders applied, for the sampler."),
-                io.Conditioning.Output(
-                    display_name="conditioning",
-                    tooltip="The prompt of the picture, for the sampler as the positive prompt.",
-                ),
-                io.Noise.Output(
-                    display_name="noise",
-                    tooltip="The noise to start from, for Sampler Custom Advanced. KSampler does without.",
-                ),
-            ],
+            outputs=[*FOR_THE_SAMPLER],
         )
 
     @classmethod

@@ -26,7 +26,7 @@ def start(note: str = "", *, seed: int = 7, size: int = 64, **more: Node) -> Gro
     )
 
 
-def encode(note: str = "", portrait: str = "portrait", name: str = "encode") -> dict[str, Node]:
+def encode(portrait: str = "portrait", name: str = "encode") -> dict[str, Node]:
     """Describe the prompt, the latent and Encode Picture for a portrait; names of further ones begin with `name`."""
     first = name == "encode"
     prompt, latent = ("prompt", "latent") if first else (f"{name}_prompt", f"{name}_latent")
