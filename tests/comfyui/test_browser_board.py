@@ -36,7 +36,8 @@ def page(renderer):
     page.evaluate(f"""{{
       test.add("{PREFIX}SliderBoard", 800, 0);
       for (const type of ["FindDirections", "DirectionSlider", "ApplySliders"]) app.graph.remove(test.find(type));
-      test.link("LoadDemoModel", "MODEL", "SliderBoard", "model"); test.link("LoadDemoModel", "CLIP", "SliderBoard", "clip");
+      test.link("LoadDemoModel", "MODEL", "SliderBoard", "model");
+      test.link("LoadDemoModel", "CLIP", "SliderBoard", "clip");
       test.link("InvertImage", "inversion", "SliderBoard", "inversion");
       test.link("SliderBoard", "model", "BasicGuider", "model");
       test.link("SliderBoard", "conditioning", "BasicGuider", "conditioning");
@@ -44,6 +45,7 @@ def page(renderer):
       test.set("SliderBoard", "source", "a portrait of a person");
       test.set("SliderBoard", "find_keeps", "demo portraits"); test.set("InvertImage", "seed", {next(SEEDS)});
     }}""")
+    page.evaluate("app.canvas.deselectAll()")  # so that a picture of the page shows all nodes
     yield page
     assert page.problems == []
 
