@@ -193,7 +193,8 @@ class SliderStrip(io.ComfyNode):
                 InversionSocket.Input(
                     "inversion",
                     tooltip=(
-                        "The encoded picture. Direction Sliders earlier in the chain stay applied, this one is added."
+                        "The encoded picture. Sliders earlier in the chain stay applied, but for one of the same"
+                        " direction, which the strip moves."
                     ),
                 ),
                 DIRECTIONS,
@@ -252,7 +253,8 @@ class SliderStrip(io.ComfyNode):
             )
             raise InputError(msg)
         cost, sigmas = RunsCost(inversion.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
-        run = _runs(inversion, direction, sigmas, cost, keyframes)
+        others = tuple(slider for slider in inversion.sliders if slider.direction is not direction)
+        run = _runs(replace(inversion, sliders=others), direction, sigmas, cost, keyframes)
         strengths = evenly_spaced(float(start), float(end), keyframes)
         ends = [run(strength) for strength in strengths]
         latents = torch.stack(between(ends, frames), dim=1).flatten(0, 1)  # of a batch picture by picture

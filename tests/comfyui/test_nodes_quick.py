@@ -337,6 +337,12 @@ class TestStrip:
         assert torch.equal(latent["samples"][2:3], true_run(encoded.inversion, directions[1], 0.8))
         assert torch.equal(latent["samples"][-1:], true_run(moved, directions[0], 1.0))
 
+    def test_a_slider_of_the_same_direction_before_it_is_replaced(self, case):
+        _, encoded, (moved, other), _, _ = case
+        alone = with_slider(encoded.inversion, other, 0.8)
+        latent, _ = strip(with_slider(with_slider(encoded.inversion, moved, 1.5), other, 0.8), [moved])
+        assert torch.equal(latent["samples"][-1:], true_run(alone, moved, 1.0))
+
     def test_sigmas_of_the_artist(self, case):
         _, encoded, directions, _, _ = case
         latent, report = strip(encoded.inversion, directions, sigmas=encoded.sigmas)
