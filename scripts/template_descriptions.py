@@ -178,7 +178,7 @@ SAVE = Template(
             {
                 "find": find(**SMILE),
                 "keep_it": node("SaveDirection", directions="@find.directions", name="smile"),
-                "load": node("LoadDirection", mode=BYPASSED),
+                "load": node("LoadDirection", file="", mode=BYPASSED),
             },
         ),
         manipulate(
@@ -283,7 +283,9 @@ ANIMATION = Template(
         ),
         result(
             frames=node("VAEDecode", title="VAE Decode of the frames", samples="@strip.latent", vae="@model.VAE"),
-            larger=node("ImageScale", image="@frames.IMAGE", upscale_method="lanczos", width=256, height=256),
+            larger=node(
+                "ImageScale", image="@frames.IMAGE", upscale_method="lanczos", width=256, height=256, crop="disabled"
+            ),
             video=node("CreateVideo", images="@larger.IMAGE", fps=12.0),
             save_video=node("SaveVideo", video="@video.VIDEO", filename_prefix="video/latent_directions"),
         ),
@@ -524,7 +526,9 @@ def loaders(model: tuple[str, str], clip: tuple[str, str], clip_type: str, vae: 
 
     return {
         "model": node("UNETLoader", unet_name=model[0], weight_dtype="default", models=link(model, "diffusion_models")),
-        "clip": node("CLIPLoader", clip_name=clip[0], type=clip_type, models=link(clip, "text_encoders")),
+        "clip": node(
+            "CLIPLoader", clip_name=clip[0], type=clip_type, device="default", models=link(clip, "text_encoders")
+        ),
         "vae": node("VAELoader", vae_name=vae[0], models=link(vae, "vae")),
     }
 
@@ -671,6 +675,7 @@ FLUX1 = real(
             clip_name1="clip_l.safetensors",
             clip_name2="t5xxl_fp16.safetensors",
             type="flux",
+            device="default",
             models=(
                 ("clip_l.safetensors", f"{FLUX_TEXT}/clip_l.safetensors", "text_encoders"),
                 ("t5xxl_fp16.safetensors", f"{FLUX_TEXT}/t5xxl_fp16.safetensors", "text_encoders"),

@@ -5,7 +5,8 @@
 A template is a row of groups from left to right, each with a note above it and nodes from top to bottom. A node is
 described by its class and those inputs that are connected or differ from their defaults: "@encode.inversion" is the
 output `inversion` of the node named `encode`, every other value is that of a widget. Order, values and sockets of all
-other inputs come from the running ComfyUI's `/object_info`; the heights that nodes need are in HEIGHTS.
+other inputs come from the running ComfyUI's `/object_info`; the heights that nodes need are in HEIGHTS. A choice for
+which the node declares no default, such as one of the server's files, has to be in the description.
 """
 
 from __future__ import annotations
@@ -124,11 +125,17 @@ def linked(value) -> tuple[str, str] | None:
 
 
 def widget_values(described: Node, declared: list) -> list:
-    """Return the values of all widgets of a node in their order."""
+    """Return the values of all widgets of a node in their order.
+
+    Raises WorkflowError where a choice without a default is missing: the first one differs between servers.
+    """
     values = []
     for name, kind, options in declared:
         if workflow.is_widget(kind, options):
             value = described.inputs.get(name)
+            if value is None and (isinstance(kind, list) or kind == "COMBO") and "default" not in options:
+                message = f"{described.kind}: {name} has no default, so the description has to give its value."
+                raise workflow.WorkflowError(message)
             if value is None or linked(value):
                 value = workflow.default_value(kind, options)
             values.append(value)

@@ -1,5 +1,6 @@
 """The templates beside First slider: written by their builder, whole, and valid to the server."""
 
+import copy
 import json
 
 import pytest
@@ -23,6 +24,19 @@ def graph_of(path) -> dict:
 def test_the_files_are_what_the_builder_writes(info):
     for path, text in templates.files(info).items():
         assert path.read_text(encoding="utf-8") == text, path.name
+
+
+def test_what_the_builder_writes_does_not_depend_on_files_of_the_server(info):
+    other = copy.deepcopy(info)
+    files = other["LatentDirections_LoadDirection"]["input"]["optional"]["file"][1]
+    files["options"] = [] if files["options"] else ["base.safetensors"]
+    assert templates.files(other) == templates.files(info)
+
+
+def test_a_choice_without_a_default_has_to_be_described(info):
+    described = {"sampler": templates.node("KSamplerSelect")}
+    with pytest.raises(workflow.WorkflowError, match="KSamplerSelect: sampler_name has no default"):
+        templates.Graph(described, info).build({"sampler": ([0, 0], 300)})
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
