@@ -1,4 +1,4 @@
-"""The workflows under *Templates* in ComfyUI (`example_workflows/`), but for First slider, which was drawn in the page.
+"""The workflows under *Templates* in ComfyUI (`example_workflows/`).
 
 `python scripts/templates.py` writes them from the descriptions in `scripts/template_descriptions.py`.
 
@@ -33,6 +33,7 @@ HEIGHTS: dict[str, tuple[int, int]] = {
     "BasicGuider": (46, 54),
     "CLIPLoader": (106, 116),
     "CLIPTextEncode": (100, 116),
+    "CLIPVisionLoader": (58, 88),
     "CheckpointLoaderSimple": (98, 128),
     "CreateVideo": (102, 112),
     "DualCLIPLoader": (130, 144),
@@ -107,6 +108,7 @@ class Template:
     groups: tuple[Group, ...]
     app_inputs: tuple[tuple[str, str], ...] = ()
     app_outputs: tuple[str, ...] = ()
+    opens_as_app: bool = False
 
 
 def node(kind: str, *, title: str | None = None, mode: int = 0, models: tuple = (), **inputs) -> Node:
@@ -266,7 +268,7 @@ def workflow_of(template: Template, info: dict) -> dict:
     if template.app_outputs:
         inputs = [[str(graph.ids[name]), widget] for name, widget in template.app_inputs]
         outputs = [str(graph.ids[name]) for name in template.app_outputs]
-        made["extra"] = {"linearMode": False, "linearData": {"inputs": inputs, "outputs": outputs}}
+        made["extra"] = {"linearMode": template.opens_as_app, "linearData": {"inputs": inputs, "outputs": outputs}}
     return made
 
 
