@@ -264,9 +264,8 @@ def main() -> int:
 
 
 def screenshots(page, shown) -> None:
-    """Take the screenshots of the README: the first template after a run, at strength 1."""
+    """Take the screenshots of the README: the first template after a run."""
     shown(page, json.loads(TEMPLATE.read_text(encoding="utf-8")), "First slider")
-    page.evaluate("test.set('DirectionSlider', 'strength', 1.5)")
     queued(page)
     page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.evaluate("new Promise(done => setTimeout(() => done(true), 2000))")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scripts.templates import Group, Node, Template, node
 
 BYPASSED = 4
@@ -86,7 +88,8 @@ def result(
 ) -> Group:
     """Describe the group with the edited picture."""
     note = (
-        note or "The edited picture. In *Compare Images* move the pointer over the picture to see it before and after."
+        note
+        or "The edited picture. With Nodes 2.0 *Compare Images* shows it before and after: move the pointer over the picture."
     )
     nodes = {
         "decoded": node("VAEDecode", samples=latent, vae=vae),
@@ -121,6 +124,13 @@ WORDS = (
 WORD_INPUTS = (("find", "source"), ("find", "target"))
 STRENGTH = ("slider", "strength")
 
+FIRST = Template(
+    "First slider",
+    (start(), encode_group(), identify(WORDS, {"find": find(**SMILE)}), manipulate(), result()),
+    (("portrait", "seed"), *WORD_INPUTS, STRENGTH),
+    ("save",),
+)
+APP = replace(FIRST, name="Slider as an app", opens_as_app=True)
 KEEP = Template(
     "Keep and mask",
     (
@@ -178,7 +188,7 @@ SAVE = Template(
             {
                 "find": find(**SMILE),
                 "keep_it": node("SaveDirection", directions="@find.directions", name="smile"),
-                "load": node("LoadDirection", mode=BYPASSED),
+                "load": node("LoadDirection", file="", mode=BYPASSED),
             },
         ),
         manipulate(
@@ -283,7 +293,9 @@ ANIMATION = Template(
         ),
         result(
             frames=node("VAEDecode", title="VAE Decode of the frames", samples="@strip.latent", vae="@model.VAE"),
-            larger=node("ImageScale", image="@frames.IMAGE", upscale_method="lanczos", width=256, height=256),
+            larger=node(
+                "ImageScale", image="@frames.IMAGE", upscale_method="lanczos", width=256, height=256, crop="disabled"
+            ),
             video=node("CreateVideo", images="@larger.IMAGE", fps=12.0),
             save_video=node("SaveVideo", video="@video.VIDEO", filename_prefix="video/latent_directions"),
         ),
@@ -307,7 +319,7 @@ QUICK = Template(
             "Give both sliders the same *strength*. *Quick Slider* gives a preview at once, without the model; *Direction Slider* samples the picture."
         ),
         result(
-            "*Compare Images* shows the preview and the sampled picture.",
+            "With Nodes 2.0 *Compare Images* shows the preview and the sampled picture.",
             before="@quick_decoded.IMAGE",
             quick=node("QuickSlider", inversion="@encode.inversion", directions="@prepare.directions", strength=1.5),
             quick_decoded=node(
@@ -524,7 +536,9 @@ def loaders(model: tuple[str, str], clip: tuple[str, str], clip_type: str, vae: 
 
     return {
         "model": node("UNETLoader", unet_name=model[0], weight_dtype="default", models=link(model, "diffusion_models")),
-        "clip": node("CLIPLoader", clip_name=clip[0], type=clip_type, models=link(clip, "text_encoders")),
+        "clip": node(
+            "CLIPLoader", clip_name=clip[0], type=clip_type, device="default", models=link(clip, "text_encoders")
+        ),
         "vae": node("VAELoader", vae_name=vae[0], models=link(vae, "vae")),
     }
 
@@ -545,6 +559,7 @@ def real(
     sampled: dict[str, Node] | None = None,
     prompt: Node | None = None,
     find_nodes: dict[str, Node] | None = None,
+    more: tuple[Group, ...] = (),
 ) -> Template:
     """Describe a template of a full-size model."""
     model, clip, vae = parts
@@ -602,6 +617,7 @@ def real(
                 340,
             ),
             result(before="@scaled.IMAGE", vae=vae, latent=latent),
+            *more,
         ),
     )
 
@@ -632,14 +648,49 @@ SD15 = real(
     megapixels=0.25,
     sampler=k_sampler(20, 5.0, scheduler="normal"),
 )
-SDXL = real(
-    "SDXL",
-    "SDXL at one megapixel.",
-    checkpoint(
-        "sd_xl_base_1.0.safetensors",
-        f"{HUGGING_FACE}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+SDXL_FILE = checkpoint(
+    "sd_xl_base_1.0.safetensors",
+    f"{HUGGING_FACE}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+)
+SDXL_SAMPLER = k_sampler(25, 5.0, scheduler="normal")
+SDXL = real("SDXL", "SDXL at one megapixel.", SDXL_FILE, sampler=SDXL_SAMPLER)
+SDXL_MEASURED = real(
+    "Measure along words",
+    "SDXL at one megapixel, whose CLIP belongs to the CLIP vision model in the last group.",
+    SDXL_FILE,
+    sampler=SDXL_SAMPLER,
+    more=(
+        Group(
+            "Measure",
+            "**6. Measure**\n\n*Measure Along Words* says how much more the edited picture shows the words before | than those "
+            "after it, judged by CLIP and not by the model that made the edit. The first pair was to change, the others to stay.",
+            {
+                "vision": node(
+                    "CLIPVisionLoader",
+                    clip_name="clip_vision_g.safetensors",
+                    models=(
+                        (
+                            "clip_vision_g.safetensors",
+                            f"{HUGGING_FACE}/comfyanonymous/clip_vision_g/resolve/main/clip_vision_g.safetensors",
+                            "clip_vision",
+                        ),
+                    ),
+                ),
+                "measure": node(
+                    "MeasureWords",
+                    image="@scaled.IMAGE",
+                    edited="@decoded.IMAGE",
+                    clip_vision="@vision.CLIP_VISION",
+                    clip="@model.CLIP",
+                    pairs=f"{DRAWING}, with a broad smile | {DRAWING}, with a neutral expression\n"
+                    f"{DRAWING}, with a hat | {DRAWING}, without a hat\n"
+                    f"{DRAWING}, with long hair | {DRAWING}, with short hair",
+                ),
+                "plot": node("PreviewImage", title="What changed along the words", images="@measure.plot"),
+            },
+            360,
+        ),
     ),
-    sampler=k_sampler(25, 5.0, scheduler="normal"),
 )
 SD35 = real(
     "SD3.5",
@@ -671,6 +722,7 @@ FLUX1 = real(
             clip_name1="clip_l.safetensors",
             clip_name2="t5xxl_fp16.safetensors",
             type="flux",
+            device="default",
             models=(
                 ("clip_l.safetensors", f"{FLUX_TEXT}/clip_l.safetensors", "text_encoders"),
                 ("t5xxl_fp16.safetensors", f"{FLUX_TEXT}/t5xxl_fp16.safetensors", "text_encoders"),
@@ -793,6 +845,6 @@ Z_IMAGE = real(
     sampler=k_sampler(25, 4.0, "res_multistep"),
 )
 
-DEMO = (KEEP, EXPLORE, SAVE, TRANSFER, ANIMATION, QUICK, COMBINE, COMMON, MEASURE, FOLDER)
-REAL = (SD15, SDXL, SD35, FLUX1, FLUX_2, QWEN, QWEN_EDIT, Z_IMAGE)
+DEMO = (FIRST, APP, KEEP, EXPLORE, SAVE, TRANSFER, ANIMATION, QUICK, COMBINE, COMMON, MEASURE, FOLDER)
+REAL = (SD15, SDXL, SDXL_MEASURED, SD35, FLUX1, FLUX_2, QWEN, QWEN_EDIT, Z_IMAGE)
 ALL = DEMO + REAL

@@ -1,11 +1,12 @@
-"""The workflows under *Templates* in ComfyUI (`example_workflows/`), but for First slider, which was drawn in the page.
+"""The workflows under *Templates* in ComfyUI (`example_workflows/`).
 
 `python scripts/templates.py` writes them from the descriptions in `scripts/template_descriptions.py`.
 
 A template is a row of groups from left to right, each with a note above it and nodes from top to bottom. A node is
 described by its class and those inputs that are connected or differ from their defaults: "@encode.inversion" is the
 output `inversion` of the node named `encode`, every other value is that of a widget. Order, values and sockets of all
-other inputs come from the running ComfyUI's `/object_info`; the heights that nodes need are in HEIGHTS.
+other inputs come from the running ComfyUI's `/object_info`; the heights that nodes need are in HEIGHTS. A choice for
+which the node declares no default, such as one of the server's files, has to be in the description.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ HEIGHTS: dict[str, tuple[int, int]] = {
     "BasicGuider": (46, 54),
     "CLIPLoader": (106, 116),
     "CLIPTextEncode": (100, 116),
+    "CLIPVisionLoader": (58, 88),
     "CheckpointLoaderSimple": (98, 128),
     "CreateVideo": (102, 112),
     "DualCLIPLoader": (130, 144),
@@ -106,6 +108,7 @@ class Template:
     groups: tuple[Group, ...]
     app_inputs: tuple[tuple[str, str], ...] = ()
     app_outputs: tuple[str, ...] = ()
+    opens_as_app: bool = False
 
 
 def node(kind: str, *, title: str | None = None, mode: int = 0, models: tuple = (), **inputs) -> Node:
@@ -124,11 +127,17 @@ def linked(value) -> tuple[str, str] | None:
 
 
 def widget_values(described: Node, declared: list) -> list:
-    """Return the values of all widgets of a node in their order."""
+    """Return the values of all widgets of a node in their order.
+
+    Raises WorkflowError where a choice without a default is missing: the first one differs between servers.
+    """
     values = []
     for name, kind, options in declared:
         if workflow.is_widget(kind, options):
             value = described.inputs.get(name)
+            if value is None and (isinstance(kind, list) or kind == "COMBO") and "default" not in options:
+                message = f"{described.kind}: {name} has no default, so the description has to give its value."
+                raise workflow.WorkflowError(message)
             if value is None or linked(value):
                 value = workflow.default_value(kind, options)
             values.append(value)
@@ -259,7 +268,7 @@ def workflow_of(template: Template, info: dict) -> dict:
     if template.app_outputs:
         inputs = [[str(graph.ids[name]), widget] for name, widget in template.app_inputs]
         outputs = [str(graph.ids[name]) for name in template.app_outputs]
-        made["extra"] = {"linearMode": False, "linearData": {"inputs": inputs, "outputs": outputs}}
+        made["extra"] = {"linearMode": template.opens_as_app, "linearData": {"inputs": inputs, "outputs": outputs}}
     return made
 
 

@@ -42,8 +42,10 @@ for (const kind of %s) app.api.addEventListener(kind, (e) => { test.ended = [kin
 
 
 def shown(page: Browser, graph: dict, name: str) -> dict:
-    """Open a graph in the page and return the page's own API prompt."""
+    """Open a graph in the page as a graph, also one that opens as an app, and return the page's own API prompt."""
     page.problems.clear()
+    if graph.get("extra", {}).get("linearMode"):
+        graph = graph | {"extra": graph["extra"] | {"linearMode": False}}
     page.evaluate(f"app.loadGraphData({json.dumps(graph)}, true, true, {json.dumps(name)}).then(() => true)")
     return page.evaluate("app.graphToPrompt().then(made => made.output)")
 

@@ -72,3 +72,18 @@ def test_queued_from_the_page_the_first_template_makes_a_picture(comfy, page):
         made.append(name)
         page.evaluate(f"delete app.nodeOutputs[{save}.id]")
     assert len(set(made)) == 2
+
+
+def test_the_template_that_is_an_app_opens_as_one_runs_and_shows_the_picture(comfy, page):
+    path = ROOT / "example_workflows" / "Slider as an app.json"
+    graph = path.read_text(encoding="utf-8")
+    page.problems.clear()
+    page.evaluate(f"app.loadGraphData({graph}, true, true, 'app').then(() => true)")
+    asked = page.wait_for("document.querySelector('[data-testid=linear-widgets]')?.innerText", 20)
+    assert asked.split() == ["seed", "source", "target", "strength"]
+    run = "[...document.querySelectorAll('[data-testid=linear-run-button] button')].find(b => b.innerText === 'Run')"
+    page.wait_for(f"!{run}.disabled", 20)
+    page.evaluate(f"{run}.click()")
+    picture = "document.querySelector('[data-testid=linear-center-panel] img:not([data-testid])')"
+    page.wait_for(f"{picture}?.naturalWidth === 64 && {picture}.src.includes('/view?filename=latent_directions')", 120)
+    assert page.problems == []
