@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from . import (
+    board,
     combine,
     common_directions,
     demo_model,
@@ -35,6 +36,6 @@ class LatentDirectionsExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         measures = (measure_words, measure_disentanglement, measure_demo)
-        edits = (common_directions, transfer, combine, manipulate, quick)
+        edits = (common_directions, transfer, combine, manipulate, board, quick)
         modules = (encode, identify, *edits, inspect, *measures, library, diffusers_model, demo_model)
         return [node for module in modules for node in module.NODES]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -12,6 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
+from ..core.direction import Direction
 from ..core.jacobian_directions import has_outside
 from ..core.methods import METHODS, in_words
 from ..core.presets import PRESETS, Preset, has_presets, paper_step, preset_remarks, with_preset
@@ -171,38 +173,70 @@ class FindDirections(io.ComfyNode):
         given = locals()
         check_inputs(cls, given)
         refuse_wiring(cls.hidden and cls.hidden.prompt)
-        record, shape = METHODS[method], inversion.latent["samples"].shape
-        _check_inversion(model, inversion, record)
-        bare = without_anchor(model)
-        words = words_of_search(bare, inversion, record, given)
-        uses_mask = record.moves_words or "mask" in record.reads
-        soft = soft_mask_on_latent(mask, shape) if mask is not None and uses_mask else None
-        acts = None if soft is None else soft.view(-1, *shape[-2:])
-        if words.seen.mask is not None:
-            acts = words.seen.mask if acts is None else words.seen.mask * acts
-            refuse_empty_mask(acts, PLACES_APART)
-        found = Found()
-        if record.run is not None:
-            found = _search_moves(bare, given, words, soft)
-        directions = directions_of(given, words, found, acts)
-        notes = sum_of_costs(found.notes, words.seen.cost)
-        if words.seen.rows:
-            notes["what_else_moves"] = list(words.seen.rows)
-        remarks = [*words.remarks, *found.remarks]
+        result = find(given)
+        directions, notes = result.directions, result.notes
         report = {
             "stage": "identify",
             "method": method,
             "sigma": inversion.sigma,
             "directions": len(directions),
             **notes,
-            **({"remarks": remarks} if remarks else {}),
             "found": [{"name": d.name, "step": d.step, **d.notes} for d in directions],
         }
         show_line(result_line(len(directions), "direction", notes["seconds"]))
-        if acts is None and record.is_named:
-            acts = torch.cat([direction.mask for direction in directions])
-        shown = words.seen.chart(), mask_in_pixels(model, acts, shape)
+        shape = inversion.latent["samples"].shape
+        shown = result.words.seen.chart(), mask_in_pixels(model, result.acts, shape)
         return io.NodeOutput(directions, json.dumps(report, indent=1), *shown)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a search of Find Directions has found.
+
+    Attributes:
+        directions: one or more.
+        words: the prompts that were compared, and what else they move.
+        acts: where the directions act, (B, h, w) in cells of the latent; None for everywhere.
+        notes: for a report: what it took, what else moves, remarks.
+    """
+
+    directions: list[Direction]
+    words: SearchWords
+    acts: Tensor | None
+    notes: dict
+
+
+def find(given: Mapping) -> Findings:
+    """Encode the prompts, find the moves, and bundle each with its words and what it keeps.
+
+    Args:
+        given: the inputs of Find Directions by name, checked.
+
+    Raises:
+        InputError: an input does not fit the others.
+    """
+    model, inversion, mask = given["model"], given["inversion"], given["mask"]
+    record, shape = METHODS[given["method"]], inversion.latent["samples"].shape
+    _check_inversion(model, inversion, record)
+    bare = without_anchor(model)
+    words = words_of_search(bare, inversion, record, given)
+    uses_mask = record.moves_words or "mask" in record.reads
+    soft = soft_mask_on_latent(mask, shape) if mask is not None and uses_mask else None
+    acts = None if soft is None else soft.view(-1, *shape[-2:])
+    if words.seen.mask is not None:
+        acts = words.seen.mask if acts is None else words.seen.mask * acts
+        refuse_empty_mask(acts, PLACES_APART)
+    found = Found() if record.run is None else _search_moves(bare, given, words, soft)
+    directions = directions_of(given, words, found, acts)
+    notes = sum_of_costs(found.notes, words.seen.cost)
+    if words.seen.rows:
+        notes["what_else_moves"] = list(words.seen.rows)
+    remarks = [*words.remarks, *found.remarks]
+    if remarks:
+        notes["remarks"] = remarks
+    if acts is None and record.is_named:
+        acts = torch.cat([direction.mask for direction in directions])
+    return Findings(directions, words, acts, notes)
 
 
 def _settings(given: Mapping, words: SearchWords) -> Settings:

@@ -30,7 +30,7 @@ SET_BY_NODES = (
 OF_A_RUN = ("conds", "model_options", "inner_model", "loaded_models", "original_conds")
 
 
-class _Identity:
+class Identity:
     """Compares by identity. An object that is gone equals nothing: its id may be another object's by then.
 
     Models and prompts are not kept alive by the keys of a cache.
@@ -44,7 +44,7 @@ class _Identity:
             self._value = lambda: value
 
     def __eq__(self, other):
-        return isinstance(other, _Identity) and self._value() is not None and self._value() is other._value()
+        return isinstance(other, Identity) and self._value() is not None and self._value() is other._value()
 
     def __hash__(self):
         return self._id
@@ -72,7 +72,7 @@ def settings_of_search(model: ModelPatcher, prompts: dict[str, list]) -> tuple:
 
 def _leaves(value) -> Iterator:
     if isinstance(value, ModelPatcher):
-        yield _Identity(value.model)
+        yield Identity(value.model)
         yield value.patches_uuid
         yield from _leaves({name: getattr(value, name, None) for name in SET_BY_NODES})
     elif isinstance(value, dict):
@@ -87,4 +87,4 @@ def _leaves(value) -> Iterator:
             yield from _leaves(item)
     else:
         by_value = isinstance(value, (str, int, float, type(None), torch.device, torch.dtype))
-        yield value if by_value else _Identity(value)
+        yield value if by_value else Identity(value)

@@ -75,6 +75,7 @@ class Inversion:
         cache: predictions on the reference paths, shared by all sliders.
         statistics: what sampling runs on this picture have cost.
         sliders: the Direction Sliders so far, in their order; searches and previews are about the unmoved picture.
+        found: what Slider Board has found for words at this picture, by all that it depends on.
     """
 
     source_model: ModelPatcher
@@ -87,6 +88,7 @@ class Inversion:
     cache: ReferenceCache = field(default_factory=ReferenceCache)
     statistics: RunStatistics = field(default_factory=RunStatistics)
     sliders: tuple[AppliedSlider, ...] = ()
+    found: dict[tuple, tuple[Direction, dict]] = field(default_factory=dict)
 
     def noisy(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """The noisy latent at sigma* that searches look at, from the clean one x0 in the model's space."""

@@ -21,14 +21,16 @@ from .anchored import NO_RETURN
 from .errors import InputError, UnsupportedSamplerError
 from .library import NO_FILE
 from .prompts import wrong_words
+from .slider_rows import NO_SOURCE, wrong_board
 
 ROUTE = "/latent_directions/check"
-INVERT, FIND, SLIDER, APPLY, LOAD = (
+INVERT, FIND, SLIDER, BOARD, APPLY, LOAD = (
     f"LatentDirections_{name}"
-    for name in ("InvertImage", "FindDirections", "DirectionSlider", "ApplySliders", "LoadDirection")
+    for name in ("InvertImage", "FindDirections", "DirectionSlider", "SliderBoard", "ApplySliders", "LoadDirection")
 )
 # Positions of the outputs that give an anchored MODEL, and of those that give an inversion.
-ANCHORED_OUTPUTS, INVERSION_OUTPUTS = {INVERT: 3, SLIDER: 0, APPLY: 0}, {INVERT: 4, SLIDER: 3}
+ANCHORED_OUTPUTS = {INVERT: 3, SLIDER: 0, BOARD: 0, APPLY: 0}
+INVERSION_OUTPUTS = {INVERT: 4, SLIDER: 3, BOARD: 3}
 # ComfyUI's samplers that a run refuses with eps and with flow models; a test compares the list with runs.
 REFUSED_SAMPLERS = frozenset((
     "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "exp_heun_2_x0_sde", "dpm_2_ancestral",
@@ -184,6 +186,12 @@ def problems(graph: Graph) -> list[Problem]:
         kind, inputs = graph.kinds[key], graph.inputs[key]
         if kind == LOAD and not inputs.get("file"):
             found.append(Problem(key, "file", NO_FILE))
+        elif kind == BOARD:
+            source, wrong = inputs.get("source"), wrong_board(inputs.get("board"))
+            if isinstance(source, str) and not source.strip():
+                found.append(Problem(key, "source", NO_SOURCE))
+            if wrong is not None:
+                found.append(Problem(key, "board", wrong))
         elif kind == FIND:
             typed = (None if f"{name}_conditioning" in inputs else inputs.get(name) for name in ("source", "target"))
             wrong = wrong_words(inputs.get("method"), *typed)

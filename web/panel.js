@@ -65,14 +65,14 @@ function targetsOf(/** @type {any} */ node) {
 }
 
 /** Set a widget of nodes, as one step that can be undone. */
-export function setAll(/** @type {any[]} */ nodes, /** @type {string} */ name, /** @type {number} */ value) {
+export function setAll(/** @type {any[]} */ nodes, /** @type {string} */ name, /** @type {unknown} */ value) {
   app.canvas?.emitBeforeChange?.();
   for (const node of nodes) setOne(node, name, value);
   app.canvas?.emitAfterChange?.();
   refreshAll();
 }
 
-export function setOne(/** @type {any} */ node, /** @type {string} */ name, /** @type {number} */ value) {
+export function setOne(/** @type {any} */ node, /** @type {string} */ name, /** @type {unknown} */ value) {
   const widget = widgetOf(node, name);
   if (!widget) return;
   widget.value = value;

@@ -5,6 +5,8 @@
 // 2. Find Directions shows what the chosen method uses, on both renderers. The server knows what that is
 //    (nodes/identify_shown_inputs.py), and what to call the methods in plain words.
 //
+// 3. An input that a panel of the pack shows in another form is hidden by its `options.hidden`, as Nodes 2.0 does.
+//
 // An input with a link is always shown.
 
 import { app } from "../../scripts/app.js";
@@ -54,7 +56,7 @@ function isBehindButton(/** @type {Node} */ node, /** @type {Widget} */ widget) 
 /** Whether the classic canvas leaves a widget out. */
 function isHidden(/** @type {Node} */ node, /** @type {Widget} */ widget) {
   if (isLinked(node, widget.name)) return false;
-  return isUnused(node, widget) || (isBehindButton(node, widget) && !node.showAdvanced && !alwaysShown);
+  return Boolean(widget.options?.hidden) || isUnused(node, widget) || (isBehindButton(node, widget) && !node.showAdvanced && !alwaysShown);
 }
 
 /** Give a property of a widget a value that is asked for anew each time, and that copies of the widget do not get. */

@@ -103,6 +103,17 @@ def behind_two_sliders(prompt: dict) -> dict:
     return {**made, "second": second}
 
 
+def behind_a_board(prompt: dict) -> dict:
+    """A sampler that is given the MODEL of a Slider Board."""
+    invert, load = (workflow.find(prompt, kind) for kind in (strips.INVERT, "LatentDirections_LoadDemoModel"))
+    inputs = {"model": [load, 0], "inversion": [invert, 4], "clip": [load, 1], "source": "a portrait"}
+    board = {
+        "class_type": wiring.BOARD,
+        "inputs": inputs | {"board": '{"version": 1, "sliders": [{"words": "smiling"}]}'},
+    }
+    return {**ksampler(prompt, ["board", 0]), "board": board}
+
+
 def words_on_batch(prompt: dict) -> dict:
     return changed(batch(prompt), strips.FIND, method="text")
 
@@ -121,6 +132,7 @@ WIRED = {
     ),
     "KSampler behind another node": (ksampler, "'sampler_name' of KSampler is 'dpmpp_sde', which adds noise"),
     "behind two sliders": (behind_two_sliders, "'sampler_name' of KSampler is 'dpmpp_sde', which adds noise"),
+    "behind a board": (behind_a_board, "'sampler_name' of KSampler is 'dpmpp_sde', which adds noise"),
     "batch": (batch, "'latent' is a batch of several pictures, but its 'inversion' goes to Find Directions, and what"),
 }
 
