@@ -1,6 +1,7 @@
-"""Help pages: every node has one, with a picture that exists. Troubleshooting quotes messages of the pack."""
+"""Help pages have pictures, troubleshooting quotes messages of the pack, pictures of docs/ hold their workflows."""
 
 import ast
+import json
 import re
 
 import pytest
@@ -47,6 +48,14 @@ def test_headings_of_troubleshooting_are_messages_of_the_pack():
     headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
     assert headings
     assert [heading for heading in headings if not any(heading in text for text in texts)] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "workflows").glob("*.png")), ids=lambda path: path.stem)
+def test_a_picture_to_drag_in_holds_its_template(path):
+    """Where it does not: python scripts/workflow_pictures.py."""
+    with Image.open(path) as picture:
+        held = json.loads(picture.info["workflow"])
+    assert held == json.loads((ROOT / "example_workflows" / f"{path.stem}.json").read_text(encoding="utf-8"))
 
 
 def test_the_server_gives_out_the_pictures(comfy):
