@@ -103,24 +103,31 @@ class Client:
         """Interrupt the prompt that runs."""
         self.request("/interrupt", b"{}")
 
-    def run(self, prompt: dict, on_event: Callable[[Result], None] | None = None, timeout: float = 900.0) -> Result:
+    def run(
+        self,
+        prompt: dict,
+        on_event: Callable[[Result], None] | None = None,
+        timeout: float = 900.0,
+        graph: dict | None = None,
+    ) -> Result:
         """Queue an API prompt, follow it over the websocket and return its Result; raises PromptError.
 
         `on_event` gets the growing Result after each event: `running` is the node, `progress[-1]` how far it is.
+        `graph` is the workflow of the page that Save Image puts into its pictures.
         """
         try:
-            return asyncio.run(asyncio.wait_for(self._follow(prompt, on_event), timeout))
+            return asyncio.run(asyncio.wait_for(self._follow(prompt, on_event, graph), timeout))
         except asyncio.TimeoutError as error:  # noqa: UP041 (another class than TimeoutError on Python 3.10)
             message = f"The prompt did not end within {timeout:.0f} seconds."
             raise PromptError(message) from error
 
-    async def _follow(self, prompt: dict, on_event: Callable[[Result], None] | None) -> Result:
+    async def _follow(self, prompt: dict, on_event: Callable[[Result], None] | None, graph: dict | None) -> Result:
         import aiohttp  # a requirement of ComfyUI itself
 
         client_id = uuid.uuid4().hex
         address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
         async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as events:
-            result = Result(await asyncio.to_thread(self._queue, prompt, client_id))
+            result = Result(await asyncio.to_thread(self._queue, prompt, client_id, graph))
             async for message in events:
                 if message.type != aiohttp.WSMsgType.TEXT:  # previews are binary
                     continue
@@ -135,8 +142,9 @@ class Client:
         message = "ComfyUI closed the connection before the prompt had ended."
         raise ConnectionError(message)
 
-    def _queue(self, prompt: dict, client_id: str) -> str:
-        body = json.dumps({"prompt": prompt, "client_id": client_id}).encode()
+    def _queue(self, prompt: dict, client_id: str, graph: dict | None) -> str:
+        extra = {"extra_data": {"extra_pnginfo": {"workflow": graph}}} if graph else {}
+        body = json.dumps({"prompt": prompt, "client_id": client_id, **extra}).encode()
         try:
             answer = json.loads(self.request("/prompt", body))
         except urllib.error.HTTPError as error:

@@ -16,7 +16,6 @@ import subprocess
 import tempfile
 import time
 import urllib.error
-from collections.abc import Callable
 from pathlib import Path
 
 from scripts.comfy_client import Client, Result
@@ -126,10 +125,10 @@ class Server:
         message = f"ComfyUI did not answer within {timeout:.0f} seconds. The end of its log:\n{tail(self.log, 25)}"
         raise ServerError(message)
 
-    def run(self, prompt: dict, on_event: Callable[[Result], None] | None = None, timeout: float = 900.0) -> Result:
+    def run(self, prompt: dict, *arguments, **options) -> Result:
         """Run a prompt as Client.run does; a server that dies meanwhile is reported with the end of its log."""
         try:
-            return self.client.run(prompt, on_event, timeout)
+            return self.client.run(prompt, *arguments, **options)
         except (OSError, urllib.error.URLError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)

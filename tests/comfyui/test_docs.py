@@ -1,6 +1,7 @@
-"""Help pages: every node has one, with a picture that exists. Troubleshooting quotes messages of the pack."""
+"""Help pages have pictures, troubleshooting quotes messages of the pack, pictures of docs/ hold their workflows."""
 
 import ast
+import json
 import re
 
 import pytest
@@ -29,14 +30,32 @@ def test_pictures_of_help_pages_are_small():
     assert sum(path.stat().st_size for path in (ROOT / "web" / "docs" / "pictures").iterdir()) < 1_500_000
 
 
+def message_of(node: ast.expr) -> str:
+    """A text in the code, with "..." for each value that is put into it."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return "".join(part.value if isinstance(part, ast.Constant) else "..." for part in parts)
+
+
 def test_headings_of_troubleshooting_are_messages_of_the_pack():
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "nodes").glob("*.py")]
-    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    texts = [node.value for node in nodes if isinstance(node.value, str)]
+    files = [path for folder in ("core", "nodes") for path in (ROOT / folder).glob("*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    texts = [
+        message_of(node)
+        for node in nodes
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    ]
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
     assert headings
     assert [heading for heading in headings if not any(heading in text for text in texts)] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "workflows").glob("*.png")), ids=lambda path: path.stem)
+def test_a_picture_to_drag_in_holds_its_template(path):
+    """Where it does not: python scripts/workflow_pictures.py."""
+    with Image.open(path) as picture:
+        held = json.loads(picture.info["workflow"])
+    assert held == json.loads((ROOT / "example_workflows" / f"{path.stem}.json").read_text(encoding="utf-8"))
 
 
 def test_the_server_gives_out_the_pictures(comfy):

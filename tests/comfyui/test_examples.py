@@ -1,10 +1,14 @@
-"""examples/ run as they are: one with torch and diffusers alone, one with a running ComfyUI alone."""
+"""examples/ and docs/pipelines.md run as they are: with torch and diffusers alone, or with a running ComfyUI alone."""
 
 import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from PIL import Image
 from scripts.environment import ROOT
 
 EXAMPLE = ROOT / "examples" / "diffusers_model.py"
+WORKFLOW = ROOT / "examples" / "workflow_api.json"
 EDIT_FOLDER = ROOT / "examples" / "edit_folder.py"
 WORDS = ["--source", "a portrait of a person, neutral", "--target", "a portrait of a person, smiling"]
 # Refuses to import ComfyUI, then runs the example as the main program.
@@ -119,3 +124,53 @@ def test_a_folder_that_cannot_be_edited(comfy, portraits, tmp_path, options, mes
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of docs/pipelines.md in a language."""
+    page = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+def holds(answer, shown) -> bool:
+    """Whether an answer of the server has everything that a page shows of it; of lists any of the items."""
+    if isinstance(shown, dict):
+        return all(key in answer and holds(answer[key], value) for key, value in shown.items())
+    if isinstance(shown, list):
+        return all(any(holds(item, value) for item in answer) for value in shown)
+    return answer == shown
+
+
+def test_the_commands_of_pipelines(comfy, portraits, tmp_path):
+    shutil.copy(portraits / "7.png", tmp_path / "photo.png")
+    shutil.copy(WORKFLOW, tmp_path)
+    (commands,) = blocks("bash")
+    script = "set -eu\n" + commands.replace("http://127.0.0.1:8188", comfy.client.url)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    difference = pixels(tmp_path / "edited.png").astype(int) - through_the_vae(comfy, portraits / "7.png")
+    assert 0 < (abs(difference).max(axis=2) > 16).sum() < 64 * 64 / 4  # the mouth, and not the whole picture
+
+
+def test_the_errors_of_pipelines(comfy, portraits):
+    """What the page shows of a refused and of a failed run is what the server says."""
+    refused, failed = map(json.loads, blocks("json"))
+    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    prompt["picture"]["inputs"]["image"] = comfy.client.upload(portraits / "7.png")
+
+    def queue() -> dict:
+        return json.loads(comfy.client.request("/prompt", json.dumps({"prompt": prompt}).encode()))
+
+    prompt["slide"]["inputs"]["strength"] = 9
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        queue()
+    assert caught.value.code == 400
+    assert holds(json.loads(caught.value.read()), refused)
+    prompt["slide"]["inputs"]["strength"] = 1
+    prompt["find"]["inputs"]["keep"] = "glasses"
+    key = queue()["prompt_id"]
+    while not (history := json.loads(comfy.client.request(f"/history/{key}"))):
+        time.sleep(0.1)
+    assert holds(history[key], failed)
