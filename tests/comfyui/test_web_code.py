@@ -1,4 +1,4 @@
-"""The page's own code, web/*.js: its types, a linter, and its size. The tools are pinned in tests/web/package-lock.json."""
+"""The page's own code, web/*.js: its types, a linter, and its size; tests/web/package-lock.json pins the tools."""
 
 import shutil
 import subprocess
