@@ -152,7 +152,7 @@ function addRefreshButton(/** @type {any} */ node) {
   if (file && file.value === undefined) file.value = ""; // when the list is empty, the classic canvas would show "undefined"
   if (typeof app.refreshComboInNodes !== "function") return;
   const refresh = async () => {
-    await app.refreshComboInNodes();
+    await app.refreshComboInNodes?.();
     if (file && !file.value) file.value = file.options?.values?.[0] ?? ""; // as every list starts with its first entry
   };
   const button = node.addWidget("button", "Refresh files", null, refresh, { serialize: false });

@@ -164,7 +164,7 @@ export function addPanels(/** @type {string} */ kind, /** @type {string} */ key,
     },
     // A workflow comes back to its tab, with what its nodes have shown.
     onNodeOutputsUpdated(/** @type {Record<string, any>} */ outputs) {
-      for (const node of [...nodes.keys()]) if (node.graph) show(node, outputs?.[locatorOf(node)]);
+      for (const node of nodes.keys()) if (node.graph) show(node, outputs?.[locatorOf(node)]);
     },
   });
 }
