@@ -33,6 +33,7 @@ SHOWN = {
         ("Direction Slider", "Demo Portrait: image", "Save Image"),
         ("Apply Sliders", "Save Image"),
     ],
+    "Slider board": [("Slider Board", "Save Image")],
     "Explore without words": [("Preview Directions",)],
     "Save and use again": [("Save Direction", "Save Image")],
     "Transfer and strip": [("Transfer Direction", "Second portrait: image", "Save Image"), ("Slider Strip",)],

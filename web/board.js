@@ -30,16 +30,18 @@ const STYLE = `
   .status { min-height: 1.4em; padding: 4px 2px 0; }
 `;
 
+/** Whether a slider of the JSON has these keys alone, with values that a row can show. */
+function isRow(/** @type {any} */ { words, strength = 1, keep = "", on = true, ...others }) {
+  const known = typeof words === "string" && typeof strength === "number" && typeof keep === "string" && typeof on === "boolean";
+  return known && Object.keys(others).length === 0;
+}
+
 /** Rows as the server reads them; null for a text that these rows cannot show. @returns {Row[] | null} */
 function rowsOf(/** @type {unknown} */ text) {
   try {
     const { version, sliders } = JSON.parse(String(text));
     if (version !== VERSION || !Array.isArray(sliders) || sliders.length > MOST) return null;
-    const rows = sliders.map(({ words = "", strength = 1, keep = "", on = true, ...others }) => {
-      const known = typeof words === "string" && typeof strength === "number" && typeof keep === "string" && typeof on === "boolean";
-      return known && !Object.keys(others).length ? { words, strength, keep, on } : null;
-    });
-    return rows.includes(null) ? null : rows;
+    return sliders.every(isRow) ? sliders.map((row) => ({ strength: 1, keep: "", on: true, ...row })) : null;
   } catch {
     return null;
   }
