@@ -1,11 +1,13 @@
 """Write the translations in ComfyUI's format, locales/<language>/*.json: python scripts/locales.py.
 
-English comes from the schemas of the nodes. Every other language has one file to edit, locales/<language>.json, in
-which the English text is the key, so that a text which is changed in the code must be translated anew.
+English comes from the schemas of the nodes and from what web/*.js hands to `t`. Every other language has one file to edit,
+locales/<language>.json, in which the English text is the key, so that a text which is changed in the code must be
+translated anew.
 """
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from scripts.environment import ROOT, add_comfyui_to_path, enter, register_packa
 FOLDER = ROOT / "locales"
 LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
 ENGLISH = "en"
+PAGE_KEY = "latentDirections"  # of the texts of web/*.js in main.json, see web/words.js
+CALL = re.compile(r"""(?<![\w.])t\(\s*("(?:[^"\\]|\\.)*")""")  # of the function `t` of web/words.js with a text
 
 
 def node_texts() -> dict:
@@ -38,6 +42,15 @@ def _texts_of(schema) -> dict:
         outputs[str(number)] = name | {"tooltip": output.tooltip}
     texts = {"display_name": schema.display_name, "description": schema.description}
     return texts | {"inputs": inputs, "outputs": outputs}
+
+
+def page_texts() -> list[str]:
+    """The English texts of web/*.js, and what the page calls the methods of Find Directions."""
+    from latent_directions.core.methods import METHODS
+
+    written = (path.read_text(encoding="utf-8") for path in sorted((ROOT / "web").glob("*.js")))
+    texts = [json.loads(text) for code in written for text in CALL.findall(code)]
+    return list(dict.fromkeys([*texts, *(method.label for method in METHODS.values() if method.label)]))
 
 
 def used_texts(nodes: dict) -> dict[str, list[str]]:
@@ -90,13 +103,14 @@ def words_of(language: str) -> dict[str, dict[str, str]]:
 def files() -> dict[Path, dict]:
     """What is to be in the files that ComfyUI reads; exits where a translation is missing or no longer used."""
     nodes = node_texts()
-    used = used_texts(nodes)
+    used = used_texts(nodes) | {"page": page_texts()}
     made = {FOLDER / ENGLISH / "nodeDefs.json": nodes}
     for language in LANGUAGES:
         words = words_of(language)
         if found := differences(used, words):
             sys.exit(f"Correct locales/{language}.json:\n" + "\n".join(found))
         made[FOLDER / language / "nodeDefs.json"] = translated(nodes, words)
+        made[FOLDER / language / "main.json"] = {PAGE_KEY: words["page"]}
     return made
 
 

@@ -4,6 +4,7 @@
 
 import { isLinked, widgetOf } from "./graph.js";
 import { Panel, addPanels, addressOf, element, named, setAll, signed } from "./panel.js";
+import { t } from "./words.js";
 
 /** @typedef {{name: string, pictures: import("./panel.js").Picture[]}} Found */
 
@@ -20,16 +21,15 @@ const STYLE = `
   .pictures { display: flex; gap: 2px; }
   img { flex: 1; min-width: 0; width: 100%; border-radius: 2px; }
 `;
-const GONE = "The server no longer has these pictures. Run again to see them.";
 
 class Gallery extends Panel {
   constructor(/** @type {any} */ node) {
-    super(node, "gallery", "A click sets", STYLE);
+    super(node, "gallery", t("A click sets"), STYLE);
     /** @type {Found[]} */
     this.found = [];
     /** @type {number | undefined} width of a picture over its height, once one is loaded */
     this.aspect = undefined;
-    this.tiles = element("div", { class: "tiles", role: "group", "aria-label": "Directions" });
+    this.tiles = element("div", { class: "tiles", role: "group", "aria-label": t("Directions") });
     this.root.append(this.tiles, this.status);
   }
 
@@ -43,7 +43,7 @@ class Gallery extends Panel {
   show(/** @type {Found[]} */ found) {
     if (JSON.stringify(found) === JSON.stringify(this.found)) return;
     this.found = found;
-    this.status.textContent = "";
+    this.say("");
     this.tiles.replaceChildren(...found.map((direction, index) => this.tile(direction, index)));
     this.refresh();
     this.fit();
@@ -54,12 +54,12 @@ class Gallery extends Panel {
       const at = signed(picture.strength);
       const image = element("img", { alt: at, title: at, draggable: "false" });
       image.addEventListener("load", () => (this.aspect ??= image.naturalWidth / image.naturalHeight));
-      image.addEventListener("error", () => (this.status.textContent = GONE));
+      image.addEventListener("error", () => this.say(t("The server no longer has these pictures. Run again to see them.")));
       image.src = addressOf(picture);
       return image;
     });
     const strengths = pictures.map(({ strength }) => signed(strength)).join(", ");
-    const label = `Choose direction ${index}: ${name}. Pictures at strengths ${strengths}.`;
+    const label = t("Choose direction {index}: {name}. Pictures at strengths {strengths}.", { index, name, strengths });
     const button = element("button", { type: "button", "aria-label": label, title: label });
     button.append(element("span", { class: "name" }, `${index}: ${name}`), element("span", { class: "pictures" }, ...images));
     button.addEventListener("click", () => this.choose(index));
@@ -70,9 +70,9 @@ class Gallery extends Panel {
     const nodes = this.chosen().flatMap((target) => target.nodes);
     const linked = nodes.filter((node) => isLinked(node, "index"));
     setAll(nodes.filter((node) => !linked.includes(node)), "index", index);
-    if (!nodes.length) this.status.textContent = "No slider is given these directions. Connect them to a Direction Slider.";
-    else if (linked.length) this.status.textContent = `'index' of ${named(linked)} comes from a link. Change it there.`;
-    else this.status.textContent = `Direction ${index} is chosen for ${named(nodes)}. Run to see it.`;
+    if (!nodes.length) this.say(t("No slider is given these directions. Connect them to a Direction Slider."));
+    else if (linked.length) this.say(t("'index' of {nodes} comes from a link. Change it there.", { nodes: named(linked) }));
+    else this.say(t("Direction {index} is chosen for {nodes}. Run to see it.", { index, nodes: named(nodes) }));
   }
 
   refresh() {

@@ -10,6 +10,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { PREFIX, isOurs, locatorOf, nodeOf } from "./graph.js";
+import { t } from "./words.js";
 
 const SECONDS = 20; // that a toast stays
 // The folder of this pack, by which the errors of its modules are known.
@@ -106,10 +107,10 @@ function showErrors() {
   api.addEventListener("execution_error", (/** @type {any} */ { detail }) => {
     if (!detail || !isOurError(detail)) return;
     toast(nodeOf(detail.node_id)?.title ?? detail.node_type, String(detail.exception_message ?? "").trim());
-    if (isOurs(detail.node_type)) sayInstead(detail.node_id, "failed");
+    if (isOurs(detail.node_type)) sayInstead(detail.node_id, t("failed"));
   });
   api.addEventListener("execution_interrupted", (/** @type {any} */ { detail }) => {
-    if (isOurs(detail?.node_type)) sayInstead(detail.node_id, "cancelled");
+    if (isOurs(detail?.node_type)) sayInstead(detail.node_id, t("cancelled"));
   });
 }
 
@@ -156,7 +157,9 @@ function addRefreshButton(/** @type {any} */ node) {
     if (file && !file.value) file.value = file.options?.values?.[0] ?? ""; // as every list starts with its first entry
   };
   const button = node.addWidget("button", "Refresh files", null, refresh, { serialize: false });
-  if (button) button.serialize = false; // no value of its own in a saved graph
+  if (!button) return;
+  button.label = t("Refresh files");
+  button.serialize = false; // no value of its own in a saved graph
 }
 
 app.registerExtension({

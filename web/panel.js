@@ -6,6 +6,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { PREFIX, after, is, isOurs, locatorOf, readersOf, sourceOf, widgetOf } from "./graph.js";
+import { t } from "./words.js";
 
 /** @typedef {{strength: number, filename: string, subfolder: string, type: string}} Picture */
 /** @typedef {{key: string, label: string, nodes: any[]}} Target nodes that are set together */
@@ -111,6 +112,11 @@ export class Panel {
     return 100;
   }
 
+  /** Write a sentence under what is shown; a screen reader reads it out. */
+  say(/** @type {string} */ sentence) {
+    this.status.textContent = sentence;
+  }
+
   /** Take what a run has sent. */
   show(/** @type {any} */ _sent) {}
 
@@ -136,7 +142,7 @@ export class Panel {
   refresh() {
     const targets = this.targets(), chosen = this.chosen();
     const options = targets.map(({ key, label }) => element("option", { value: key }, label));
-    if (targets.length > 1) options.push(element("option", { value: ALL }, "all of them"));
+    if (targets.length > 1) options.push(element("option", { value: ALL }, t("all of them")));
     this.list.replaceChildren(...options);
     this.list.value = chosen.length > 1 ? ALL : (chosen[0]?.key ?? "");
     this.bar.style.display = targets.length > 1 ? "" : "none";

@@ -3,6 +3,7 @@
 
 import { isLinked, widgetOf } from "./graph.js";
 import { Panel, addPanels, addressOf, element, named, setAll, setOne, signed } from "./panel.js";
+import { t } from "./words.js";
 
 /** @typedef {{index: number, frames: import("./panel.js").Picture[]}} Strip */
 
@@ -19,7 +20,7 @@ const STYLE = `
 
 class Scrub extends Panel {
   constructor(/** @type {any} */ node) {
-    super(node, "scrub", "The slider moves", STYLE);
+    super(node, "scrub", t("The slider moves"), STYLE);
     /** @type {Strip} */
     this.strip = { index: 0, frames: [] };
     /** @type {ImageBitmap[]} */
@@ -30,9 +31,9 @@ class Scrub extends Panel {
     this.aspect = undefined;
     this.before = false;
     this.canvas = element("canvas", { role: "img" });
-    this.range = element("input", { type: "range", min: "0", step: "1", "aria-label": "Strength" });
+    this.range = element("input", { type: "range", min: "0", step: "1", "aria-label": t("Strength") });
     this.output = element("output", {});
-    this.button = element("button", { type: "button", title: "Hold it, or the key B, to see the picture as it is" }, "Before");
+    this.button = element("button", { type: "button", title: t("Hold it, or the key B, to see the picture as it is") }, t("Before"));
     const row = element("div", { class: "row" }, this.button, this.range, this.output);
     this.root.append(this.canvas, row, this.status);
     this.listen();
@@ -77,7 +78,7 @@ class Scrub extends Panel {
       for (const bitmap of this.bitmaps) bitmap.close(); // gives their memory back
       this.bitmaps = bitmaps;
     } catch {
-      this.status.textContent = "The server no longer has these pictures. Run again to see them.";
+      this.say(t("The server no longer has these pictures. Run again to see them."));
       return;
     }
     this.strengths = frames.map(({ strength }) => strength);
@@ -122,9 +123,9 @@ class Scrub extends Panel {
     if (!this.strengths) return;
     const nodes = this.chosen().flatMap(({ nodes }) => nodes), strength = this.strengths[Number(this.range.value)];
     setAll(nodes, "strength", strength);
-    this.status.textContent = nodes.length
-      ? `Strength ${signed(strength)} is set for ${named(nodes)}. Run to sample this picture.`
-      : "No slider of this direction is there to set. Connect the directions to a Direction Slider.";
+    const values = { strength: signed(strength), nodes: named(nodes) };
+    if (nodes.length) this.say(t("Strength {strength} is set for {nodes}. Run to sample this picture.", values));
+    else this.say(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
   }
 
   hold(/** @type {boolean} */ held) {
@@ -138,10 +139,11 @@ class Scrub extends Panel {
     if (!this.strengths) return;
     const frame = this.before ? this.nearest(0) : Number(this.range.value), seen = this.strengths[frame];
     this.canvas.getContext("2d").drawImage(this.bitmaps[frame], 0, 0);
-    const text = this.before || Math.abs(seen - strength) < SAME ? signed(seen) : `${signed(strength)} (picture at ${signed(seen)})`;
+    const values = { strength: signed(strength), seen: signed(seen) }, isSeen = this.before || Math.abs(seen - strength) < SAME;
+    const text = isSeen ? values.seen : t("{strength} (picture at {seen})", values);
     this.output.textContent = text;
-    this.range.setAttribute("aria-valuetext", `Strength ${text}`);
-    this.canvas.setAttribute("aria-label", `The picture at strength ${signed(seen)}`);
+    this.range.setAttribute("aria-valuetext", t("Strength {text}", { text }));
+    this.canvas.setAttribute("aria-label", t("The picture at strength {seen}", values));
   }
 
   /** Follow the slider that the list names. */

@@ -12,6 +12,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { after, is, isLinked, isOurs, widgetOf } from "./graph.js";
+import { t } from "./words.js";
 
 /** @typedef {import("./graph.js").Node} Node */
 /** @typedef {import("./graph.js").Widget} Widget */
@@ -83,7 +84,7 @@ function addButton(/** @type {any} */ node) {
   // Nodes 2.0 has a button of its own
   const button = node.addWidget("button", "show_advanced", null, press, { serialize: false, canvasOnly: true });
   button.serialize = false; // no value of its own in a saved graph
-  define(button, "label", () => (node.showAdvanced ? "Hide advanced" : "Show advanced"));
+  define(button, "label", () => (node.showAdvanced ? t("Hide advanced") : t("Show advanced")));
   define(button, "hidden", () => alwaysShown || !node.widgets.some((/** @type {Widget} */ w) => isBehindButton(node, w)));
 }
 
@@ -102,7 +103,7 @@ function hideUnused(/** @type {any} */ node) {
 function followMethod(/** @type {any} */ node) {
   const method = widgetOf(node, "method");
   if (!method) return;
-  method.options.getOptionLabel = (/** @type {string | null} */ name) => labels.get(String(name)) ?? String(name ?? "");
+  method.options.getOptionLabel = (/** @type {string | null} */ name) => t(labels.get(String(name)) ?? String(name ?? ""));
   const show = () => {
     shownMethod.set(node, method.value);
     hideUnused(node);

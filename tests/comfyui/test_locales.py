@@ -1,6 +1,7 @@
-"""Translations of the nodes: whole, as the schemas are now, and shown by the page."""
+"""Translations of the nodes and of the page's words: whole, as the code is now, and shown by the page."""
 
 import json
+import re
 
 import pytest
 from browser import Browser, as_json, find_chromium
@@ -29,6 +30,14 @@ def test_names_and_descriptions_hold_nothing_that_the_page_would_compile(languag
 
 
 @pytest.mark.parametrize("language", locales.LANGUAGES)
+def test_a_translated_sentence_has_the_places_of_the_english_one(language):
+    sentences = MADE[locales.FOLDER / language / "main.json"][locales.PAGE_KEY]
+    assert "Show advanced" in sentences
+    for english, text in sentences.items():
+        assert sorted(re.findall(r"{\w+}", text)) == sorted(re.findall(r"{\w+}", english)), text
+
+
+@pytest.mark.parametrize("language", locales.LANGUAGES)
 def test_the_page_shows_a_node_in_the_language_that_is_set(comfy, language):
     made = MADE[locales.FOLDER / language / "nodeDefs.json"]["LatentDirections_DirectionSlider"]
     comfy.client.request("/settings/Comfy.TutorialCompleted", b"true")
@@ -44,6 +53,16 @@ def test_the_page_shows_a_node_in_the_language_that_is_set(comfy, language):
             label = "(w => w.label)(slider.widgets.find((w) => w.name === 'strength'))"
             assert browser.wait_for(label, 20) == made["inputs"]["strength"]["name"]
             assert browser.evaluate("slider.outputs.map((o) => o.name)[0]") == "model"  # the API's names stay
+            # a tile of the gallery, as if a run had sent a direction
+            browser.evaluate("""
+              window.preview = LiteGraph.createNode("LatentDirections_PreviewDirections"); app.graph.add(preview);
+              preview.onExecuted({ gallery: [JSON.stringify([{ name: "smile", pictures: [] }])] }); true
+            """)
+            words = MADE[locales.FOLDER / language / "main.json"][locales.PAGE_KEY]
+            gallery = "preview.widgets.find((w) => w.name === 'gallery').element.shadowRoot"
+            browser.evaluate(f"{gallery}.querySelector('.tiles button').click()")
+            no_slider = "No slider is given these directions. Connect them to a Direction Slider."
+            assert browser.evaluate(f"{gallery}.querySelector('[role=status]').textContent") == words[no_slider]
             assert not [said for said in browser.problems if "LatentDirections" in said]
     finally:
         comfy.client.request("/settings/Comfy.Locale", b'"en"')
