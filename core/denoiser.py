@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .attention import differentiable_attention
 from .errors import UnknownPromptError
+from .record import record
 
 SOURCE = "source"  # the prompt that describes the picture as it is
 
@@ -63,7 +64,7 @@ class EvaluationCounter:
             self.cost_per_forward = 1
 
 
-@dataclass(frozen=True)
+@record
 class Features:
     """Inner activations h of a network, at one of its layers, which the host reads while the network runs.
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from torch import Tensor
 
 from .anchor import Move, NoiseMove, WordsMove
 from .denoiser import SOURCE
 from .errors import printable
+from .record import record
 
 LONGEST_NAME = 200  # characters of a direction's name, method and family
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Prompt:
     """A conditioning as tensors, which nothing changes once it is made.
 
@@ -41,7 +42,7 @@ class Prompt:
         return {"tokens": self.tokens, **pooled, **self.extra}
 
 
-@dataclass(frozen=True)
+@record
 class Words:
     """A change of words: strength s adds s * share * (D(x, target) - D(x, source)) to the prediction D.
 
@@ -56,7 +57,7 @@ class Words:
     share: float = 1.0
 
 
-@dataclass(frozen=True)
+@record
 class Distilled:
     """What a direction does to one picture, as moves of its clean latent in ComfyUI's latent space.
 
@@ -74,7 +75,7 @@ class Distilled:
     bend: float
 
 
-@dataclass(frozen=True)
+@record
 class Feature:
     """What a direction changes inside the network, by which it can be carried over to other pictures.
 
@@ -87,7 +88,7 @@ class Feature:
     layer: str
 
 
-@dataclass(frozen=True)
+@record
 class Fingerprint:
     """What tells the models of one family apart: how the network is built, and a few of its weights.
 
@@ -117,7 +118,7 @@ class Fingerprint:
         return bool(distances) and distances[3 * len(distances) // 4] > max(self.rounding, other.rounding)
 
 
-@dataclass(frozen=True)
+@record
 class KeepPair:
     """Two prompts that differ in one thing that an edit is to leave as it is: 'with' it and 'without' it."""
 
@@ -126,7 +127,7 @@ class KeepPair:
     absent: Prompt
 
 
-@dataclass(frozen=True)
+@record
 class Direction:
     """What one slider moves: strength s moves the noisy latent by s * step * latent, and the prediction by its words.
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -28,6 +27,7 @@ from .errors import (
     SeveralMasksError,
     printable,
 )
+from .record import record
 from .tensor_file import DAMAGED, FLOATS, LARGEST, LARGEST_HEADER, WHOLE_NUMBERS, TensorFile, check_size, parsed
 
 FORMAT = "latent-directions/2"
@@ -168,8 +168,8 @@ def _loaded(path: Path) -> Direction:
 def _described(direction: Direction) -> tuple[dict, dict[str, Tensor]]:
     """What goes into the metadata, and the tensors by their names."""
     parts, tensors = [], {}
-    for kind, record in KINDS.items():
-        if (written := record.write(direction)) is not None:
+    for kind, row in KINDS.items():
+        if (written := row.write(direction)) is not None:
             values, own = written
             parts.append({"kind": kind, **values})
             # safetensors takes no views
@@ -235,7 +235,7 @@ def _read_first_format(described: dict, tensors: TensorFile) -> dict:
     return fields
 
 
-@dataclass(frozen=True)
+@record
 class _Kind:
     """A kind of part.
 

@@ -19,6 +19,7 @@ from .attention import differentiable_attention
 from .denoiser import SOURCE, Denoiser, EvaluationCounter
 from .errors import NotFiniteDerivativeError, ShapeError, ZeroDerivativeError
 from .linalg import project_off
+from .record import record
 
 # Relative step of central differences. The error is h^2 |D'''| + eps |D| / h: smallest near the cube root of eps, which
 # is 5e-3 in float32; the self-check chooses a longer one where the model rounds more.
@@ -45,7 +46,7 @@ class _Kept:
         self.graph = self.transposed = None
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False)
 class Jacobian:
     """J = df/dx at x (1, ...); f maps (p, ...) to (p, ...), and its output may have another shape than its input.
 

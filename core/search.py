@@ -14,6 +14,7 @@ from .anchor import ReferenceCache
 from .denoiser import SOURCE, Denoiser
 from .errors import EqualPredictionsError, NotFiniteError, NothingInsideError, NothingToMoveError, UnknownNameError
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, prediction_jacobian
+from .record import record
 from .self_check import SelfCheck, self_check
 
 EQUAL_PREDICTIONS = (
@@ -43,7 +44,7 @@ def keep_prompts(number: int) -> tuple[str, str]:
     return f"keep {number} present", f"keep {number} absent"
 
 
-@dataclass(frozen=True)
+@record
 class Settings:
     """How to look for directions.
 
@@ -109,7 +110,7 @@ class Settings:
         return self.derivatives in (AUTOMATIC, DOUBLE_BACKWARD)
 
 
-@dataclass(frozen=True)
+@record
 class FoundDirection:
     """A move of the noisy latent that a search has found.
 
@@ -213,7 +214,7 @@ class Search:
             candidate.release()
 
 
-@dataclass(frozen=True)
+@record
 class Method:
     """All that the rest of the package knows of one method: a row of core/methods.py.
 

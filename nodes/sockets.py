@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.anchor import NoisePaths, ReferenceCache
 from ..core.denoiser import Denoiser
 from ..core.direction import Direction
+from ..core.record import record
 from .errors import InputError
 from .host import family_of
 from .progress import RunStatistics
@@ -31,7 +32,7 @@ class EncodedNoise:
         return self.noise.clone()
 
 
-@dataclass(frozen=True)
+@record
 class AppliedSlider:
     """One Direction Slider in a chain.
 
@@ -60,7 +61,7 @@ class AppliedSlider:
         return self.start <= 0 and self.end >= 1
 
 
-@dataclass(frozen=True)
+@record
 class Inversion:
     """An encoded picture: all that the sliders need to move it and to come back exactly.
 

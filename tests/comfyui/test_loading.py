@@ -1,6 +1,8 @@
 """How ComfyUI loads the pack: by path, from a folder whose name is no Python name, beside modules of the same names."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,15 @@ found = sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("La
 assert not [name for name in ("core", "demo", "decoyed", "diffusers") if name in sys.modules]
 print(*found)
 """
+IMPORT_ALL = """
+import importlib
+from pathlib import Path
+pack = Path({pack!r})
+entry = str(pack / "__init__.py")
+name = next(name for name, module in sys.modules.items() if getattr(module, "__file__", None) == entry)
+for path in (path for folder in ("core", "nodes", "demo") for path in (pack / folder).glob("*.py")):
+    importlib.import_module(f"{{name}}.{{path.parent.name}}.{{path.stem}}")
+"""
 
 
 def python(code: str, **variables) -> str:
@@ -80,3 +91,28 @@ def test_importing_the_package_imports_nothing_else():
         "before = set(sys.modules); register_package(); print(*sorted(set(sys.modules) - before))"
     )
     assert python(code).split() == ["latent_directions"]
+
+
+def git_files(*options: str) -> set[str]:
+    """Paths of tracked files; those of a pattern file's rules with -i."""
+    done = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split("\0")) - {""}
+
+
+def test_what_is_published_is_whole_and_loads(tmp_path):
+    """The files that `comfy node pack` packs: all tracked ones that .comfyignore, in Git's pattern format, leaves."""
+    published = git_files() - git_files("-i", "-c", "--exclude-from=.comfyignore")
+    for name in published:
+        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "pack" / name)
+    pack = str(tmp_path / "pack")
+    code = LOAD.format(comfyui=str(ensure().comfyui), decoys=str(tmp_path), base=str(tmp_path), pack=pack)
+    assert set(python(code + IMPORT_ALL.format(pack=pack)).split()) == NODE_IDS
+    users = ("web/", "locales/", "example_workflows/", "examples/", "core/", "nodes/", "demo/weights/")
+    assert {name for name in git_files() - published if name.startswith(users)} == set()
+    makers = ("tests/", "benchmarks/", "scripts/", ".github/", "demo/train_")
+    assert {name for name in published if name.startswith(makers)} == set()
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    pictures = {link for link in links if link.endswith(".webp")}
+    # measured tables are of no use without the commands beside them
+    assert set(links) - pictures - published == {"benchmarks/README.md"}
