@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -17,6 +16,7 @@ from ..core.direction import Direction
 from ..core.jacobian_directions import has_outside
 from ..core.methods import METHODS, in_words
 from ..core.presets import PRESETS, Preset, has_presets, paper_step, preset_remarks, with_preset
+from ..core.record import record
 from ..core.search import (
     AUTOMATIC,
     FREE,
@@ -189,7 +189,7 @@ class FindDirections(io.ComfyNode):
         return io.NodeOutput(directions, json.dumps(report, indent=1), *shown)
 
 
-@dataclass(frozen=True)
+@record
 class Findings:
     """What a search of Find Directions has found.
 
@@ -216,17 +216,17 @@ def find(given: Mapping) -> Findings:
         InputError: an input does not fit the others.
     """
     model, inversion, mask = given["model"], given["inversion"], given["mask"]
-    record, shape = METHODS[given["method"]], inversion.latent["samples"].shape
-    _check_inversion(model, inversion, record)
+    method, shape = METHODS[given["method"]], inversion.latent["samples"].shape
+    _check_inversion(model, inversion, method)
     bare = without_anchor(model)
-    words = words_of_search(bare, inversion, record, given)
-    uses_mask = record.moves_words or "mask" in record.reads
+    words = words_of_search(bare, inversion, method, given)
+    uses_mask = method.moves_words or "mask" in method.reads
     soft = soft_mask_on_latent(mask, shape) if mask is not None and uses_mask else None
     acts = None if soft is None else soft.view(-1, *shape[-2:])
     if words.seen.mask is not None:
         acts = words.seen.mask if acts is None else words.seen.mask * acts
         refuse_empty_mask(acts, PLACES_APART)
-    found = Found() if record.run is None else _search_moves(bare, given, words, soft)
+    found = Found() if method.run is None else _search_moves(bare, given, words, soft)
     directions = directions_of(given, words, found, acts)
     notes = sum_of_costs(found.notes, words.seen.cost)
     if words.seen.rows:
@@ -234,7 +234,7 @@ def find(given: Mapping) -> Findings:
     remarks = [*words.remarks, *found.remarks]
     if remarks:
         notes["remarks"] = remarks
-    if acts is None and record.is_named:
+    if acts is None and method.is_named:
         acts = torch.cat([direction.mask for direction in directions])
     return Findings(directions, words, acts, notes)
 

@@ -1,8 +1,8 @@
 """Write the translations in ComfyUI's format, locales/<language>/*.json: python scripts/locales.py.
 
-English comes from the schemas of the nodes and from what web/*.js hands to `t`. Every other language has one file to edit,
-locales/<language>.json, in which the English text is the key, so that a text which is changed in the code must be
-translated anew.
+English comes from the schemas of the nodes and from what web/*.js hands to `t`. Every other language has one file to
+edit, locales/<language>.json, in which the English text is the key, so that a text which is changed in the code must
+be translated anew.
 """
 
 import asyncio

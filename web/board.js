@@ -4,6 +4,7 @@
 import { app } from "../../scripts/app.js";
 import { after, is, isLinked, widgetOf } from "./graph.js";
 import { element, setAll, setOne, signed } from "./panel.js";
+import { t } from "./words.js";
 
 /** @typedef {{words: string, strength: number, keep: string, on: boolean}} Row */
 
@@ -58,9 +59,9 @@ class Board {
     this.open = new Set();
     this.host = document.createElement("div");
     this.root = this.host.attachShadow({ mode: "open" }); // its styles and those of the page keep apart
-    this.list = element("div", { role: "group", "aria-label": "Sliders" });
-    this.words = element("input", { type: "text", placeholder: "What to change, such as: smiling", "aria-label": "Words of a new slider" });
-    const add = element("button", { type: "button" }, "Add slider");
+    this.list = element("div", { role: "group", "aria-label": t("Sliders") });
+    this.words = element("input", { type: "text", placeholder: t("What to change, such as: smiling"), "aria-label": t("Words of a new slider") });
+    const add = element("button", { type: "button" }, t("Add slider"));
     this.adding = element("div", { class: "add" }, this.words, add);
     this.status = element("div", { class: "status", role: "status" });
     this.root.append(element("style", {}, STYLE), this.list, this.adding, this.status);
@@ -95,7 +96,7 @@ class Board {
   read() {
     const linked = isLinked(this.node, "board"), rows = linked ? [] : rowsOf(widgetOf(this.node, "board")?.value);
     this.adding.style.display = linked || !rows ? "none" : "";
-    this.status.textContent = linked ? "The sliders come from a link." : "";
+    this.status.textContent = linked ? t("The sliders come from a link.") : "";
     if (!rows) this.refuse();
     else if (this.rows && this.list.childElementCount && textOf(rows) === textOf(this.rows)) return;
     this.rows = rows;
@@ -104,7 +105,7 @@ class Board {
 
   /** Say that the text of the widget is no board, and offer to begin again. */
   refuse() {
-    const again = element("button", { type: "button" }, "Start with an empty board");
+    const again = element("button", { type: "button" }, t("Start with an empty board"));
     again.addEventListener("click", () => {
       this.rows = [];
       this.write();
@@ -112,7 +113,7 @@ class Board {
       this.read();
     });
     this.list.replaceChildren(again);
-    this.status.textContent = "'board' is not the JSON of a slider board that this version can show. It is kept as it is.";
+    this.status.textContent = t("'board' is not the JSON of a slider board that this version can show. It is kept as it is.");
     this.fit();
   }
 
@@ -125,13 +126,13 @@ class Board {
 
   /** A row and, where it is open, the line below it. */
   drawn(/** @type {Row} */ row, /** @type {number} */ number) {
-    const on = element("input", { type: "checkbox", title: "On or off", "aria-label": `On: ${row.words}` });
-    const words = element("input", { class: "words", type: "text", title: row.words, "aria-label": `Words of slider ${number + 1}` });
+    const on = element("input", { type: "checkbox", title: t("On or off"), "aria-label": t("On: {words}", row) });
+    const words = element("input", { class: "words", type: "text", title: row.words, "aria-label": t("Words of slider {number}", { number: number + 1 }) });
     const limits = { min: String(LOWEST), max: String(HIGHEST), step: String(STEP) };
-    const range = element("input", { class: "strength", type: "range", ...limits, "aria-label": `Strength: ${row.words}` });
-    const exact = element("input", { class: "strength number", type: "number", ...limits, "aria-label": `Strength as a number: ${row.words}` });
-    const keep = element("button", { type: "button", title: "What must not change along", "aria-expanded": String(this.open.has(number)) }, "keep");
-    const gone = element("button", { type: "button", title: "Remove this slider", "aria-label": `Remove: ${row.words}` }, "×");
+    const range = element("input", { class: "strength", type: "range", ...limits, "aria-label": t("Strength: {words}", row) });
+    const exact = element("input", { class: "strength number", type: "number", ...limits, "aria-label": t("Strength as a number: {words}", row) });
+    const keep = element("button", { type: "button", title: t("What must not change along"), "aria-expanded": String(this.open.has(number)) }, t("keep"));
+    const gone = element("button", { type: "button", title: t("Remove this slider"), "aria-label": t("Remove: {words}", row) }, "×");
     const line = element("div", { class: "row", "data-on": String(row.on) }, on, words, range, exact, keep, gone);
     on.checked = row.on;
     words.value = row.words;
@@ -183,8 +184,8 @@ class Board {
 
   keepLine(/** @type {Row} */ row, /** @type {number} */ number, /** @type {HTMLElement} */ button) {
     const area = element("textarea", {
-      "data-row": String(number), "aria-label": `What must not change along with: ${row.words}`,
-      placeholder: "keep: one pair a line, with | without, such as: with glasses | without glasses",
+      "data-row": String(number), "aria-label": t("What must not change along with: {words}", row),
+      placeholder: t("keep: one pair a line, with | without, such as: with glasses | without glasses"),
     });
     area.value = row.keep;
     area.addEventListener("change", () => {
@@ -199,14 +200,14 @@ class Board {
     const words = this.words.value.trim();
     if (!words || !this.rows) return;
     if (this.rows.length >= MOST) {
-      this.status.textContent = `A board has at most ${MOST} sliders. Connect its 'inversion' to a second Slider Board.`;
+      this.status.textContent = t("A board has at most {most} sliders. Connect its 'inversion' to a second Slider Board.", { most: MOST });
       return;
     }
     this.rows.push({ words, strength: 1, keep: "", on: true });
     this.words.value = "";
     this.write();
     this.draw();
-    this.status.textContent = `${words} is added. Run to see it.`;
+    this.status.textContent = t("{words} is added. Run to see it.", { words });
   }
 
   /** Keep the rows in the widget, as one step that can be undone. */
