@@ -50,6 +50,14 @@ def test_headings_of_troubleshooting_are_messages_of_the_pack():
     assert [heading for heading in headings if not any(heading in text for text in texts)] == []
 
 
+def test_links_between_documents_lead_to_files():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("demo/*.md")]
+    for page in pages:
+        targets = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+        local = [target for target in targets if not target.startswith("http")]
+        assert [target for target in local if not (page.parent / target).exists()] == [], page
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "workflows").glob("*.png")), ids=lambda path: path.stem)
 def test_a_picture_to_drag_in_holds_its_template(path):
     """Where it does not: python scripts/workflow_pictures.py."""
