@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scripts.templates import Group, Node, Template, node
+from scripts.templates import Blueprint, Group, Node, Template, node
 
 BYPASSED = 4
 HUGGING_FACE = "https://huggingface.co"
@@ -70,7 +70,9 @@ def sampling(end: str = "slider", encoded: str = "encode") -> dict[str, Node]:
     }
 
 
-def slider(strength: float = 1.5, *, directions: str = "@find.directions", inversion: str = "encode", **inputs) -> Node:
+def slider(
+    strength: float | str = 1.5, *, directions: str = "@find.directions", inversion: str = "encode", **inputs
+) -> Node:
     """Describe a Direction Slider."""
     return node(
         "DirectionSlider", inversion=f"@{inversion}.inversion", directions=directions, strength=strength, **inputs
@@ -848,3 +850,89 @@ Z_IMAGE = real(
 DEMO = (FIRST, APP, KEEP, EXPLORE, SAVE, TRANSFER, ANIMATION, QUICK, COMBINE, COMMON, MEASURE, FOLDER)
 REAL = (SD15, SDXL, SDXL_MEASURED, SD35, FLUX1, FLUX_2, QWEN, QWEN_EDIT, Z_IMAGE)
 ALL = DEMO + REAL
+
+# The blueprints.
+
+EDIT_BY_WORDS = Blueprint(
+    "Edit Picture by Words",
+    "Moves a picture from what the source words say towards what the target words say, by a strength from -3 to 3; at 0 "
+    "it stays as it is. What else the words would move is found and kept.",
+    ("slider", "concept slider", "smile", "age", "edit picture", "image to image"),
+    (
+        Group(
+            "Encode",
+            "**1. Encode**\n\n*Encode Picture* goes back to a noise level from which sampling gives exactly this picture again. "
+            "The source words are its prompt. A higher *level* lets the slider change larger things.",
+            {
+                "prompt": node(
+                    "CLIPTextEncode",
+                    title="Prompt: the picture as it is",
+                    clip="@inputs.clip",
+                    text="@inputs.source",
+                ),
+                "latent": node("VAEEncode", pixels="@inputs.picture", vae="@inputs.vae"),
+                "encode": node(
+                    "InvertImage",
+                    model="@inputs.model",
+                    positive="@prompt.CONDITIONING",
+                    latent="@latent.LATENT",
+                ),
+            },
+        ),
+        Group(
+            "Identify",
+            f"**2. Identify**\n\n{WORDS}",
+            {
+                "find": node(
+                    "FindDirections",
+                    model="@inputs.model",
+                    inversion="@encode.inversion",
+                    clip="@inputs.clip",
+                    source="@inputs.source",
+                    target="@inputs.target",
+                )
+            },
+            390,
+        ),
+        Group(
+            "Manipulate",
+            "**3. Manipulate**\n\nThe slider, and an ordinary sampler. It has to be deterministic.",
+            {
+                "slider": slider("@inputs.strength"),
+                "apply": node("ApplySliders", inversion="@slider.inversion"),
+                "negative": node("CLIPTextEncode", title="Negative prompt", clip="@inputs.clip", text=""),
+                "guider": node(
+                    "CFGGuider",
+                    model="@apply.model",
+                    positive="@apply.conditioning",
+                    negative="@negative.CONDITIONING",
+                    cfg="@inputs.cfg",
+                ),
+                "sampler": node("KSamplerSelect", sampler_name="euler"),
+                "sampled": node(
+                    "SamplerCustomAdvanced",
+                    noise="@apply.noise",
+                    guider="@guider.GUIDER",
+                    sampler="@sampler.SAMPLER",
+                    sigmas="@encode.sigmas",
+                    latent_image="@encode.latent",
+                ),
+                "decoded": node("VAEDecode", samples="@sampled.output", vae="@inputs.vae"),
+            },
+            340,
+        ),
+    ),
+    {
+        "picture": None,
+        "model": None,
+        "clip": None,
+        "vae": None,
+        "source": "",
+        "target": "",
+        "strength": 1.0,
+        "cfg": 1.0,
+    },
+    {"picture": "@decoded.IMAGE"},
+    {"source": "source words", "target": "target words"},
+)
+BOXES = (EDIT_BY_WORDS,)

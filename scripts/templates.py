@@ -1,4 +1,4 @@
-"""The workflows under *Templates* in ComfyUI (`example_workflows/`).
+"""The workflows under *Templates* in ComfyUI (`example_workflows/`), and its blueprints (`subgraphs/`).
 
 `python scripts/templates.py` writes them from the descriptions in `scripts/template_descriptions.py`.
 
@@ -7,13 +7,16 @@ described by its class and those inputs that are connected or differ from their 
 output `inversion` of the node named `encode`, every other value is that of a widget. Order, values and sockets of all
 other inputs come from the running ComfyUI's `/object_info`; the heights that nodes need are in HEIGHTS. A choice for
 which the node declares no default, such as one of the server's files, has to be in the description.
+
+A blueprint is such a row in one box, a subgraph: "@inputs.picture" is the box's input `picture`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 
 if not __package__:  # started as a program
@@ -22,15 +25,19 @@ if not __package__:  # started as a program
 from scripts import workflow
 from scripts.environment import ROOT, ensure
 
-TEMPLATES = ROOT / "example_workflows"
+TEMPLATES, BLUEPRINTS = ROOT / "example_workflows", ROOT / "subgraphs"
 PREFIX = "LatentDirections_"
 SLOT, TITLE, GAP, BORDER, BETWEEN_GROUPS = 20, 30, 34, 14, 34
+# The ends of a subgraph: their names in descriptions, and the ids that ComfyUI gives them.
+INPUTS, OUTPUTS = "inputs", "outputs"
+ENDS = {INPUTS: -10, OUTPUTS: -20}
 FIRST_NODE, GROUP_TOP, NOTE_TOP = 0, -74, -275
 NOTE_HEIGHT = 150
 # The height of a node's body: in the file, and at most, on Nodes 2.0 and with a line of progress. Nodes that are not
 # here are as high as their sockets and widgets need on the classic canvas.
 HEIGHTS: dict[str, tuple[int, int]] = {
     "BasicGuider": (46, 54),
+    "CFGGuider": (98, 112),
     "CLIPLoader": (106, 116),
     "CLIPTextEncode": (100, 116),
     "CLIPVisionLoader": (58, 88),
@@ -111,6 +118,22 @@ class Template:
     opens_as_app: bool = False
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """One box for the node library: its groups, its inputs with the values of their widgets, and its outputs.
+
+    An input without a widget has the value None; an output is named with what it hands on, such as "@decoded.IMAGE".
+    """
+
+    name: str
+    description: str
+    aliases: tuple[str, ...]
+    groups: tuple[Group, ...]
+    inputs: dict[str, str | float | None]
+    outputs: dict[str, str]
+    labels: dict[str, str] = field(default_factory=dict)
+
+
 def node(kind: str, *, title: str | None = None, mode: int = 0, models: tuple = (), **inputs) -> Node:
     """Describe a node."""
     return Node(kind, inputs, title, mode, models)
@@ -158,10 +181,10 @@ def body_height(kind: str, declared: list, outputs: int) -> tuple[int, int]:
 class Graph:
     """The nodes and links of a workflow while it is built."""
 
-    def __init__(self, described: dict[str, Node], info: dict, first_id: int = 1):
-        """Number the nodes and find out what links them."""
-        self.described, self.info = described, info
-        self.ids = {name: first_id + i for i, name in enumerate(described)}
+    def __init__(self, described: dict[str, Node], info: dict, first_id: int = 1, given: tuple[str, ...] = ()):
+        """Number the nodes and find out what links them; `given` are the inputs of the box that holds them."""
+        self.described, self.info, self.given = described, info, given
+        self.ids = {name: first_id + i for i, name in enumerate(described)} | ENDS
         self.kinds = {name: full_kind(one.kind, info) for name, one in described.items()}
         self.declared = {name: workflow.declared_inputs(info[kind]) for name, kind in self.kinds.items()}
         for name, one in described.items():
@@ -203,7 +226,8 @@ class Graph:
     def connect(self, source: tuple[str, str], target: str, place: int, kind: str) -> int:
         """Add a link from an output to an input and return its number."""
         name, output = source
-        index = workflow.output(self.info, self.kinds[name], output)
+        at_start = name == INPUTS
+        index = self.given.index(output) if at_start else workflow.output(self.info, self.kinds[name], output)
         self.links.append([len(self.links) + 1, self.ids[name], index, self.ids[target], place, kind])
         return len(self.links)
 
@@ -244,32 +268,92 @@ class Graph:
         return body_height(kind, self.declared[name], len(self.info[kind]["output"]))[1] + TITLE + GAP
 
 
-def workflow_of(template: Template, info: dict) -> dict:
-    """Return a template as the page stores workflows."""
-    described = {name: one for group in template.groups for name, one in group.nodes.items()}
-    graph = Graph(described, info, first_id=len(template.groups) + 1)
-    places, notes, groups, x = {}, [], [], 0
-    for index, group in enumerate(template.groups):
+def laid_out(groups: tuple[Group, ...], info: dict, given: tuple[str, ...] = (), outputs: dict | None = None) -> tuple:
+    """Return the graph of groups, its nodes with the notes above them, the groups as boxes, and their right edge."""
+    described = {name: one for group in groups for name, one in group.nodes.items()}
+    graph = Graph(described, info, len(groups) + 1, given)
+    places, notes, boxes, x = {}, [], [], 0
+    for index, group in enumerate(groups):
         y = FIRST_NODE
         for name in group.nodes:
             places[name] = ([x, y], group.width)
             y += graph.needed(name)
         left, width = x - BORDER, group.width + 2 * BORDER
         box = [left, GROUP_TOP, width, y - GROUP_TOP - GAP + BORDER - TITLE + 20]
-        groups.append({"id": index + 1, "title": group.title, "bounding": box, "color": COLORS[index % len(COLORS)]})
-        groups[-1]["flags"] = {}
+        boxes.append({"id": index + 1, "title": group.title, "bounding": box, "color": COLORS[index % len(COLORS)]})
+        boxes[-1]["flags"] = {}
         notes.append(note(index + 1, group.note, [left, NOTE_TOP], [width, NOTE_HEIGHT]))
         x += width + BETWEEN_GROUPS
+    for place, value in enumerate((outputs or {}).values()):
+        source = linked(value)
+        kind = info[graph.kinds[source[0]]]
+        graph.connect(source, OUTPUTS, place, kind["output"][kind["output_name"].index(source[1])])
     nodes = graph.build(places)
     for stored in nodes:
         stored["order"] += len(notes)
-    made = {"last_node_id": nodes[-1]["id"], "last_link_id": len(graph.links), "nodes": notes + nodes}
-    made |= {"links": graph.links, "groups": groups, "extra": {}, "version": 0.4}
+    return graph, notes + nodes, boxes, x
+
+
+def workflow_of(template: Template, info: dict) -> dict:
+    """Return a template as the page stores workflows."""
+    graph, nodes, boxes, _ = laid_out(template.groups, info)
+    made = {"last_node_id": nodes[-1]["id"], "last_link_id": len(graph.links), "nodes": nodes}
+    made |= {"links": graph.links, "groups": boxes, "extra": {}, "version": 0.4}
     if template.app_outputs:
         inputs = [[str(graph.ids[name]), widget] for name, widget in template.app_inputs]
         outputs = [str(graph.ids[name]) for name in template.app_outputs]
         made["extra"] = {"linearMode": template.opens_as_app, "linearData": {"inputs": inputs, "outputs": outputs}}
     return made
+
+
+def blueprint_of(blueprint: Blueprint, info: dict) -> dict:
+    """Return a blueprint as the page stores them: a workflow of one box, and the subgraph inside it."""
+    graph, nodes, boxes, right = laid_out(blueprint.groups, info, tuple(blueprint.inputs), blueprint.outputs)
+    links = [
+        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
+        for link in graph.links
+    ]
+    inputs = [slot_of(blueprint, name, links, "origin", place) for place, name in enumerate(blueprint.inputs)]
+    outputs = [slot_of(blueprint, name, links, "target", place) for place, name in enumerate(blueprint.outputs)]
+    inside = {"id": made_id(blueprint.name), "version": 1, "revision": 0, "config": {}, "name": blueprint.name}
+    inside["state"] = {"lastGroupId": len(boxes), "lastNodeId": nodes[-1]["id"], "lastLinkId": len(links)}
+    inside["state"]["lastRerouteId"] = 0
+    inside["inputNode"] = {"id": ENDS[INPUTS], "bounding": [-250, 0, 130, 40 + SLOT * len(inputs)]}
+    inside["outputNode"] = {"id": ENDS[OUTPUTS], "bounding": [right + 40, 0, 130, 40 + SLOT * len(outputs)]}
+    inside |= {"inputs": inputs, "outputs": outputs, "widgets": [], "nodes": nodes, "groups": boxes, "links": links}
+    inside |= {"extra": {}, "category": "latent directions", "description": blueprint.description}
+
+    widgets = {name: value for name, value in blueprint.inputs.items() if value is not None}
+    sockets = [
+        {key: slot[key] for key in ("label", "name", "type") if key in slot}
+        | ({"widget": {"name": slot["name"]}} if slot["name"] in widgets else {})
+        | {"link": None}
+        for slot in inputs
+    ]
+    box = {"id": 1, "type": inside["id"], "pos": [0, 0], "size": [320, 60 + 24 * len(inputs)], "flags": {}, "order": 0}
+    box |= {"mode": 0, "inputs": sockets, "title": blueprint.name}
+    box["outputs"] = [{"name": slot["name"], "type": slot["type"], "links": None} for slot in outputs]
+    box["properties"] = {"proxyWidgets": [[str(-1), name] for name in widgets]}
+    box["widgets_values"] = list(widgets.values())
+    made = {"last_node_id": 1, "last_link_id": 0, "nodes": [box], "links": [], "groups": [], "version": 0.4}
+    return made | {
+        "extra": {"BlueprintSearchAliases": list(blueprint.aliases)},
+        "definitions": {"subgraphs": [inside]},
+    }
+
+
+def slot_of(blueprint: Blueprint, name: str, links: list[dict], end: str, place: int) -> dict:
+    """Return an input (`end` "origin") or output ("target") of a subgraph with the links that it has inside."""
+    own = ENDS[INPUTS if end == "origin" else OUTPUTS]
+    found = [link for link in links if link[f"{end}_id"] == own and link[f"{end}_slot"] == place]
+    slot = {"id": made_id(f"{blueprint.name}/{end}/{name}"), "name": name, "type": found[0]["type"]}
+    slot["linkIds"] = [link["id"] for link in found]
+    return slot | ({"label": blueprint.labels[name]} if name in blueprint.labels else {})
+
+
+def made_id(name: str) -> str:
+    """Return an id that is always the same for a name."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"latent-directions/{name}"))
 
 
 COLORS = ("#777", "#3f789e", "#b58b2a", "#8A8", "#88A", "#A88")
@@ -282,23 +366,27 @@ def note(number: int, text: str, place: list, size: list) -> dict:
     return stored | {"color": "#432", "bgcolor": "#653"}
 
 
-def as_text(made: dict) -> str:
-    """Return a workflow as JSON with a node, link or group a line."""
+def as_text(made: dict, indent: str = "") -> str:
+    """Return a workflow or a subgraph as JSON with a node, link or group a line."""
     parts = []
     for key, value in made.items():
-        if isinstance(value, list):
-            lines = ",\n".join(f"  {json.dumps(one, ensure_ascii=False)}" for one in value)
-            parts.append(f' "{key}": [\n{lines}\n ]' if value else f' "{key}": []')
+        if key == "definitions":
+            inside = ",\n".join(f"{indent}  {as_text(one, indent + '  ')}" for one in value["subgraphs"])
+            parts.append(f'{indent} "{key}": {{"subgraphs": [\n{inside}\n{indent} ]}}')
+        elif isinstance(value, list):
+            lines = ",\n".join(f"{indent}  {json.dumps(one, ensure_ascii=False)}" for one in value)
+            parts.append(f'{indent} "{key}": [\n{lines}\n{indent} ]' if value else f'{indent} "{key}": []')
         else:
-            parts.append(f' "{key}": {json.dumps(value, ensure_ascii=False)}')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+            parts.append(f'{indent} "{key}": {json.dumps(value, ensure_ascii=False)}')
+    return "{\n" + ",\n".join(parts) + f"\n{indent}}}" + ("" if indent else "\n")
 
 
 def files(info: dict) -> dict[Path, str]:
-    """Return the content of every template by its path."""
-    from scripts.template_descriptions import ALL
+    """Return the content of every template and blueprint by its path."""
+    from scripts.template_descriptions import ALL, BOXES
 
-    return {TEMPLATES / f"{one.name}.json": as_text(workflow_of(one, info)) for one in ALL}
+    made = {TEMPLATES / f"{one.name}.json": as_text(workflow_of(one, info)) for one in ALL}
+    return made | {BLUEPRINTS / f"{one.name}.json": as_text(blueprint_of(one, info)) for one in BOXES}
 
 
 def main() -> None:

@@ -265,3 +265,47 @@ class TestLoadDirection:
           test.link("LoadDirection", "directions", "DirectionSlider", "directions");
         """)
         run(page)
+
+
+BOX = "app.graph.nodes.find((n) => n.title === 'Edit Picture by Words')"
+FEED = """(box) => {
+  const [model, portrait, save] = ["LoadDemoModel", "DemoPortrait", "SaveImage"].map(test.find);
+  const feed = (from, output, to, input) => from.connect(
+    from.outputs.findIndex((o) => o.name === output), to, to.inputs.findIndex((i) => i.name === input));
+  feed(portrait, "image", box, "picture"); feed(box, "picture", save, "images");
+  for (const name of ["model", "clip", "vae"]) feed(model, name.toUpperCase(), box, name);
+  const words = { source: "a portrait of a person, neutral", target: "a portrait of a person, smiling" };
+  for (const [name, text] of Object.entries(words)) box.widgets.find((w) => w.name === name).value = text;
+  portrait.widgets.find((w) => w.name === "control_after_generate").value = "fixed";
+}"""
+
+
+@pytest.mark.parametrize("renderer", ["classic"], indirect=True)
+def test_the_blueprint_is_found_by_search_and_edits_a_picture(comfy, renderer):
+    page = renderer
+    shown(page, {"nodes": [], "links": [], "version": 0.4}, "blueprint")
+    page.evaluate(f"""
+      test.add("{PREFIX}LoadDemoModel", -500, 0); test.add("{PREFIX}DemoPortrait", -500, 200);
+      test.add("SaveImage", 700, 0);
+      app.extensionManager.command.execute("Workspace.SearchBox.Toggle");
+    """)
+    page.wait_for("document.activeElement?.tagName === 'INPUT'", 20)
+    page.call("Input.insertText", text="Edit Picture by Words")
+    page.wait_for(
+        "[...document.querySelectorAll('[role=option]')].some(e => /Edit Picture by Words/.test(e.innerText))"
+    )
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+    page.wait_for(f"Boolean({BOX})", 20)
+    for kind in ("mousePressed", "mouseReleased"):  # the new node follows the pointer until a click
+        page.call("Input.dispatchMouseEvent", type=kind, x=900, y=400, button="left", clickCount=1)
+    page.evaluate(f"({FEED})({BOX})")
+    pictures = []
+    for strength in (0, 2):
+        page.evaluate(f"{BOX}.widgets.find((w) => w.name === 'strength').value = {strength}; test.ended = null")
+        run(page)
+        saved = page.wait_for("app.nodeOutputs[test.find('SaveImage').id]?.images?.[0]", 20)
+        pictures.append(comfy.client.view(saved))
+    screenshot(page, "blueprint")
+    assert pictures[0] != pictures[1]
+    assert page.problems == []

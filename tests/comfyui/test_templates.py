@@ -1,11 +1,12 @@
-"""The templates: written by their builder, whole, and valid to the server."""
+"""The templates and blueprints: written by their builder, whole, and valid to the server."""
 
 import copy
 import json
 
 import pytest
 
-from scripts import templates, workflow
+from scripts import template_descriptions, templates, workflow
+from scripts.comfy_client import PromptError
 from scripts.environment import ROOT
 
 PATHS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -21,9 +22,14 @@ def graph_of(path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def models_of(graph: dict) -> list[dict]:
+    """Return the links to model files in a graph."""
+    return [model for node in graph["nodes"] for model in node.get("properties", {}).get("models", [])]
+
+
 def test_the_files_are_what_the_builder_writes(info):
     made = templates.files(info)
-    assert sorted(made) == PATHS
+    assert sorted(made) == sorted([*PATHS, *(ROOT / "subgraphs").glob("*.json")])
     for path, text in made.items():
         assert path.read_text(encoding="utf-8") == text, path.name
 
@@ -54,6 +60,37 @@ def test_a_template_has_a_picture_sliders_that_can_be_bypassed_and_links_to_its_
     assert set(kinds) <= set(info)
     assert {"LatentDirections_DirectionSlider", "LatentDirections_ApplySliders", "ImageCompare"} <= set(kinds)
     wanted = {node["inputs"][name] for node in made.values() for name in MODEL_WIDGETS if name in node["inputs"]}
-    linked = [model for node in graph_of(path)["nodes"] for model in node.get("properties", {}).get("models", [])]
+    linked = models_of(graph_of(path))
     assert {model["name"] for model in linked} == wanted
     assert all(model["url"].startswith("https://huggingface.co/") and model["directory"] for model in linked)
+
+
+@pytest.fixture
+def stand_ins(comfy):
+    """A function that puts empty files where ComfyUI looks for models; they are removed after the test."""
+    made = []
+
+    def put(models: list[dict]) -> None:
+        for model in models:
+            folder = comfy.run_folder / "models" / model["directory"]
+            folder.mkdir(exist_ok=True)
+            made.append(folder / model["name"])
+            made[-1].touch()
+
+    yield put
+    for path in made:
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", [one.name for one in template_descriptions.REAL])
+def test_the_server_takes_a_template_of_a_full_size_model_where_its_files_are_and_refuses_it_where_not(
+    comfy, info, stand_ins, name
+):
+    graph = graph_of(templates.TEMPLATES / f"{name}.json")
+    prompt = workflow.to_prompt(graph, info)
+    with pytest.raises(PromptError, match="Value not in list"):
+        comfy.client.run(prompt)
+    stand_ins(models_of(graph))
+    # Validated and queued, the run ends where an empty file is to be loaded.
+    with pytest.raises(PromptError, match="(?i)Loader.*(safetensors|file|header)"):
+        comfy.client.run(prompt)
