@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from scripts.templates import Blueprint, Group, Node, Template, node
@@ -28,23 +29,29 @@ def start(note: str = "", *, seed: int = 7, size: int = 64, **more: Node) -> Gro
     )
 
 
-def encode(portrait: str = "portrait", name: str = "encode") -> dict[str, Node]:
-    """Describe the prompt, the latent and Encode Picture for a portrait; names of further ones begin with `name`."""
+def encode(portrait: str = "portrait", name: str = "encode", text: str = "") -> dict[str, Node]:
+    """Describe the prompt, the latent and Encode Picture for a portrait; names of further ones begin with `name`.
+
+    The prompt is the caption of the portrait, or a text.
+    """
     first = name == "encode"
     prompt, latent = ("prompt", "latent") if first else (f"{name}_prompt", f"{name}_latent")
     return {
         prompt: node(
-            "CLIPTextEncode", title="Prompt: the picture as it is", clip="@model.CLIP", text=f"@{portrait}.caption"
+            "CLIPTextEncode",
+            title="Prompt: the picture as it is",
+            clip="@model.CLIP",
+            text=text or f"@{portrait}.caption",
         ),
         latent: node("VAEEncode", pixels=f"@{portrait}.image", vae="@model.VAE"),
         name: node("InvertImage", model="@model.MODEL", positive=f"@{prompt}.CONDITIONING", latent=f"@{latent}.LATENT"),
     }
 
 
-def encode_group(note: str = "", number: int = 2) -> Group:
+def encode_group(note: str = "", number: int = 2, text: str = "") -> Group:
     """Describe the group in which the portrait is encoded."""
     note = note or "*Encode Picture* goes back to a noise level from which sampling gives exactly this picture again."
-    return Group("Encode", f"**{number}. Encode**\n\n{note}", encode())
+    return Group("Encode", f"**{number}. Encode**\n\n{note}", encode(text=text))
 
 
 def find(**inputs) -> Node:
@@ -133,6 +140,46 @@ FIRST = Template(
     ("save",),
 )
 APP = replace(FIRST, name="Slider as an app", opens_as_app=True)
+BOARD_ROWS = {
+    "version": 1,
+    "sliders": [
+        {"words": "smiling", "strength": 1.5, "keep": "", "on": True},
+        {"words": "without glasses | with glasses", "strength": 1.2, "keep": "", "on": True},
+        {"words": "brown hair | grey hair", "strength": 1, "keep": "", "on": False},
+    ],
+}
+BOARD = Template(
+    "Slider board",
+    (
+        start(
+            "For a picture of your own drop it on the canvas, and connect its IMAGE to *VAE Encode* and *Compare Images* in "
+            "place of the portrait's. The demo model knows drawn portraits alone."
+        ),
+        encode_group("The prompt says what the picture shows, in few words.", text=PERSON),
+        Group(
+            "Identify and manipulate",
+            "**3. Identify and manipulate**\n\nType at *What to change* and press Enter for one more slider; move them, turn them "
+            "off and on, and run again. *source* is what the picture shows without what the sliders change. Each slider is "
+            "found once.",
+            {
+                "board": node(
+                    "SliderBoard",
+                    model="@model.MODEL",
+                    inversion="@encode.inversion",
+                    clip="@model.CLIP",
+                    source=PERSON,
+                    board=json.dumps(BOARD_ROWS),
+                    find_keeps="demo portraits",
+                ),
+                **sampling("board"),
+            },
+            450,
+        ),
+        result(number=4),
+    ),
+    (("portrait", "seed"),),
+    ("save",),
+)
 KEEP = Template(
     "Keep and mask",
     (
@@ -847,7 +894,7 @@ Z_IMAGE = real(
     sampler=k_sampler(25, 4.0, "res_multistep"),
 )
 
-DEMO = (FIRST, APP, KEEP, EXPLORE, SAVE, TRANSFER, ANIMATION, QUICK, COMBINE, COMMON, MEASURE, FOLDER)
+DEMO = (FIRST, APP, BOARD, KEEP, EXPLORE, SAVE, TRANSFER, ANIMATION, QUICK, COMBINE, COMMON, MEASURE, FOLDER)
 REAL = (SD15, SDXL, SDXL_MEASURED, SD35, FLUX1, FLUX_2, QWEN, QWEN_EDIT, Z_IMAGE)
 ALL = DEMO + REAL
 
