@@ -107,7 +107,8 @@ def main() -> int:
         page.open(server.client.url)
         page.wait_for("Boolean(window.app && app.vueAppReady && app.graph)")
         page.evaluate(HELPERS + SCRIPT)
-        for template, pictures in SHOWN.items():
+        for template in sys.argv[1:] or SHOWN:
+            pictures = SHOWN[template]
             setting(page, "Comfy.LinkRenderMode", SHOWN_LINKS)
             opened(page, shown, template)
             setting(page, "Comfy.LinkRenderMode", HIDDEN_LINKS)
