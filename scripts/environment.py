@@ -34,8 +34,9 @@ CARRIER_FOLDER = "vendor/ComfyUI"
 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TOOLS = ["fastjsonschema", "pytest", "pytest-xdist", "hypothesis", "ruff"]
-# What examples/ and Load Diffusers Model need beside torch and ComfyUI's requirements.
-EXAMPLES = ["diffusers", "importlib_metadata", "lazy-importer", "zipp"]
+# What the pack's plots, Load Diffusers Model and examples/ need beside torch and ComfyUI's requirements.
+PLOTS = ["contourpy", "cycler", "fonttools", "kiwisolver", "matplotlib", "pyparsing", "python-dateutil"]
+DIFFUSERS = ["diffusers", "importlib_metadata", "lazy-importer", "zipp"]
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 
 
@@ -163,13 +164,13 @@ def tools_folder(environment: Environment) -> Path | None:
     if not os.environ.get("COMFYUI_PATH"):
         return None
     folder = ROOT / ".tools"
-    stamp = f"{environment.python}\n{' '.join(TOOLS + EXAMPLES)}\n{CONSTRAINTS.read_text(encoding='utf-8')}"
+    stamp = f"{environment.python}\n{' '.join(TOOLS + PLOTS + DIFFUSERS)}\n{CONSTRAINTS.read_text(encoding='utf-8')}"
     if not has_stamp(folder, stamp):
         shutil.rmtree(folder, ignore_errors=True)
         command = [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
         command += ["--target", str(folder), "--constraint", str(CONSTRAINTS)]
         # without their requirements, so that those of the artist's ComfyUI stay first
-        for packages in (TOOLS, ["--no-deps", *EXAMPLES]):
+        for packages in (TOOLS, ["--no-deps", *PLOTS, *DIFFUSERS]):
             if subprocess.run([*command, *packages], check=False).returncode:
                 message = f"{', '.join(packages)} could not be installed into {folder}; pip's own words are above."
                 raise SetupError(message)
@@ -192,7 +193,7 @@ def comfyui_stamp() -> str:
 
 def packages_stamp(comfyui: Path) -> str:
     """Return a digest of every pin the virtual environment depends on."""
-    packages = " ".join(TORCH + TOOLS + EXAMPLES)
+    packages = " ".join(TORCH + TOOLS + PLOTS + DIFFUSERS)
     pins = [CONSTRAINTS.read_bytes(), (comfyui / "requirements.txt").read_bytes(), packages.encode()]
     return hashlib.sha256(b"\n".join(pins)).hexdigest()
 
@@ -229,7 +230,7 @@ def install_packages(python: Path, comfyui: Path) -> None:
     print("Installing pinned packages (torch and ComfyUI's requirements; several GB the first time)", flush=True)
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
     command += ["--constraint", str(CONSTRAINTS), "--requirement", str(comfyui / "requirements.txt"), *TORCH]
-    command += [*TOOLS, *EXAMPLES]
+    command += [*TOOLS, *PLOTS, *DIFFUSERS]
     if subprocess.run(command, check=False).returncode:
         message = (
             "The pinned packages could not be installed; pip's own words are above. "
