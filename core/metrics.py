@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from .errors import EmbeddingError, NoChangeError, ShapeError
 from .linalg import in_float64
-from .record import record
 
 LOGIT_SCALE = 100.0  # of CLIP's probabilities: the largest that its training allows
 # Differences of pictures with values 0 to 1, and of embeddings of length 1, that are rounding.
@@ -27,7 +27,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((in_float64(a) - in_float64(b)).square().mean().sqrt())
 
 
-@record
+@dataclass(frozen=True)
 class WordChange:
     """What edits changed along P pairs of words "with" and "without", by CLIP; N edited pictures.
 
@@ -108,7 +108,7 @@ def change_along_words(before: Tensor, after: Tensor, present: Tensor, absent: T
     )
 
 
-@record
+@dataclass(frozen=True)
 class Disentanglement:
     """How far a picture strays when nothing is to change or all is changed back, against what the words change [ours].
 

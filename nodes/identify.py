@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -16,7 +17,6 @@ from ..core.direction import Direction
 from ..core.jacobian_directions import has_outside
 from ..core.methods import METHODS, in_words
 from ..core.presets import PRESETS, Preset, has_presets, paper_step, preset_remarks, with_preset
-from ..core.record import record
 from ..core.search import (
     AUTOMATIC,
     FREE,
@@ -189,7 +189,7 @@ class FindDirections(io.ComfyNode):
         return io.NodeOutput(directions, json.dumps(report, indent=1), *shown)
 
 
-@record
+@dataclass(frozen=True)
 class Findings:
     """What a search of Find Directions has found.
 

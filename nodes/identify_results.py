@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..core.direction import Direction, Feature, Words
 from ..core.methods import METHODS
-from ..core.record import record
 from ..core.search import CHANGE_NOTE, FoundDirection
 from .identify_prompts import SearchWords
 from .model_fingerprint import fingerprint_of
 from .words import named_by_words
 
 
-@record
+@dataclass(frozen=True)
 class Found:
     """What a search has found.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from ..core.charts import bar_chart
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import KeepPair, Prompt
-from ..core.record import record
 from ..core.search import FoundDirection
 from ..core.words import PathPoint, WordsChange
 from .errors import InputError
@@ -105,7 +104,7 @@ TOO_LIKE = "changes the picture nearly as the target does; if it must stay, writ
 ENOUGH = "moves along, but {} others move more; if it must stay, write it into 'keep'"
 
 
-@record
+@dataclass(frozen=True)
 class WhatWordsMove:
     """What else the words of a direction move, and where they act.
 
