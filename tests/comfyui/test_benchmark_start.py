@@ -8,7 +8,7 @@ from benchmarks.start import COMFYUI, PACK
 from scripts.environment import ROOT
 
 MOST = 0.05  # seconds
-SHARE = 0.016  # of ComfyUI's own modules and libraries: as much, on a machine that is slower than that of the benchmarks
+SHARE = 0.016  # of what ComfyUI itself imports: as much, on machines that are slower than that of the benchmarks
 
 
 def test_the_pack_adds_at_most_50_ms_to_the_start(tmp_path):
