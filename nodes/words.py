@@ -97,6 +97,7 @@ INSIDE_PHRASES = frozenset(["a", "an", "any", "of", "the"])
 MOST_CANDIDATES = 100
 TITLE = "What else the words move"
 AXIS = "likeness of the changes, from 0 to 1 (orange: kept)"
+NOT_LOOKED_FOR = "This was not looked for. With a method by words, choose a list at 'find_keeps' of Find Directions."
 KEPT = "kept"
 BELOW = "moves along too little to be kept"
 SAME_WORDS = "has words that differ between source and target, so it is what is to change"
@@ -122,12 +123,23 @@ class WhatWordsMove:
     cost: dict = field(default_factory=dict)
 
     def chart(self) -> Tensor:
-        """An IMAGE of it; where nothing was looked for, without a bar."""
+        """An IMAGE of it; where nothing was looked for, it says so.
+
+        Raises:
+            MissingPackageError: matplotlib is missing.
+        """
         rows = [(row["candidate"], row["likeness"]) for row in self.rows]
         kept = [number for number, row in enumerate(self.rows) if row["kept"]]
         return image_of(
             bar_chart(
-                rows, title=TITLE, axis=AXIS, limits=(0, 1), thresholds=(THRESHOLD,), highlighted=kept, form="{:.2f}"
+                rows,
+                title=TITLE,
+                axis=AXIS,
+                note="" if rows else NOT_LOOKED_FOR,
+                limits=(0, 1),
+                thresholds=(THRESHOLD,) if rows else (),
+                highlighted=kept,
+                form="{:.2f}",
             )
         )
 
