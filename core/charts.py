@@ -73,6 +73,7 @@ def bar_chart(
     thresholds: Sequence[float] = (),
     highlighted: Collection[int] = (),
     series: Sequence[str] = (),
+    graded: bool = True,
     form: str = "{:+.2f}",
     width: int = 768,
 ) -> Image.Image:
@@ -88,7 +89,9 @@ def bar_chart(
             beyond them is cut off there.
         thresholds: where to draw dashed lines.
         highlighted: rows, counted from 0, to draw in another colour.
-        series: names of the values in a row, for a legend. Their colours go from light to dark.
+        series: names of the values in a row, for a legend.
+        graded: whether the colours of several series go from light to dark, for those that have an order; else each
+            has a colour of its own.
         form: how a number is written, for str.format.
         width: of the picture in pixels; the height follows from the rows.
 
@@ -101,6 +104,8 @@ def bar_chart(
     require_matplotlib()
     data = [(_wrapped(label, LABELS * width, TEXT), _values(value)) for label, value in rows]
     count = max((len(values) for _, values in data), default=1)
+    most = max(count, len(series))
+    colours = [_shade(BAR, k, most) if graded else LINES[k % len(LINES)] for k in range(most)]
     thick = 18 if count == 1 else 14 if count <= MOST_NUMBERED else 8
     heights = [max(LINE * (1 + label.count("\n")), thick * len(values)) + 12 for label, values in data]
     ends = [0, *accumulate(heights)]
@@ -113,7 +118,8 @@ def bar_chart(
         [top + height / 2 for top, height in zip(ends, heights, strict=False)], [label for label, _ in data]
     )
     axes.grid(axis="x", color=GRID)
-    axes.axvline(0, color=ZERO, linewidth=1, zorder=0.9)  # below the bars
+    if data:
+        axes.axvline(0, color=ZERO, linewidth=1, zorder=0.9)  # below the bars
     if limits is not None:
         axes.set_xlim(limits)
     for at in thresholds:
@@ -130,7 +136,7 @@ def bar_chart(
                 axes.text(0, middle, " none", color=MUTED, size=SMALL, va="center")
                 continue
             shown = values[k] if limits is None else min(max(values[k], limits[0]), limits[1])
-            colour = _shade(ACCENT if number in highlighted else BAR, k, len(values))
+            colour = _shade(ACCENT, k, len(values)) if number in highlighted else colours[k]
             bar = axes.barh(middle, shown, height=thick - 2 * (count > 1), color=colour)
             if count <= MOST_NUMBERED:
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if count == 1 else None
@@ -138,7 +144,7 @@ def bar_chart(
     if series:
         from matplotlib.patches import Patch
 
-        patches = [Patch(color=_shade(BAR, k, len(series)), label=name) for k, name in enumerate(series)]
+        patches = [Patch(color=colours[k], label=name) for k, name in enumerate(series)]
         _legend(figure, patches, "outside lower left", width / columns - 60, columns)
     return _picture(figure)
 
@@ -185,7 +191,15 @@ def line_chart(
         style = STYLES[number // len(LINES) % len(STYLES)]
         gaps = [math.nan if value is None else value for value in _values(values)]
         drawn += axes.plot(
-            at, gaps, style, color=LINES[number % len(LINES)], marker="o", markersize=4, linewidth=1.5, label=name
+            at,
+            gaps,
+            style,
+            color=LINES[number % len(LINES)],
+            marker="o",
+            markersize=4,
+            linewidth=1.5,
+            clip_on=False,
+            label=name,
         )
     axes.set_ylim(*limits)
     if drawn:
@@ -258,6 +272,7 @@ def _figure(width: int, height: int, title: str, axis: str, note: str) -> tuple[
     axes = figure.add_subplot(facecolor="white")
     if note:
         axes.text(0.5, 0.5, note, color=INK, size=TEXT, ha="center", va="center", transform=axes.transAxes)
+        axes.set_axis_off()
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(axis, color=MUTED, size=SMALL)

@@ -48,7 +48,7 @@ from .prompts import negative_prompt, with_prompt, wrong_words
 from .sampling import scale_at, sigma_at_level
 from .sockets import DirectionsSocket, Inversion, check_family
 from .wiring import refuse_wiring
-from .words import NOTHING, named_prompts
+from .words import NOTHING, WHAT_ELSE_NOTE, named_prompts
 
 NOT_LINKED = object()
 PLACES_APART = (
@@ -187,7 +187,10 @@ class FindDirections(io.ComfyNode):
             "sigma": inversion.sigma,
             "directions": len(directions),
             **notes,
-            "found": [{"name": d.name, "step": d.step, **d.notes} for d in directions],
+            "found": [
+                {"name": d.name, "step": d.step, **{k: note for k, note in d.notes.items() if k != WHAT_ELSE_NOTE}}
+                for d in directions
+            ],
         }
         show_line(result_line(len(directions), "direction", notes["seconds"]))
         shape = inversion.latent["samples"].shape
@@ -236,7 +239,7 @@ def find(given: Mapping) -> Findings:
     directions = directions_of(given, words, found, acts)
     notes = sum_of_costs(found.notes, words.seen.cost)
     if words.seen.rows:
-        notes["what_else_moves"] = list(words.seen.rows)
+        notes[WHAT_ELSE_NOTE] = list(words.seen.rows)
     remarks = [*words.remarks, *found.remarks]
     if remarks:
         notes["remarks"] = remarks
