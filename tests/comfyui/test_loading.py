@@ -21,7 +21,6 @@ NODE_IDS = {
         "CombineDirections",
         "TransferDirection",
         "DirectionSlider",
-        "SliderBoard",
         "ApplySliders",
         "PrepareQuickSlider",
         "QuickSlider",
