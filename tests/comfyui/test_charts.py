@@ -82,6 +82,11 @@ class TestBars:
         assert (len(spans(plain)), len(spans(named))) == (2, 3)
         assert bar_chart(rows * 4).height > plain.height
 
+    def test_series_without_an_order_have_colours_of_their_own(self):
+        chart = bar_chart([("a", [0.5, 1.0])], limits=(0, 1), series=["x", "y"], graded=False)
+        (first, _), (second, _) = spans(chart, LINES[0]), spans(chart, LINES[1])  # each a bar, and its legend below
+        assert second[1] - second[0] == pytest.approx(2 * (first[1] - first[0]), abs=3)
+
     @pytest.mark.parametrize("value", [None, math.nan, math.inf, [None, None], []])
     def test_what_is_no_number_has_none(self, value):
         chart = bar_chart([("a", value), ("b", 0.5)], limits=(-1, 1))
