@@ -104,8 +104,10 @@ def bar_chart(
     require_matplotlib()
     data = [(_wrapped(label, LABELS * width, TEXT), _values(value)) for label, value in rows]
     count = max((len(values) for _, values in data), default=1)
-    most = max(count, len(series))
-    colours = [_shade(BAR, k, most) if graded else LINES[k % len(LINES)] for k in range(most)]
+
+    def colour_of(k: int, of: int):
+        return _shade(BAR, k, of) if graded else LINES[k % len(LINES)]
+
     thick = 18 if count == 1 else 14 if count <= MOST_NUMBERED else 8
     heights = [max(LINE * (1 + label.count("\n")), thick * len(values)) + 12 for label, values in data]
     ends = [0, *accumulate(heights)]
@@ -136,7 +138,7 @@ def bar_chart(
                 axes.text(0, middle, " none", color=MUTED, size=SMALL, va="center")
                 continue
             shown = values[k] if limits is None else min(max(values[k], limits[0]), limits[1])
-            colour = _shade(ACCENT, k, len(values)) if number in highlighted else colours[k]
+            colour = _shade(ACCENT, k, len(values)) if number in highlighted else colour_of(k, len(values))
             bar = axes.barh(middle, shown, height=thick - 2 * (count > 1), color=colour)
             if count <= MOST_NUMBERED:
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if count == 1 else None
@@ -144,7 +146,7 @@ def bar_chart(
     if series:
         from matplotlib.patches import Patch
 
-        patches = [Patch(color=colours[k], label=name) for k, name in enumerate(series)]
+        patches = [Patch(color=colour_of(k, len(series)), label=name) for k, name in enumerate(series)]
         _legend(figure, patches, "outside lower left", width / columns - 60, columns)
     return _picture(figure)
 
