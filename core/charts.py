@@ -116,9 +116,8 @@ def bar_chart(
     figure, axes = _figure(width, max(ends[-1], 4 * LINE) + 2 * LINE + legend, title, axis, note)
 
     axes.set_ylim(max(ends[-1], 1), 0)
-    axes.set_yticks(
-        [top + height / 2 for top, height in zip(ends, heights, strict=False)], [label for label, _ in data]
-    )
+    middles = [end - height / 2 for end, height in zip(ends[1:], heights, strict=True)]
+    axes.set_yticks(middles, [label for label, _ in data])
     axes.grid(axis="x", color=GRID)
     if data:
         axes.axvline(0, color=ZERO, linewidth=1, zorder=0.9)  # below the bars
@@ -129,20 +128,19 @@ def bar_chart(
         axes.text(
             at, 1, f"{at:g}", color=ACCENT, size=SMALL, ha="center", va="bottom", transform=axes.get_xaxis_transform()
         )
-    for k in range(count):
-        for number, (_, values) in enumerate(data):
-            if k >= len(values):
-                continue
-            middle = ends[number] + heights[number] / 2 + (k - (len(values) - 1) / 2) * thick
-            if values[k] is None:
+    for number, (_, values) in enumerate(data):
+        first = middles[number] - (len(values) - 1) / 2 * thick
+        for k, value in enumerate(values):
+            middle = first + k * thick
+            if value is None:
                 axes.text(0, middle, " none", color=MUTED, size=SMALL, va="center")
                 continue
-            shown = values[k] if limits is None else min(max(values[k], limits[0]), limits[1])
+            shown = value if limits is None else min(max(value, limits[0]), limits[1])
             colour = _shade(ACCENT, k, len(values)) if number in highlighted else colour_of(k, len(values))
             bar = axes.barh(middle, shown, height=thick - 2 * (count > 1), color=colour)
             if count <= MOST_NUMBERED:
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if count == 1 else None
-                axes.bar_label(bar, [_number(values[k], form)], padding=4, color=INK, size=SMALL, bbox=box)
+                axes.bar_label(bar, [_number(value, form)], padding=4, color=INK, size=SMALL, bbox=box)
     if series:
         from matplotlib.patches import Patch
 
