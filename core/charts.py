@@ -43,10 +43,11 @@ FONTS = (
 BOX = "□"  # for a character that no font has
 DPI, MARGIN = 96, 10  # pixels in an inch, and around a chart
 LABELS, NAMES = 0.4, 0.25  # of the width, at most: labels of rows, and names of lines
-TITLE, TEXT, SMALL, LINE = 12, 10.5, 9, 17  # points of the fonts, and pixels from a line of text to the next
+TITLE, TEXT, SMALL, LINE = 14, 12.5, 11, 20  # points of the fonts, and pixels from a line of text to the next
 MOST_LINES = 3  # of a label
 LONGEST_TEXT = 1000  # characters; more never fit into its lines
 MOST_NUMBERED = 6  # series whose bars have their numbers; bars of more are too thin
+MOST_COLUMNS = 5  # of a legend below
 LARGEST_NUMBERED = 12  # rows of a table whose cells have their numbers
 
 
@@ -108,11 +109,11 @@ def bar_chart(
     def colour_of(k: int, of: int):
         return _shade(BAR, k, of) if graded else LINES[k % len(LINES)]
 
-    thick = 18 if count == 1 else 14 if count <= MOST_NUMBERED else 8
+    thick = 21 if count == 1 else 17 if count <= MOST_NUMBERED else 8
     heights = [max(LINE * (1 + label.count("\n")), thick * len(values)) + 12 for label, values in data]
     ends = [0, *accumulate(heights)]
-    columns = max(1, min(len(series), MOST_NUMBERED))
-    legend = 30 + 20 * -(-len(series) // columns) if series else 0
+    columns = max(1, min(len(series), MOST_COLUMNS))
+    legend = 30 + 24 * -(-len(series) // columns) if series else 0
     figure, axes = _figure(width, max(ends[-1], 4 * LINE) + 2 * LINE + legend, title, axis, note)
 
     axes.set_ylim(max(ends[-1], 1), 0)
@@ -145,7 +146,7 @@ def bar_chart(
         from matplotlib.patches import Patch
 
         patches = [Patch(color=colour_of(k, len(series)), label=name) for k, name in enumerate(series)]
-        _legend(figure, patches, "outside lower left", width / columns - 60, columns)
+        _legend(figure, patches, "outside lower left", width / columns - 66, columns)
     return _picture(figure)
 
 
@@ -159,7 +160,7 @@ def line_chart(
     note: str = "",
     limits: tuple[float | None, float | None] = (None, None),
     width: int = 768,
-    height: int = 480,
+    height: int = 500,
 ) -> Image.Image:
     """Draw lines through points that all have the same places on the horizontal axis, with a legend.
 
@@ -236,7 +237,7 @@ def table_chart(
     numbered = len(rows) <= LARGEST_NUMBERED
     labels = [f"{_wrapped(name, LABELS * width, TEXT)}  {number}" for number, name in enumerate(rows)]
     lines = max((1 + label.count("\n") for label in labels), default=1)
-    cell = max(LINE * lines + 6, 36 if numbered else 22)
+    cell = max(LINE * lines + 6, 40 if numbered else 26)
     figure, axes = _figure(width, cell * max(1, len(rows)) + 3 * LINE, title, axis, note)
     cells = [[math.nan if value is None else value for value in _values(row)] for row in values]
     if cells:

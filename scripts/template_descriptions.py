@@ -240,7 +240,7 @@ EXPLORE = Template(
                     steps=4,
                 )
             },
-            480,
+            540,
         ),
         manipulate("*index* chooses one of the directions that were found, the first is 0. Then move *strength*."),
         result(),
