@@ -161,7 +161,8 @@ class PlotDirections(io.ComfyNode):
         elif plot == WHAT_ELSE:
             made = _what_else(still, directions, strength)
         elif plot == STRENGTH:
-            made = _strength_and_change(still, directions, evenly_spaced(-strength, strength, points), steps, vae)
+            strengths = sorted({*evenly_spaced(-strength, strength, points), 0.0})  # at 0 the model is not asked
+            made = _strength_and_change(still, directions, strengths, steps, vae)
         else:
             made = _level_and_locality(still, directions, strength, points, vae)
         seconds = time.perf_counter() - started

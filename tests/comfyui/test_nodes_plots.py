@@ -228,6 +228,7 @@ class TestStrength:
         test_model, encoded, found = small
         direction, vae = found["text"][0], ChannelVae()
         report = plot(encoded, [direction], STRENGTH, vae=vae, points=2)
+        assert report["strengths"] == [-STRENGTH_LOOKED_AT, 0.0, STRENGTH_LOOKED_AT]  # 0 is always among them
         sigmas = schedule_of(encoded.inversion, STEPS)
         before = vae.decode(encoded.latent["samples"])
         ends = [vae.decode(edit(test_model, encoded, direction, s, sigmas=sigmas)) for s in report["strengths"]]
