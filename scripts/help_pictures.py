@@ -35,7 +35,7 @@ SHOWN = {
         ("Apply Sliders", "Save Image"),
     ],
     "Slider board": [("Slider Board", "Save Image")],
-    "Explore without words": [("Preview Directions",)],
+    "Explore without words": [("Preview Directions",), ("Plot Directions",)],
     "Save and use again": [("Save Direction", "Save Image")],
     "Transfer and strip": [("Transfer Direction", "Second portrait: image", "Save Image"), ("Slider Strip",)],
     "Quick slider": [("Prepare Quick Slider",), ("Quick Slider", "Preview")],

@@ -227,6 +227,21 @@ EXPLORE = Template(
                 ),
             },
         ),
+        Group(
+            "Plot",
+            "**Look closer**\n\n*Plot Directions* draws how far each direction changes the picture. Other choices of *plot* show how "
+            "strong, how alike and how local the directions are.",
+            {
+                "plot": node(
+                    "PlotDirections",
+                    inversion="@encode.inversion",
+                    directions="@find.directions",
+                    vae="@model.VAE",
+                    steps=4,
+                )
+            },
+            540,
+        ),
         manipulate("*index* chooses one of the directions that were found, the first is 0. Then move *strength*."),
         result(),
     ),

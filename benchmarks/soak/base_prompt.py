@@ -163,6 +163,7 @@ NODES = {
     "strip": "SliderStrip",
     "board": "SliderBoard",
     "preview": "PreviewDirections",
+    "plot": "PlotDirections",
     "report": "EditReport",
     "words": "MeasureWords",
     "score": "MeasureDisentanglement",
@@ -174,6 +175,7 @@ NODES = {
 MOUTH = ["portrait", 1]
 PREVIEW = {"inversion": ["invert", 4], "directions": ["find", 0], "vae": ["demo", 2]}
 FEW = {"strength": 1.0, "columns": 3, "steps": 1}
+PLOT = {"plot": "level and locality", "strength": 1.0, "points": 2, "steps": 1}
 ROWS = '{"version": 1, "sliders": [{"words": "smiling"}]}'
 
 
@@ -244,6 +246,7 @@ def base() -> dict:
         "attributes": (f"{PREFIX}MeasureDemo", measured),
         "report text": ("PreviewAny", {"source": ["report", 1]}),
         "preview": (f"{PREFIX}PreviewDirections", PREVIEW | FEW),
+        "plot": (f"{PREFIX}PlotDirections", PREVIEW | PLOT),
         # the server has no such folder: the node says so
         "diffusers": (f"{PREFIX}LoadDiffusersModel", {}),
         "diffusers text": ("PreviewAny", {"source": ["diffusers", 3]}),
@@ -255,6 +258,7 @@ def base() -> dict:
 OUTPUTS = ("picture", "latent", "report text")
 OUTPUTS_OF = {
     "preview": ("preview",),
+    "plot": ("plot",),
     "save": ("save",),
     "report": ("report text",),
     "prepare": ("prepare text", "quick picture"),

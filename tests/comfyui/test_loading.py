@@ -27,6 +27,7 @@ NODE_IDS = {
         "SliderStrip",
         "SliderBoard",
         "PreviewDirections",
+        "PlotDirections",
         "EditReport",
         "MeasureWords",
         "MeasureDisentanglement",
@@ -47,7 +48,7 @@ args.cpu, args.base_directory = True, {base!r}
 import nodes
 assert asyncio.run(nodes.load_custom_node({pack!r})), "the loader reported a failure"
 found = sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("LatentDirections_"))
-assert not [name for name in ("core", "demo", "decoyed", "diffusers") if name in sys.modules]
+assert not [name for name in ("core", "demo", "decoyed", "diffusers", "matplotlib") if name in sys.modules]
 print(*found)
 """
 IMPORT_ALL = """
