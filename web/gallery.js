@@ -2,19 +2,19 @@
 // a tile sets `index` of the slider that the list names. A Quick Slider and the Prepare Quick Slider before it are set
 // together. Nothing is queued.
 
-import { isLinked, widgetOf } from "./graph.js";
-import { Panel, addPanels, addressOf, element, named, setAll, signed } from "./panel.js";
+import { fieldOf } from "./graph.js";
+import { asOneStep, element, named, setOne, signed } from "./panel.js";
+import { ResultPanel, addPanels, addressOf } from "./result_panel.js";
 import { t } from "./words.js";
 
-/** @typedef {{name: string, pictures: import("./panel.js").Picture[]}} Found */
+/** @typedef {{name: string, pictures: import("./result_panel.js").Picture[]}} Found */
 
 const TALLEST = 400; // pixels of the tiles before they scroll
 const TILE_WIDTH = 170; // pixels, at least
 const STYLE = `
   .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(${TILE_WIDTH - 10}px, 1fr)); gap: 6px;
     max-height: ${TALLEST}px; overflow: auto; padding: 2px; }
-  button { display: block; padding: 3px; border: 2px solid transparent; border-radius: 6px; cursor: pointer;
-    text-align: left; min-width: 0; }
+  button { display: block; padding: 3px; border: 2px solid transparent; border-radius: 6px; text-align: left; }
   button:hover { border-color: var(--border-color, #4e4e4e); }
   button[aria-pressed="true"] { border-color: var(--p-primary-color, #60a5fa); }
   .name { display: block; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; padding: 0 2px 2px; }
@@ -22,7 +22,7 @@ const STYLE = `
   img { flex: 1; min-width: 0; width: 100%; border-radius: 2px; }
 `;
 
-class Gallery extends Panel {
+class Gallery extends ResultPanel {
   constructor(/** @type {any} */ node) {
     super(node, "gallery", t("A click sets"), STYLE);
     /** @type {Found[]} */
@@ -68,16 +68,16 @@ class Gallery extends Panel {
 
   choose(/** @type {number} */ index) {
     const nodes = this.chosen().flatMap((target) => target.nodes);
-    const linked = nodes.filter((node) => isLinked(node, "index"));
-    setAll(nodes.filter((node) => !linked.includes(node)), "index", index);
-    if (!nodes.length) this.say(t("No slider is given these directions. Connect them to a Direction Slider."));
+    const linked = nodes.filter((node) => !fieldOf(node, "index"));
+    asOneStep(() => nodes.forEach((node) => setOne(node, "index", index)));
+    if (!nodes.length) this.sayNothingToSet(t("No slider is given these directions. Connect them to a Direction Slider."));
     else if (linked.length) this.say(t("'index' of {nodes} comes from a link. Change it there.", { nodes: named(linked) }));
     else this.say(t("Direction {index} is chosen for {nodes}. Run to see it.", { index, nodes: named(nodes) }));
   }
 
   refresh() {
     super.refresh();
-    const values = this.chosen().flatMap(({ nodes }) => nodes.map((node) => widgetOf(node, "index")?.value));
+    const values = this.chosen().flatMap(({ nodes }) => nodes.map((node) => fieldOf(node, "index")?.widget.value));
     [...this.tiles.children].forEach((tile, index) => tile.setAttribute("aria-pressed", String(values.includes(index))));
   }
 }

@@ -1,24 +1,24 @@
 // The pictures of Slider Strip, which follow a slider: the one under them, and `strength` of the slider that the list names.
 // These two always say the same. All pictures are decoded when they arrive, so that nothing is loaded while a slider moves.
 
-import { isLinked, widgetOf } from "./graph.js";
-import { Panel, addPanels, addressOf, element, named, setAll, setOne, signed } from "./panel.js";
+import { fieldOf } from "./graph.js";
+import { asOneStep, element, named, setOne, signed } from "./panel.js";
+import { ResultPanel, addPanels, addressOf } from "./result_panel.js";
 import { t } from "./words.js";
 
-/** @typedef {{index: number, frames: import("./panel.js").Picture[]}} Strip */
+/** @typedef {{index: number, frames: import("./result_panel.js").Picture[]}} Strip */
 
 const TALLEST = 320; // pixels of the picture
 const SAME = 0.005; // strengths that are nearer than that are written the same
 const STYLE = `
   canvas { display: block; width: 100%; max-height: ${TALLEST}px; object-fit: contain; border-radius: 4px; }
   .row { display: flex; gap: 8px; align-items: center; padding: 4px 2px 0; }
-  input { flex: 1; min-width: 0; accent-color: var(--p-primary-color, #60a5fa); }
+  .row input { flex: 1; }
   output { flex: none; min-width: 3em; text-align: right; }
-  button { flex: none; border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; padding: 2px 8px; cursor: pointer;
-    touch-action: none; }
+  button { touch-action: none; }
 `;
 
-class Scrub extends Panel {
+class Scrub extends ResultPanel {
   constructor(/** @type {any} */ node) {
     super(node, "scrub", t("The slider moves"), STYLE);
     /** @type {Strip} */
@@ -105,8 +105,7 @@ class Scrub extends Panel {
   }
 
   isShown(/** @type {any} */ node) {
-    const strength = widgetOf(node, "strength");
-    return strength && !isLinked(node, "strength") && widgetOf(node, "index")?.value === this.strip.index;
+    return fieldOf(node, "strength") && fieldOf(node, "index")?.widget.value === this.strip.index;
   }
 
   /** Go to a frame, and with it the sliders. */
@@ -122,10 +121,10 @@ class Scrub extends Panel {
   settle() {
     if (!this.strengths) return;
     const nodes = this.chosen().flatMap(({ nodes }) => nodes), strength = this.strengths[Number(this.range.value)];
-    setAll(nodes, "strength", strength);
+    asOneStep(() => nodes.forEach((node) => setOne(node, "strength", strength)));
     const values = { strength: signed(strength), nodes: named(nodes) };
     if (nodes.length) this.say(t("Strength {strength} is set for {nodes}. Run to sample this picture.", values));
-    else this.say(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
+    else this.sayNothingToSet(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
   }
 
   hold(/** @type {boolean} */ held) {
@@ -151,7 +150,7 @@ class Scrub extends Panel {
     super.refresh();
     if (!this.strengths) return;
     const [node] = this.chosen().flatMap(({ nodes }) => nodes);
-    const strength = node ? Number(widgetOf(node, "strength")?.value) : this.strengths[Number(this.range.value)];
+    const strength = node ? Number(fieldOf(node, "strength")?.widget.value) : this.strengths[Number(this.range.value)];
     this.range.value = String(this.nearest(strength));
     this.draw(strength);
   }
