@@ -44,6 +44,9 @@ export function rowsOf(/** @type {unknown} */ text) {
 
 export const textOf = (/** @type {Row[]} */ rows) => JSON.stringify({ version: VERSION, sliders: rows });
 
+/** What strength 1 of a row shows, as the server names its direction. */
+export const nameOf = (/** @type {Row} */ { words }) => words.slice(words.lastIndexOf("|") + 1).trim();
+
 /** All of a board but its strengths. */
 const withoutStrengths = (/** @type {Row[]} */ rows) => textOf(rows.map((row) => ({ ...row, strength: 0 })));
 

@@ -1,12 +1,15 @@
-// The pictures of Slider Strip, which follow a slider: the one under them, and `strength` of the slider that the list names.
+// The pictures of Slider Strip, which follow a slider: the one under them, and the strength of the slider that the list names:
+// `strength` of a node, or a row of the Slider Board that the strip's directions come from.
 // These two always say the same. All pictures are decoded when they arrive, so that nothing is loaded while a slider moves.
 
-import { fieldOf } from "./graph.js";
+import { nameOf, rowsOf, textOf } from "./board.js";
+import { fieldOf, is, locatorOf, settingsOf } from "./graph.js";
 import { asOneStep, element, named, setOne, signed } from "./panel.js";
-import { ResultPanel, addPanels, addressOf } from "./result_panel.js";
+import { ResultPanel, addPanels, addressOf, finderOf } from "./result_panel.js";
 import { t } from "./words.js";
 
-/** @typedef {{index: number, frames: import("./result_panel.js").Picture[]}} Strip */
+/** @typedef {{index: number, name: string, frames: import("./result_panel.js").Picture[]}} Strip */
+/** @typedef {import("./result_panel.js").Target & {read: () => number, write: (strength: number) => void}} Slider */
 
 const TALLEST = 320; // pixels of the picture
 const SAME = 0.005; // strengths that are nearer than that are written the same
@@ -22,7 +25,7 @@ class Scrub extends ResultPanel {
   constructor(/** @type {any} */ node) {
     super(node, "scrub", t("The slider moves"), STYLE);
     /** @type {Strip} */
-    this.strip = { index: 0, frames: [] };
+    this.strip = { index: 0, name: "", frames: [] };
     /** @type {ImageBitmap[]} */
     this.bitmaps = [];
     /** @type {number[] | undefined} */
@@ -96,16 +99,47 @@ class Scrub extends ResultPanel {
     return away.indexOf(Math.min(...away));
   }
 
-  /** Sliders alone, of the direction that the strip shows, whose strength is not set by a link. */
+  /**
+   * Sliders of the direction that the strip shows, whose strength can be set.
+   * @returns {Slider[]}
+   */
   targets() {
-    return super
-      .targets()
-      .map((target) => ({ ...target, nodes: target.nodes.filter((node) => this.isShown(node)) }))
-      .filter(({ nodes }) => nodes.length);
+    const sliders = super.targets().map(({ key, label, nodes }) => {
+      const shown = nodes.filter((node) => this.isShown(node));
+      const read = () => Number(fieldOf(shown[0], "strength")?.widget.value);
+      const write = (/** @type {number} */ strength) => shown.forEach((node) => setOne(node, "strength", strength));
+      return { key, label, nodes: shown, read, write };
+    });
+    return [...sliders.filter(({ nodes }) => nodes.length), ...this.rowOfBoard()];
   }
 
   isShown(/** @type {any} */ node) {
-    return fieldOf(node, "strength") && fieldOf(node, "index")?.widget.value === this.strip.index;
+    const { index } = settingsOf(node), isSame = index === this.strip.index;
+    const sameLink = typeof index === "string" && index === settingsOf(this.node).index;
+    return fieldOf(node, "strength") && (isSame || sameLink);
+  }
+
+  /**
+   * Where the directions come from a Slider Board: its row that the strip shows.
+   * @returns {Slider[]}
+   */
+  rowOfBoard() {
+    const board = finderOf(this.node)?.node;
+    const rows = board && is(board, "SliderBoard") ? rowsOf(fieldOf(board, "board")?.widget.value) : null;
+    if (!rows) return [];
+    const row = rows.filter(({ on }) => on)[this.strip.index];
+    if (!row || nameOf(row) !== this.strip.name) return [];
+    const label = t("{words} on {board}", { words: nameOf(row), board: named([board]) });
+    const write = (/** @type {number} */ strength) => {
+      row.strength = strength;
+      setOne(board, "board", textOf(rows));
+    };
+    return [{ key: locatorOf(board), label, nodes: [board], read: () => row.strength, write }];
+  }
+
+  /** The sliders that the list names. @returns {Slider[]} */
+  sliders() {
+    return /** @type {Slider[]} */ (this.chosen());
   }
 
   /** Go to a frame, and with it the sliders. */
@@ -113,17 +147,17 @@ class Scrub extends ResultPanel {
     if (!this.strengths) return;
     const at = Math.max(0, Math.min(this.strengths.length - 1, frame));
     this.range.value = String(at);
-    for (const node of this.chosen().flatMap(({ nodes }) => nodes)) setOne(node, "strength", this.strengths[at]);
+    for (const { write } of this.sliders()) write(this.strengths[at]);
     this.draw(this.strengths[at]);
   }
 
   /** Once a movement has ended: make it one step that can be undone, and say what it has done. */
   settle() {
     if (!this.strengths) return;
-    const nodes = this.chosen().flatMap(({ nodes }) => nodes), strength = this.strengths[Number(this.range.value)];
-    asOneStep(() => nodes.forEach((node) => setOne(node, "strength", strength)));
-    const values = { strength: signed(strength), nodes: named(nodes) };
-    if (nodes.length) this.say(t("Strength {strength} is set for {nodes}. Run to sample this picture.", values));
+    const sliders = this.sliders(), strength = this.strengths[Number(this.range.value)];
+    asOneStep(() => sliders.forEach(({ write }) => write(strength)));
+    const values = { strength: signed(strength), sliders: sliders.map(({ label }) => label).join(", ") };
+    if (sliders.length) this.say(t("Strength {strength} is set for {sliders}. Run to sample this picture.", values));
     else this.sayNothingToSet(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
   }
 
@@ -149,8 +183,7 @@ class Scrub extends ResultPanel {
   refresh() {
     super.refresh();
     if (!this.strengths) return;
-    const [node] = this.chosen().flatMap(({ nodes }) => nodes);
-    const strength = node ? Number(fieldOf(node, "strength")?.widget.value) : this.strengths[Number(this.range.value)];
+    const strength = this.sliders()[0]?.read() ?? this.strengths[Number(this.range.value)];
     this.range.value = String(this.nearest(strength));
     this.draw(strength);
   }
