@@ -71,7 +71,7 @@ class Board extends Panel {
       if (event.key === "Enter" && !event.isComposing) this.add();
     });
     const json = widgetOf(node, "board");
-    if (json) json.options = { ...json.options, hidden: true };
+    if (json) json.options.hidden = true; // both renderers read it; Nodes 2.0 does not see another object in its place
     after(node, "onConfigure", () => this.refresh());
     this.refresh();
   }

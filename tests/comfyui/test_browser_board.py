@@ -4,7 +4,8 @@ import json
 
 import pytest
 from browser import as_json
-from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, shown
+from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, see_all, shown
+from test_browser_inputs import SHOWN
 
 BOARD = """window.board = {
   root: () => test.find("SliderBoard").widgets.find((w) => w.name === "sliders").element.shadowRoot,
@@ -45,7 +46,6 @@ def page(renderer):
       test.set("SliderBoard", "source", "a portrait of a person");
       test.set("SliderBoard", "find_keeps", "demo portraits"); test.set("InvertImage", "seed", {next(SEEDS)});
     }}""")
-    page.evaluate("app.canvas.deselectAll()")  # so that a picture of the page shows all nodes
     yield page
     assert page.problems == []
 
@@ -55,6 +55,7 @@ def sliders(page) -> list[dict]:
 
 
 def picture(page) -> str:
+    see_all(page)  # the classic canvas loads the pictures that it draws
     return page.wait_for("test.pictures('SaveImage')[0]?.[0]", 20)
 
 
@@ -98,6 +99,9 @@ def test_it_runs_and_moving_or_turning_off_searches_nothing_again(page):
     run(page)
     assert page.evaluate("test.line('SliderBoard')") == "2 sliders on, all found before"
     page.wait_for(f"test.pictures('SaveImage')[0][0] !== {as_json(both)}", 20)
+    widgets = page.evaluate(SHOWN % as_json("SliderBoard"))
+    assert "source" in widgets
+    assert "board" not in widgets  # the rows are in its place
     screenshot(page, "board_run")
     page.evaluate("board.put('input[type=checkbox]', 0, false)")
     run(page)
