@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import replace
 
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from torch import Tensor
 
 from ..core.contact_sheet import contact_sheet
@@ -92,10 +93,12 @@ class PreviewDirections(io.ComfyNode):
             rows.append((direction.name, row))
         sheet = contact_sheet(rows)
         image = image_of(sheet)
-        report = {"stage": "preview", "pictures": sum(len(row) for _, row in rows), **cost.report()}
+        gallery = _gallery(directions, [[picture for _, picture in row] for _, row in rows], strengths)
+        changes = [{name: one[name] for name in ("name", "change")} for one in gallery]
+        report = {"stage": "preview", "pictures": len(rows) * len(strengths), "changes": changes, **cost.report()}
         show_line(result_line(report["pictures"], "picture", report["seconds"]))
         # as text, because ComfyUI counts every entry that is a dict as a file that was made
-        shown = ui.PreviewImage(image, cls=cls).as_dict() | {"gallery": [json.dumps(_gallery(rows, strengths))]}
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | {"gallery": [json.dumps(gallery)]}
         return io.NodeOutput(image, json.dumps(report, indent=1), ui=shown)
 
 
@@ -186,18 +189,39 @@ def _strengths(most: float, columns: int) -> list[float]:
     return [most * k / half for k in range(-half, half + 1)]
 
 
-def _gallery(rows: list[tuple[str, list[tuple[str, Image.Image]]]], strengths: list[float]) -> list[dict]:
-    """What the page's gallery shows (web/gallery.js): of each row its name, and its first, middle and last picture.
+def _gallery(directions: list[Direction], rows: list[list[Image.Image]], strengths: list[float]) -> list[dict]:
+    """What the page's gallery shows (web/gallery.js) of each direction, in order.
 
-    Each picture is {strength, filename, subfolder, type}. The one at strength 0 is the same for all, and saved once.
+    Each is {name, key, change, pictures}. `key` is the same when the direction is found again. `change` is how much its
+    first and last picture differ from the one at strength 0: the root mean square of their values, of which the largest
+    is 1. `pictures` are the first, the middle and the last, {strength, filename, subfolder, type} each; the one at
+    strength 0 is the same for all, and saved once.
     """
-    middle, ends = len(strengths) // 2, (strengths[0], strengths[-1])
-    zero, *saved = save_previews((rows[0][1][middle][1], *(row[k][1] for _, row in rows for k in (0, -1))), TILE)
+    middle, ends = rows[0][len(strengths) // 2], (strengths[0], strengths[-1])
+    zero, *saved = save_previews((middle, *(row[k] for row in rows for k in (0, -1))), TILE)
     gallery = []
-    for n, (name, _) in enumerate(rows):
+    for n, (direction, row) in enumerate(zip(directions, rows, strict=True)):
         below, above = (saved[2 * n + k] | {"strength": ends[k]} for k in (0, 1))
-        gallery.append({"name": name, "pictures": [below, zero | {"strength": 0.0}, above]})
+        change = round(_difference(middle, row[0], row[-1]), 5)
+        known = {"name": direction.name, "key": _key(direction), "change": change}
+        gallery.append(known | {"pictures": [below, zero | {"strength": 0.0}, above]})
     return gallery
+
+
+def _difference(still: Image.Image, *others: Image.Image) -> float:
+    """The root mean square of the differences of pictures from one of the same size, 1 from black to white."""
+    statistics = [ImageStat.Stat(ImageChops.difference(still, other)) for other in others]
+    squares, count = sum(sum(one.sum2) for one in statistics), sum(sum(one.count) for one in statistics)
+    return math.sqrt(squares / count) / 255
+
+
+def _key(direction: Direction) -> str:
+    """What tells directions apart, also where rounding makes them slightly different when they are found again.
+
+    It is made from the name and the places where each channel of the move is largest.
+    """
+    places = [] if direction.latent is None else direction.latent.flatten(1).abs().argmax(1).tolist()
+    return hashlib.sha256(repr((direction.name, places)).encode()).hexdigest()[:16]
 
 
 def _sample(inversion: Inversion, direction: Direction, strength: float, steps: int) -> Tensor:

@@ -274,9 +274,10 @@ class SliderStrip(io.ComfyNode):
         strip = {name: value for name, value in inversion.latent.items() if name != "batch_index"}
         shown = ui.PreviewText(report["summary"]).as_dict()
         if vae is not None:
-            pictures = {"index": int(index), "frames": _pictures(vae, latents[:frames], report["strengths"])}
+            pictures = _pictures(vae, latents[:frames], report["strengths"])
+            strip_of = {"index": int(index), "name": direction.name, "frames": pictures}
             # as text, because ComfyUI counts every entry that is a dict as a file that was made
-            shown["scrub"] = [json.dumps(pictures)]
+            shown["scrub"] = [json.dumps(strip_of)]
         return io.NodeOutput({**strip, "samples": latents}, json.dumps(report, indent=1), ui=shown)
 
 

@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { after, is, isLinked, widgetOf } from "./graph.js";
-import { element, setAll, setOne, signed } from "./panel.js";
+import { Panel, asOneStep, element, setOne, signed } from "./panel.js";
 import { t } from "./words.js";
 
 /** @typedef {{words: string, strength: number, keep: string, on: boolean}} Row */
@@ -12,23 +12,17 @@ const VERSION = 1, MOST = 8, LOWEST = -3, HIGHEST = 3, STEP = 0.05; // as in nod
 const ROW = 30, KEEP = 62, REST = 66; // pixels of a row, of its second line, and of all below the rows
 const WIDTH = 440; // pixels, at least, that a row needs
 const STYLE = `
-  :host { display: block; color: var(--input-text, #ddd); font: 12px/1.3 sans-serif; }
   .row, .add { display: flex; gap: 6px; align-items: center; height: ${ROW}px; }
   .row[data-on="false"] .words, .row[data-on="false"] .strength { opacity: 0.5; }
-  input, button, textarea { color: inherit; background: var(--comfy-input-bg, #222); font: inherit;
-    border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; box-sizing: border-box; }
-  input[type="text"], input[type="number"] { height: 24px; padding: 0 6px; min-width: 0; }
-  input[type="checkbox"], input[type="range"] { accent-color: var(--p-primary-color, #60a5fa); margin: 0; flex: none; }
-  input[type="checkbox"] { width: 16px; height: 16px; }
+  input[type="text"], input[type="number"] { height: 24px; padding: 0 6px; }
+  input[type="checkbox"] { flex: none; width: 16px; height: 16px; }
   input[type="range"] { flex: 1 1 90px; min-width: 60px; }
   .words { flex: 1.4 1 120px; }
   .number { flex: none; width: 60px; }
-  button { flex: none; height: 24px; min-width: 24px; padding: 0 6px; cursor: pointer; }
+  button { height: 24px; min-width: 24px; padding: 0 6px; }
   button[aria-expanded="true"], button.used { border-color: var(--p-primary-color, #60a5fa); }
   textarea { display: block; width: 100%; height: ${KEEP - 8}px; margin-bottom: 8px; padding: 4px 6px; resize: none; }
   .add input { flex: 1; }
-  :focus-visible { outline: 2px solid var(--p-primary-color, #60a5fa); outline-offset: 1px; }
-  .status { min-height: 1.4em; padding: 4px 2px 0; }
 `;
 
 /** Whether a slider of the JSON has these keys alone, with values that a row can show. */
@@ -38,7 +32,7 @@ function isRow(/** @type {any} */ { words, strength = 1, keep = "", on = true, .
 }
 
 /** Rows as the server reads them; null for a text that these rows cannot show. @returns {Row[] | null} */
-function rowsOf(/** @type {unknown} */ text) {
+export function rowsOf(/** @type {unknown} */ text) {
   try {
     const { version, sliders } = JSON.parse(String(text));
     if (version !== VERSION || !Array.isArray(sliders) || sliders.length > MOST) return null;
@@ -48,97 +42,102 @@ function rowsOf(/** @type {unknown} */ text) {
   }
 }
 
-const textOf = (/** @type {Row[]} */ rows) => JSON.stringify({ version: VERSION, sliders: rows });
+export const textOf = (/** @type {Row[]} */ rows) => JSON.stringify({ version: VERSION, sliders: rows });
 
-class Board {
+/** What strength 1 of a row shows, as the server names its direction. */
+export const nameOf = (/** @type {Row} */ { words }) => words.slice(words.lastIndexOf("|") + 1).trim();
+
+/** All of a board but its strengths. */
+const withoutStrengths = (/** @type {Row[]} */ rows) => textOf(rows.map((row) => ({ ...row, strength: 0 })));
+
+const limited = (/** @type {number} */ strength) => Math.max(LOWEST, Math.min(HIGHEST, Number(strength.toFixed(4))));
+
+class Board extends Panel {
   constructor(/** @type {any} */ node) {
-    this.node = node;
+    super(node, "sliders", STYLE);
     /** @type {Row[] | null} */
     this.rows = [];
+    /** What is drawn: the text of the rows, or why there are none. */
+    this.drawn = "";
     /** @type {Set<number>} numbers of the rows whose second line is open */
     this.open = new Set();
-    this.host = document.createElement("div");
-    this.root = this.host.attachShadow({ mode: "open" }); // its styles and those of the page keep apart
     this.list = element("div", { role: "group", "aria-label": t("Sliders") });
     this.words = element("input", { type: "text", placeholder: t("What to change, such as: smiling"), "aria-label": t("Words of a new slider") });
     const add = element("button", { type: "button" }, t("Add slider"));
     this.adding = element("div", { class: "add" }, this.words, add);
-    this.status = element("div", { class: "status", role: "status" });
-    this.root.append(element("style", {}, STYLE), this.list, this.adding, this.status);
+    this.root.append(this.list, this.adding, this.status);
     add.addEventListener("click", () => this.add());
     this.words.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
       if (event.key === "Enter" && !event.isComposing) this.add();
     });
-    // The page's own shortcuts are for the canvas, not for a field that has the focus.
-    this.host.addEventListener("keydown", (event) => {
-      if (event.key !== "Tab" && !((event.ctrlKey || event.metaKey) && event.key === "Enter")) event.stopPropagation();
-    });
-    const height = () => this.height();
-    const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height };
-    const widget = node.addDOMWidget("sliders", "latent_directions_sliders", this.host, options);
-    widget.serialize = false; // no value of its own in a saved graph
     const json = widgetOf(node, "board");
-    if (json) {
-      json.options = { ...json.options, hidden: true };
-      after(json, "callback", () => this.read());
-    }
-    after(node, "onConfigure", () => this.read());
-    after(node, "onConnectionsChange", () => queueMicrotask(() => this.read()));
-    this.read();
+    if (json) json.options.hidden = true; // both renderers read it; Nodes 2.0 does not see another object in its place
+    after(node, "onConfigure", () => this.refresh());
+    this.refresh();
   }
 
-  /** Pixels of all of it. */
   height() {
     return (this.rows?.length ?? 0) * ROW + this.open.size * KEEP + REST;
   }
 
-  /** Draw the rows that the widget holds, unless they are drawn already. */
-  read() {
+  /** Draw the rows that the widget holds, as far as they are not drawn already. */
+  refresh() {
     const linked = isLinked(this.node, "board"), rows = linked ? [] : rowsOf(widgetOf(this.node, "board")?.value);
-    this.adding.style.display = linked || !rows ? "none" : "";
-    this.status.textContent = linked ? t("The sliders come from a link.") : "";
-    if (!rows) this.refuse();
-    else if (this.rows && this.list.childElementCount && textOf(rows) === textOf(this.rows)) return;
+    const toDraw = linked ? "linked" : rows ? textOf(rows) : "refused";
+    if (toDraw === this.drawn) return;
+    const before = this.rows, areDrawn = this.drawn.startsWith("{");
+    this.drawn = toDraw;
+    if (rows && before && areDrawn && !linked && withoutStrengths(rows) === withoutStrengths(before)) {
+      rows.forEach(({ strength }, number) => (before[number].strength = strength));
+      this.drawStrengths();
+      return;
+    }
     this.rows = rows;
+    this.adding.style.display = linked || !rows ? "none" : "";
+    this.say(linked ? t("The sliders come from a link.") : "");
     if (rows) this.draw();
+    else this.refuse();
   }
 
   /** Say that the text of the widget is no board, and offer to begin again. */
   refuse() {
     const again = element("button", { type: "button" }, t("Start with an empty board"));
-    again.addEventListener("click", () => {
-      this.rows = [];
-      this.write();
-      this.draw();
-      this.read();
-    });
+    again.addEventListener("click", () => asOneStep(() => setOne(this.node, "board", textOf([]))));
     this.list.replaceChildren(again);
-    this.status.textContent = t("'board' is not the JSON of a slider board that this version can show. It is kept as it is.");
+    this.say(t("'board' is not the JSON of a slider board that this version can show. It is kept as it is."));
     this.fit();
   }
 
   draw() {
     const rows = this.rows ?? [];
     this.open = new Set([...this.open].filter((number) => number < rows.length));
-    this.list.replaceChildren(...rows.flatMap((row, number) => this.drawn(row, number)));
+    this.list.replaceChildren(...rows.flatMap((row, number) => this.lines(row, number)));
+    this.drawStrengths();
     this.fit();
   }
 
+  /** Write the strengths into the rows that are drawn. */
+  drawStrengths() {
+    [...this.list.querySelectorAll(".row")].forEach((line, number) => {
+      const strength = this.rows?.[number].strength ?? 0;
+      for (const field of line.querySelectorAll(".strength")) field.value = String(strength);
+      line.querySelector(".range").setAttribute("aria-valuetext", signed(strength));
+    });
+  }
+
   /** A row and, where it is open, the line below it. */
-  drawn(/** @type {Row} */ row, /** @type {number} */ number) {
+  lines(/** @type {Row} */ row, /** @type {number} */ number) {
     const on = element("input", { type: "checkbox", title: t("On or off"), "aria-label": t("On: {words}", row) });
     const words = element("input", { class: "words", type: "text", title: row.words, "aria-label": t("Words of slider {number}", { number: number + 1 }) });
     const limits = { min: String(LOWEST), max: String(HIGHEST), step: String(STEP) };
-    const range = element("input", { class: "strength", type: "range", ...limits, "aria-label": t("Strength: {words}", row) });
+    const range = element("input", { class: "strength range", type: "range", ...limits, "aria-label": t("Strength: {words}", row) });
     const exact = element("input", { class: "strength number", type: "number", ...limits, "aria-label": t("Strength as a number: {words}", row) });
     const keep = element("button", { type: "button", title: t("What must not change along"), "aria-expanded": String(this.open.has(number)) }, t("keep"));
     const gone = element("button", { type: "button", title: t("Remove this slider"), "aria-label": t("Remove: {words}", row) }, "×");
     const line = element("div", { class: "row", "data-on": String(row.on) }, on, words, range, exact, keep, gone);
     on.checked = row.on;
     words.value = row.words;
-    range.value = exact.value = String(row.strength);
     keep.classList.toggle("used", row.keep.trim() !== "");
-    range.setAttribute("aria-valuetext", signed(row.strength));
 
     on.addEventListener("change", () => {
       line.dataset.on = String((row.on = on.checked));
@@ -151,19 +150,15 @@ class Board {
       this.write();
       this.draw();
     });
-    const move = (/** @type {number} */ strength) => {
-      row.strength = Math.max(LOWEST, Math.min(HIGHEST, Number(strength.toFixed(4))));
-      range.setAttribute("aria-valuetext", signed(row.strength));
-    };
     range.addEventListener("input", () => {
-      move(Number(range.value));
-      exact.value = String(row.strength);
-      setOne(this.node, "board", textOf(this.rows ?? []));
+      row.strength = limited(Number(range.value));
+      this.drawStrengths();
+      this.set();
     });
     range.addEventListener("change", () => this.write());
     exact.addEventListener("change", () => {
-      if (exact.value !== "" && Number.isFinite(Number(exact.value))) move(Number(exact.value));
-      range.value = exact.value = String(row.strength);
+      if (exact.value !== "" && Number.isFinite(Number(exact.value))) row.strength = limited(Number(exact.value));
+      this.drawStrengths();
       this.write();
     });
     keep.addEventListener("click", () => {
@@ -200,19 +195,25 @@ class Board {
     const words = this.words.value.trim();
     if (!words || !this.rows) return;
     if (this.rows.length >= MOST) {
-      this.status.textContent = t("A board has at most {most} sliders. Connect its 'inversion' to a second Slider Board.", { most: MOST });
+      this.say(t("A board has at most {most} sliders. Connect its 'inversion' to a second Slider Board.", { most: MOST }));
       return;
     }
     this.rows.push({ words, strength: 1, keep: "", on: true });
     this.words.value = "";
     this.write();
     this.draw();
-    this.status.textContent = t("{words} is added. Run to see it.", { words });
+    this.say(t("{words} is added. Run to see it.", { words }));
+  }
+
+  /** Keep the rows in the widget. */
+  set() {
+    this.drawn = textOf(this.rows ?? []);
+    setOne(this.node, "board", this.drawn);
   }
 
   /** Keep the rows in the widget, as one step that can be undone. */
   write() {
-    setAll([this.node], "board", textOf(this.rows ?? []));
+    asOneStep(() => this.set());
   }
 
   /** Make the node as high as the rows need. */

@@ -1,28 +1,69 @@
-// The pictures of Slider Strip, which follow a slider: the one under them, and `strength` of the slider that the list names.
+// The pictures of Slider Strip, which follow a slider: the one under them, and the strength of the slider that the list names:
+// `strength` of a node, or a row of the Slider Board that the strip's directions come from.
 // These two always say the same. All pictures are decoded when they arrive, so that nothing is loaded while a slider moves.
+//
+// Pictures belong to the settings of the run that made them, but for the strength that the strip itself moves. The settings
+// of a run are taken when it is queued, and compared with what the nodes say later.
 
-import { isLinked, widgetOf } from "./graph.js";
-import { Panel, addPanels, addressOf, element, named, setAll, setOne, signed } from "./panel.js";
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { nameOf, rowsOf, textOf } from "./board.js";
+import { executionIdOf, fieldOf, is, locatorOf, nodesUpTo, settingsOf, sourceOf } from "./graph.js";
+import { asOneStep, element, named, refreshAll, setOne, signed } from "./panel.js";
+import { ResultPanel, addPanels, addressOf, finderOf } from "./result_panel.js";
 import { t } from "./words.js";
 
-/** @typedef {{index: number, frames: import("./panel.js").Picture[]}} Strip */
+/** @typedef {{index: number, name: string, frames: import("./result_panel.js").Picture[]}} Strip */
+/** @typedef {Record<string, unknown>} Values */
+/**
+ * `without` takes the strength out of the settings of its node.
+ * @typedef {import("./result_panel.js").Target & {read: () => number, write: (strength: number) => void,
+ *   without: (settings: Values) => Values}} Slider
+ */
+/** @typedef {Record<string, Values>} Settings of nodes, by their locators */
 
 const TALLEST = 320; // pixels of the picture
 const SAME = 0.005; // strengths that are nearer than that are written the same
 const STYLE = `
+  .picture { position: relative; }
   canvas { display: block; width: 100%; max-height: ${TALLEST}px; object-fit: contain; border-radius: 4px; }
   .row { display: flex; gap: 8px; align-items: center; padding: 4px 2px 0; }
-  input { flex: 1; min-width: 0; accent-color: var(--p-primary-color, #60a5fa); }
+  .row input { flex: 1; }
+  :host([data-old]) canvas { opacity: 0.35; }
+  .old { position: absolute; inset: auto 0 0; padding: 6px 8px; background: rgb(0 0 0 / 75%); color: #fff; border-radius: 0 0 4px 4px; }
+  .old:empty { display: none; }
   output { flex: none; min-width: 3em; text-align: right; }
-  button { flex: none; border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; padding: 2px 8px; cursor: pointer;
-    touch-action: none; }
+  button { touch-action: none; }
 `;
 
-class Scrub extends Panel {
+const MOST_KEPT = 100; // runs whose settings are remembered
+/** The settings of runs by their ids, of each strip by its execution id. @type {Map<string, Record<string, Settings>>} */
+const queued = new Map();
+/** The settings that pictures were made with, by the file of the first. @type {Map<string, Settings>} */
+const madeWith = new Map();
+
+/** Set an entry of a map, and drop the oldest where there are too many. */
+function remember(/** @type {Map<string, any>} */ map, /** @type {string} */ key, /** @type {any} */ value) {
+  map.set(key, value);
+  if (map.size > MOST_KEPT) map.delete([...map.keys()][0]);
+}
+
+/** The settings of a node and of all before it. @returns {Settings} */
+const settingsUpTo = (/** @type {any} */ node) =>
+  Object.fromEntries(nodesUpTo(node).map((one) => [locatorOf(one), settingsOf(one)]));
+
+/** Do what ComfyUI's own Run button does. */
+function queueWorkflow() {
+  const commands = app.extensionManager?.command;
+  if (commands?.execute) commands.execute("Comfy.QueuePrompt");
+  else app.queuePrompt(0);
+}
+
+class Scrub extends ResultPanel {
   constructor(/** @type {any} */ node) {
     super(node, "scrub", t("The slider moves"), STYLE);
     /** @type {Strip} */
-    this.strip = { index: 0, frames: [] };
+    this.strip = { index: 0, name: "", frames: [] };
     /** @type {ImageBitmap[]} */
     this.bitmaps = [];
     /** @type {number[] | undefined} */
@@ -34,8 +75,11 @@ class Scrub extends Panel {
     this.range = element("input", { type: "range", min: "0", step: "1", "aria-label": t("Strength") });
     this.output = element("output", {});
     this.button = element("button", { type: "button", title: t("Hold it, or the key B, to see the picture as it is") }, t("Before"));
-    const row = element("div", { class: "row" }, this.button, this.range, this.output);
-    this.root.append(this.canvas, row, this.status);
+    const run = element("button", { type: "button", title: t("Queue the workflow, as ComfyUI's own Run button does") }, t("Run"));
+    run.addEventListener("click", queueWorkflow);
+    const row = element("div", { class: "row" }, this.button, this.range, this.output, run);
+    this.old = element("div", { class: "old", role: "status" });
+    this.root.append(element("div", { class: "picture" }, this.canvas, this.old), row, this.status);
     this.listen();
   }
 
@@ -69,6 +113,7 @@ class Scrub extends Panel {
     if (JSON.stringify(strip) === JSON.stringify(this.strip)) return;
     const frames = [...strip.frames].sort((one, other) => one.strength - other.strength);
     this.strip = strip;
+    if (!madeWith.has(strip.frames[0].filename)) remember(madeWith, strip.frames[0].filename, settingsUpTo(this.node));
     try {
       const bitmaps = await Promise.all(frames.map(async (frame) => {
         const answer = await fetch(addressOf(frame));
@@ -96,17 +141,70 @@ class Scrub extends Panel {
     return away.indexOf(Math.min(...away));
   }
 
-  /** Sliders alone, of the direction that the strip shows, whose strength is not set by a link. */
+  /**
+   * Sliders of the direction that the strip shows, whose strength can be set.
+   * @returns {Slider[]}
+   */
   targets() {
-    return super
-      .targets()
-      .map((target) => ({ ...target, nodes: target.nodes.filter((node) => this.isShown(node)) }))
-      .filter(({ nodes }) => nodes.length);
+    const sliders = super.targets().map(({ key, label, nodes }) => {
+      const shown = nodes.filter((node) => this.isShown(node));
+      const read = () => Number(fieldOf(shown[0], "strength")?.widget.value);
+      const write = (/** @type {number} */ strength) => shown.forEach((node) => setOne(node, "strength", strength));
+      const without = (/** @type {Values} */ settings) => ({ ...settings, strength: null });
+      return { key, label, nodes: shown, read, write, without };
+    });
+    return [...sliders.filter(({ nodes }) => nodes.length), ...this.rowOfBoard()];
   }
 
   isShown(/** @type {any} */ node) {
-    const strength = widgetOf(node, "strength");
-    return strength && !isLinked(node, "strength") && widgetOf(node, "index")?.value === this.strip.index;
+    const { index } = settingsOf(node), isSame = index === this.strip.index;
+    const sameLink = typeof index === "string" && index === settingsOf(this.node).index;
+    return fieldOf(node, "strength") && (isSame || sameLink);
+  }
+
+  /**
+   * Where the directions come from a Slider Board: its row that the strip shows.
+   * @returns {Slider[]}
+   */
+  rowOfBoard() {
+    const board = finderOf(this.node)?.node;
+    const rows = board && is(board, "SliderBoard") ? rowsOf(fieldOf(board, "board")?.widget.value) : null;
+    if (!rows) return [];
+    const row = rows.filter(({ on }) => on)[this.strip.index];
+    if (!row || nameOf(row) !== this.strip.name) return [];
+    const label = t("{words} on {board}", { words: nameOf(row), board: named([board]) });
+    const write = (/** @type {number} */ strength) => {
+      row.strength = strength;
+      setOne(board, "board", textOf(rows));
+    };
+    const number = rows.indexOf(row);
+    const without = (/** @type {Values} */ settings) => {
+      const others = rowsOf(settings.board)?.map((one, k) => (k === number ? { ...one, strength: 0 } : one));
+      return { ...settings, board: others ? textOf(others) : settings.board };
+    };
+    return [{ key: locatorOf(board), label, nodes: [board], read: () => row.strength, write, without }];
+  }
+
+  /**
+   * Nodes whose settings have changed since the run that made the pictures, but for the strength that the strip moves.
+   * @returns {any[]}
+   */
+  changed() {
+    const then = madeWith.get(this.strip.frames[0]?.filename), source = sourceOf(this.node, "directions");
+    if (!then) return [];
+    // The server leaves out an earlier slider of the strip's direction, but not one whose direction was prepared in between.
+    const moved = this.targets().flatMap(({ nodes, without }) => nodes.map((node) => ({ node, without })));
+    return nodesUpTo(this.node).filter((node) => {
+      const from = is(node, "SliderBoard") ? { node } : sourceOf(node, "directions");
+      const own = from?.node === source?.node ? moved.find((one) => one.node === node) : undefined;
+      const text = (/** @type {Values} */ settings) => JSON.stringify(own ? own.without(settings) : settings);
+      return text(settingsOf(node)) !== text(then[locatorOf(node)] ?? {});
+    });
+  }
+
+  /** The sliders that the list names. @returns {Slider[]} */
+  sliders() {
+    return /** @type {Slider[]} */ (this.chosen());
   }
 
   /** Go to a frame, and with it the sliders. */
@@ -114,18 +212,18 @@ class Scrub extends Panel {
     if (!this.strengths) return;
     const at = Math.max(0, Math.min(this.strengths.length - 1, frame));
     this.range.value = String(at);
-    for (const node of this.chosen().flatMap(({ nodes }) => nodes)) setOne(node, "strength", this.strengths[at]);
+    for (const { write } of this.sliders()) write(this.strengths[at]);
     this.draw(this.strengths[at]);
   }
 
   /** Once a movement has ended: make it one step that can be undone, and say what it has done. */
   settle() {
     if (!this.strengths) return;
-    const nodes = this.chosen().flatMap(({ nodes }) => nodes), strength = this.strengths[Number(this.range.value)];
-    setAll(nodes, "strength", strength);
-    const values = { strength: signed(strength), nodes: named(nodes) };
-    if (nodes.length) this.say(t("Strength {strength} is set for {nodes}. Run to sample this picture.", values));
-    else this.say(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
+    const sliders = this.sliders(), strength = this.strengths[Number(this.range.value)];
+    asOneStep(() => sliders.forEach(({ write }) => write(strength)));
+    const values = { strength: signed(strength), sliders: sliders.map(({ label }) => label).join(", ") };
+    if (sliders.length) this.say(t("Strength {strength} is set for {sliders}. Run to sample this picture.", values));
+    else this.sayNothingToSet(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
   }
 
   hold(/** @type {boolean} */ held) {
@@ -143,18 +241,51 @@ class Scrub extends Panel {
     const text = isSeen ? values.seen : t("{strength} (picture at {seen})", values);
     this.output.textContent = text;
     this.range.setAttribute("aria-valuetext", t("Strength {text}", { text }));
-    this.canvas.setAttribute("aria-label", t("The picture at strength {seen}", values));
+    const label = this.old.textContent ? t("The picture at strength {seen}, from before a change", values) : t("The picture at strength {seen}", values);
+    this.canvas.setAttribute("aria-label", label);
+  }
+
+  /** Say and show where the pictures are from before a change. */
+  showAge() {
+    const changed = this.changed(), nodes = named(changed);
+    const sentence = changed.length ? t("These pictures are from before a change in {nodes}. Run to see it.", { nodes }) : "";
+    if (this.old.textContent !== sentence) this.old.textContent = sentence;
+    this.host.toggleAttribute("data-old", changed.length > 0);
   }
 
   /** Follow the slider that the list names. */
   refresh() {
     super.refresh();
     if (!this.strengths) return;
-    const [node] = this.chosen().flatMap(({ nodes }) => nodes);
-    const strength = node ? Number(widgetOf(node, "strength")?.value) : this.strengths[Number(this.range.value)];
+    const strength = this.sliders()[0]?.read() ?? this.strengths[Number(this.range.value)];
     this.range.value = String(this.nearest(strength));
+    this.showAge();
     this.draw(strength);
   }
 }
 
-addPanels("SliderStrip", "scrub", Scrub);
+const strips = addPanels("SliderStrip", "scrub", Scrub);
+
+app.registerExtension({
+  name: "LatentDirections.SettingsOfStrips",
+  setup() {
+    const { queuePrompt } = api;
+    if (typeof queuePrompt !== "function") return;
+    let answered = Promise.resolve();
+    api.queuePrompt = function (/** @type {any[]} */ ...values) {
+      const here = [...strips.keys()].filter((node) => node.graph);
+      const settings = Object.fromEntries(here.map((node) => [executionIdOf(node), settingsUpTo(node)]));
+      const answer = queuePrompt.apply(this, values);
+      answered = answer.then(({ prompt_id }) => remember(queued, prompt_id, settings), () => {});
+      return answer;
+    };
+    api.addEventListener("executed", async ({ detail }) => {
+      const [text] = detail?.output?.scrub ?? [];
+      if (typeof text !== "string") return;
+      await answered; // the first results can be faster than the answer that names the run
+      const settings = queued.get(detail.prompt_id)?.[String(detail.display_node ?? detail.node)];
+      if (settings) remember(madeWith, JSON.parse(text).frames[0].filename, settings);
+      refreshAll();
+    });
+  },
+});

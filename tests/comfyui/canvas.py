@@ -88,10 +88,15 @@ def refused(comfy, page: Browser) -> str:
     return toast
 
 
+def see_all(page: Browser) -> None:
+    """Move the view so that all nodes are drawn; what is selected would be fitted into it alone."""
+    page.evaluate("app.canvas.deselectAll(); app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 1000))")  # the view moves there in steps
+
+
 def screenshot(page: Browser, name: str) -> None:
     folder = os.environ.get("LATENT_DIRECTIONS_SCREENSHOTS")
     if folder:
         vue = page.evaluate("Boolean(LiteGraph.vueNodesMode)")
-        page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        page.evaluate("new Promise(done => setTimeout(() => done(true), 1500))")
+        see_all(page)
         page.screenshot(Path(folder) / f"{name}_{'nodes2' if vue else 'classic'}.png")

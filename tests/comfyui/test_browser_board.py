@@ -1,10 +1,13 @@
 """The rows of Slider Board: they write its JSON, come back with the workflow, and move the picture without a search."""
 
 import json
+import statistics
 
 import pytest
 from browser import as_json
-from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, shown
+from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, see_all, shown
+from test_browser_inputs import SHOWN
+from test_browser_scrub import FRESH, LONGEST, SCRUB
 
 BOARD = """window.board = {
   root: () => test.find("SliderBoard").widgets.find((w) => w.name === "sliders").element.shadowRoot,
@@ -45,7 +48,6 @@ def page(renderer):
       test.set("SliderBoard", "source", "a portrait of a person");
       test.set("SliderBoard", "find_keeps", "demo portraits"); test.set("InvertImage", "seed", {next(SEEDS)});
     }}""")
-    page.evaluate("app.canvas.deselectAll()")  # so that a picture of the page shows all nodes
     yield page
     assert page.problems == []
 
@@ -55,6 +57,7 @@ def sliders(page) -> list[dict]:
 
 
 def picture(page) -> str:
+    see_all(page)  # the classic canvas loads the pictures that it draws
     return page.wait_for("test.pictures('SaveImage')[0]?.[0]", 20)
 
 
@@ -98,17 +101,95 @@ def test_it_runs_and_moving_or_turning_off_searches_nothing_again(page):
     run(page)
     assert page.evaluate("test.line('SliderBoard')") == "2 sliders on, all found before"
     page.wait_for(f"test.pictures('SaveImage')[0][0] !== {as_json(both)}", 20)
+    widgets = page.evaluate(SHOWN % as_json("SliderBoard"))
+    assert "source" in widgets
+    assert "board" not in widgets  # the rows are in its place
     screenshot(page, "board_run")
     page.evaluate("board.put('input[type=checkbox]', 0, false)")
     run(page)
     assert page.evaluate("test.line('SliderBoard')") == "1 slider on, all found before"
 
 
+ROWS = [("smiling", 0.5, True), ("with hat", 1, False), ("brown hair | grey hair", 1, True)]
+PUT = """{ const json = test.widget("SliderBoard", "board"); json.value = %s; json.callback(json.value); }"""
+
+
+def test_a_strip_moves_the_row_that_it_shows(page):
+    """The second of the rows that are on: it, and nothing else of the board."""
+    board = {"version": 1, "sliders": [{"words": words, "strength": s, "on": on} for words, s, on in ROWS]}
+    page.evaluate(PUT % as_json(json.dumps(board)))
+    page.evaluate(SCRUB)
+    page.evaluate(f"""
+      test.add("{PREFIX}SliderStrip", 800, 700);
+      for (const name of ["inversion", "directions"]) test.link("SliderBoard", name, "SliderStrip", name);
+      test.link("LoadDemoModel", "VAE", "SliderStrip", "vae");
+    """)
+    for name, value in {"index": 1, "frames": 3, "keyframes": 3, "steps": 2}.items():
+        page.evaluate(f"test.set('SliderStrip', '{name}', {value})")
+    run(page)
+    page.wait_for("scrub.canvas() && scrub.said() === '+1'", 20)
+    rows = "board.all('input[type=range]').map((field) => Number(field.value))"
+    page.evaluate("scrub.first = board.all('.words')[0]")
+    pictures = {}
+    for frame, strength in enumerate((-1, 0, 1)):
+        page.evaluate(f"scrub.move({frame})")
+        assert [row["strength"] for row in sliders(page)] == page.evaluate(rows) == [0.5, 1, strength]
+        pictures[strength] = page.evaluate("scrub.pixels()")
+    assert len(set(pictures.values())) == 3
+    assert page.evaluate("scrub.first.isConnected")  # the rows are not drawn anew, so that the focus stays
+    page.evaluate("scrub.range().dispatchEvent(new Event('change'))")
+    assert page.evaluate("scrub.status()").startswith("Strength +1 is set for grey hair on Slider Board #")
+    screenshot(page, "board_strip")
+
+    times = []
+    for strength in (-1, 0, 1, 0):
+        took, pixels, said = page.evaluate(f"""(() => {{
+          const began = performance.now();
+          const range = board.all("input[type=range]")[2];
+          range.value = {strength}; range.dispatchEvent(new Event("input"));
+          const pixels = scrub.pixels();
+          return [performance.now() - began, pixels, scrub.said()];
+        }})()""")
+        assert (pixels, float(said)) == (pictures[strength], strength)
+        times.append(took)
+    assert statistics.median(times) < LONGEST
+
+
+def test_the_pictures_are_from_before_a_change_of_any_other_row(page):
+    assert page.evaluate("scrub.old()") == FRESH
+    page.evaluate("board.put('input[type=range]', 0, 1)")
+    sentence, opacity = page.evaluate("scrub.old()")
+    assert sentence.startswith("These pictures are from before a change in Slider Board #")
+    assert opacity < 0.5
+    page.evaluate("board.put('input[type=range]', 0, 0.5)")
+    assert page.evaluate("scrub.old()") == FRESH
+    # now the strip's index counts another row, of which there are no pictures
+    page.evaluate("board.put('input[type=checkbox]', 1, true); scrub.move(0)")
+    assert page.evaluate("scrub.old()[0]")
+    assert [row["strength"] for row in sliders(page)] == [0.5, 1, 0]
+    page.evaluate("board.put('input[type=checkbox]', 1, false)")
+    assert page.evaluate("scrub.old()") == FRESH
+
+
+def test_a_movement_of_the_strip_is_one_step_that_can_be_undone(page):
+    page.evaluate("board.put('input[type=range]', 2, 0)")
+    for frame in (2, 1, 0):
+        page.evaluate(f"scrub.move({frame})")
+    page.evaluate("scrub.range().dispatchEvent(new Event('change'))")
+    assert [row["strength"] for row in sliders(page)] == [0.5, 1, -1]
+    page.evaluate("app.extensionManager.command.execute('Comfy.Undo').then(() => true)")
+    page.wait_for("board.sliders()[2].strength === 0", 20)
+    assert [row["strength"] for row in sliders(page)] == [0.5, 1, 0]
+    page.wait_for("scrub.canvas() && scrub.said() === '0'", 20)  # the pictures have come back too
+    assert page.evaluate("scrub.old()") == FRESH
+    page.evaluate("app.graph.remove(test.find('SliderStrip'))")
+
+
 def test_it_comes_back_with_the_workflow(page):
     before = sliders(page)
     graph = page.evaluate("app.graph.serialize()")
     prompt = shown(page, graph, "board again")
-    page.wait_for("board.all('.row').length === 2")
+    page.wait_for(f"board.all('.row').length === {len(before)}", 20)
     assert sliders(page) == before
     (node,) = (node for node in prompt.values() if node["class_type"] == PREFIX + "SliderBoard")
     assert json.loads(node["inputs"]["board"])["sliders"] == before

@@ -1,13 +1,24 @@
-"""The gallery of Preview Directions: its tiles, and which sliders they set."""
+"""The gallery of Preview Directions: its tiles, what they are called, their order, and which sliders they set."""
+
+import re
 
 import pytest
 from browser import as_json
-from canvas import PREFIX, SEEDS, opened, run, screenshot, shown
+from canvas import PREFIX, SEEDS, opened, run, screenshot, see_all, shown
 
 # The gallery's own elements, which lie in a shadow root, of the one Preview Directions of the graph.
 GALLERY = """window.gallery = {
   root: () => test.find("PreviewDirections").widgets.find((w) => w.name === "gallery")?.element.shadowRoot,
-  tiles: () => [...(gallery.root()?.querySelectorAll("button") ?? [])],
+  tiles: () => [...(gallery.root()?.querySelectorAll("button.choose") ?? [])],
+  names: () => gallery.tiles().map((tile) => tile.querySelector(".name").textContent),
+  // the number of each tile's direction among those found
+  order: () => gallery.tiles().map((tile) => Number(tile.dataset.index)),
+  sort: (order) => {
+    const list = gallery.root().querySelector("#order");
+    list.value = order;
+    list.dispatchEvent(new Event("change"));
+  },
+  field: () => gallery.root().querySelector(".tile input"),
   pressed: () => gallery.tiles().map((tile) => tile.getAttribute("aria-pressed") === "true"),
   list: () => gallery.root().querySelector("select"),
   status: () => gallery.root().querySelector("[role=status]").textContent,
@@ -59,14 +70,15 @@ def set_by_click(page, which: str, tile: int) -> None:
 
 def test_a_tile_names_its_direction_and_shows_it_at_three_strengths(previewed):
     screenshot(previewed, "gallery")
-    names = previewed.evaluate("gallery.tiles().map((t) => t.querySelector('.name').textContent)")
-    assert names == ["0: direction 1", "1: direction 2", "2: direction 3"]
+    names = previewed.evaluate("gallery.names()")
+    for number, name in enumerate(names):
+        assert re.fullmatch(rf"{number}: direction {number + 1}, changes \d+(\.\d)? %", name)
     tiles = "gallery.tiles().map((t) => [...t.querySelectorAll('img')]"
     assert previewed.evaluate(f"{tiles}.map((i) => i.alt))") == [["-2", "0", "+2"]] * 3
     addresses = previewed.evaluate(f"{tiles}.map((i) => i.src))")
     assert len({address for row in addresses for address in row}) == 2 * 3 + 1  # the picture at 0 is one for all
     labels = previewed.evaluate("gallery.tiles().map((t) => t.getAttribute('aria-label'))")
-    assert labels[1] == "Choose direction 1: direction 2. Pictures at strengths -2, 0, +2."
+    assert labels[1] == f"Choose direction {names[1]}. Pictures at strengths -2, 0, +2."
 
 
 def test_a_click_sets_the_slider_that_the_list_names(previewed):
@@ -87,14 +99,74 @@ def test_a_click_sets_the_slider_that_the_list_names(previewed):
     assert indices(page) == [0, 0, 0]
 
 
+def press(page, key: str, code: int, text: str = "") -> None:
+    for kind in ("keyDown", "keyUp"):
+        typed = {"text": text} if text and kind == "keyDown" else {}
+        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **typed)
+
+
+def called(page) -> list[str]:
+    """The tiles' names without number and change."""
+    return [re.sub(r"^\d+: |, changes .*$", "", name) for name in page.evaluate("gallery.names()")]
+
+
+def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
+    page = previewed
+    page.evaluate("gallery.tiles()[1].focus()")
+    press(page, "F2", 113)
+    assert page.evaluate("gallery.field().value") == "direction 2"
+    page.call("Input.insertText", text="  longer hair ")
+    press(page, "Enter", 13, "\r")
+    assert called(page) == ["direction 1", "longer hair", "direction 3"]
+    assert page.evaluate("gallery.root().activeElement === gallery.tiles()[1]")
+    see_all(page)
+    x, y = page.evaluate("""(b => [b.left + b.width / 3, b.top + b.height / 2])(
+      gallery.tiles()[2].querySelector(".name").getBoundingClientRect())""")
+    for count in (1, 2):
+        for kind in ("mousePressed", "mouseReleased"):
+            page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+    assert page.evaluate("gallery.field().value") == "direction 3"
+    page.call("Input.insertText", text="hat")
+    press(page, "Escape", 27)
+    assert called(page)[2] == "direction 3"
+    page.evaluate("gallery.root().querySelectorAll('.rename')[2].click()")
+    page.call("Input.insertText", text="hat")
+    page.evaluate("gallery.field().blur()")
+    assert called(page) == ["direction 1", "longer hair", "hat"]
+    screenshot(page, "gallery_named")
+    labels = page.evaluate("gallery.tiles().map((t) => t.getAttribute('aria-label'))")
+    assert labels[2].startswith("Choose direction 2: hat, changes ")
+    # an empty name gives the found one back
+    page.evaluate(
+        "gallery.root().querySelectorAll('.rename')[2].click(); gallery.field().value = ' '; gallery.field().blur()"
+    )
+    assert called(page) == ["direction 1", "longer hair", "direction 3"]
+    assert list(page.evaluate("test.find('PreviewDirections').properties.names").values()) == ["longer hair"]
+
+
+def test_tiles_are_ordered_by_change_and_still_choose_their_own_direction(previewed):
+    page = previewed
+    set_by_click(page, "Direction Slider", 0)
+    changes = [float(re.search(r"([\d.]+) %", name)[1]) for name in page.evaluate("gallery.names()")]
+    assert len(set(changes)) == 3
+    page.evaluate("gallery.sort('change')")
+    order = page.evaluate("gallery.order()")
+    assert order == sorted(range(3), key=lambda index: -changes[index])
+    for place, index in enumerate(order):
+        page.evaluate(f"gallery.tiles()[{place}].click()")
+        assert indices(page)[0] == index
+        assert page.evaluate("gallery.pressed()") == [k == place for k in range(3)]
+    assert page.evaluate("test.find('PreviewDirections').properties.order") == "change"
+    page.evaluate("gallery.sort('')")
+    assert page.evaluate("gallery.order()") == [0, 1, 2]
+
+
 def test_keys_reach_the_tiles_and_what_the_slider_says_is_marked(previewed):
     page = previewed
     set_by_click(page, "Direction Slider", 0)
     page.evaluate("gallery.tiles()[0].focus()")
-    for key, code in (("Tab", 9), ("Enter", 13)):
-        for kind in ("keyDown", "keyUp"):
-            text = {"text": "\r"} if (key, kind) == ("Enter", "keyDown") else {}
-            page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+    press(page, "Tab", 9)
+    press(page, "Enter", 13, "\r")
     assert indices(page)[0] == 1
     assert page.evaluate("gallery.pressed()") == [False, True, False]
     page.evaluate("""{
@@ -119,9 +191,13 @@ def test_what_cannot_be_set_is_said(previewed):
 
 
 def test_the_choice_is_saved_and_a_run_gives_the_tiles_back(previewed):
-    """Saved are the indices and which slider a click sets; the tiles are those of the last run, as all pictures are."""
+    """Saved are the indices, which slider a click sets, and an artist's names.
+
+    The tiles are those of the last run, as all pictures are. Another search finds others, which have no names yet.
+    """
     page = previewed
     set_by_click(page, "Quick Slider", 2)
+    assert called(page) == ["direction 1", "longer hair", "direction 3"]
     graph, before = page.evaluate("app.graph.serialize()"), indices(page)
     (saved,) = (node for node in graph["nodes"] if node["type"] == f"{PREFIX}PreviewDirections")
     assert len(saved["widgets_values"]) == 3
@@ -134,6 +210,12 @@ def test_the_choice_is_saved_and_a_run_gives_the_tiles_back(previewed):
     assert page.wait_for(f"{TILES}(gallery.tiles())", 20) == 3
     assert page.evaluate("gallery.pressed()") == [False, False, True]
     assert page.evaluate("gallery.list().selectedOptions[0].text").startswith("Quick Slider")
+    assert called(page) == ["direction 1", "longer hair", "direction 3"]
+    page.evaluate(f"test.set('FindDirections', 'seed', {next(SEEDS)}); test.set('InvertImage', 'seed', {next(SEEDS)})")
+    page.evaluate("test.set('DemoPortrait', 'seed', test.widget('DemoPortrait', 'seed').value + 1)")
+    run(page)
+    assert page.wait_for(f"{TILES}(gallery.tiles())", 20) == 3
+    assert called(page) == ["direction 1", "direction 2", "direction 3"]
 
 
 def test_the_tiles_come_back_with_the_tab_of_the_workflow(previewed):

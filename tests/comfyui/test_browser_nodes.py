@@ -6,7 +6,7 @@ import re
 
 import pytest
 from browser import as_json
-from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, setting, shown
+from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, see_all, setting, shown
 from test_browser import TEMPLATES
 
 
@@ -38,9 +38,7 @@ def finished(renderer):
         run(page)
     finally:
         setting(page, "Comfy.Execution.PreviewMethod", "default")
-    # Only what lies within the window is drawn; the view moves there in steps.
-    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.evaluate("new Promise(done => setTimeout(() => done(true), 1000))")
+    see_all(page)  # only what lies within the window is drawn
     screenshot(page, "results")
     return page
 

@@ -14,6 +14,9 @@ SCRUB = """window.scrub = {
   range: () => scrub.root().querySelector("input"),
   button: () => scrub.root().querySelector("button"),
   said: () => scrub.root().querySelector("output").textContent,
+  status: () => scrub.root().querySelector(".status").textContent,
+  // what is said of pictures from before a change, and how dim they are
+  old: () => [scrub.root().querySelector(".old").textContent, Number(getComputedStyle(scrub.canvas()).opacity)],
   strength: () => test.widget("DirectionSlider", "strength").value,
   // the colours of the picture that is seen
   pixels: () => {
@@ -25,7 +28,14 @@ SCRUB = """window.scrub = {
     const node = test.find("DirectionSlider"), widget = test.widget("DirectionSlider", "strength");
     widget.value = strength; widget.callback(strength, app.canvas, node);
   },
+  // what the page does when a hand has changed a widget
+  change: (type, name, value) => {
+    app.canvas.emitBeforeChange();
+    test.set(type, name, value);
+    app.canvas.emitAfterChange();
+  },
 };"""
+FRESH = ["", 1]
 
 # The middle of the picture in the window, once the view has stopped moving and nothing else lies there.
 STILL = """(async () => {
@@ -87,8 +97,7 @@ def test_the_slider_follows_the_pictures(strip):
         page.evaluate(f"scrub.move({frame})")
         assert page.evaluate("scrub.strength()") == -1 + frame / 2
     page.evaluate("scrub.range().dispatchEvent(new Event('change'))")
-    status = page.evaluate("scrub.root().querySelector('[role=status]').textContent")
-    assert status.startswith("Strength +1 is set for Direction Slider #")
+    assert page.evaluate("scrub.status()").startswith("Strength +1 is set for Direction Slider #")
     prompt = page.evaluate("app.graphToPrompt().then(made => made.output)")
     (slider,) = (node for node in prompt.values() if node["class_type"] == f"{PREFIX}DirectionSlider")
     assert slider["inputs"]["strength"] == 1
@@ -158,8 +167,67 @@ def test_a_slider_of_another_direction_or_with_a_link_is_left_alone(strip):
     assert page.evaluate("scrub.strength()") == 0
 
 
+def old(page, node: str) -> bool:
+    """Whether the strip says that its pictures are from before a change in a node, and dims them."""
+    sentence, opacity = page.evaluate("scrub.old()")
+    label = page.evaluate("scrub.canvas().getAttribute('aria-label')")
+    assert label.endswith(", from before a change") == bool(sentence)
+    assert (opacity < 0.5) == bool(sentence)
+    return sentence.startswith(f"These pictures are from before a change in {node} #")
+
+
+def test_pictures_from_before_a_change_are_dim_until_the_next_run(strip):
+    """Here behind the slider that the strip moves, whose strength alone makes no difference to the pictures."""
+    page = strip
+    page.evaluate("test.link('DirectionSlider', 'inversion', 'SliderStrip', 'inversion')")
+    assert old(page, "Slider Strip")
+    run(page)
+    assert page.evaluate("scrub.old()") == FRESH
+    page.evaluate("scrub.move(0); scrub.range().dispatchEvent(new Event('change')); scrub.slide(0.3)")
+    assert page.evaluate("scrub.old()") == FRESH
+    changes = {"Demo Portrait": ("DemoPortrait", "seed"), "Slider Strip": ("SliderStrip", "steps")}
+    for title, (node, widget) in changes.items():
+        before = page.evaluate(f"test.widget('{node}', '{widget}').value")
+        page.evaluate(f"scrub.change('{node}', '{widget}', {before + 1})")
+        assert old(page, title)
+        screenshot(page, f"scrub_old_{node}")
+        page.evaluate(f"scrub.change('{node}', '{widget}', {before})")
+        assert page.evaluate("scrub.old()") == FRESH
+    # a setting of a node that comes after the strip, or beside it
+    page.evaluate("scrub.change('SaveImage', 'filename_prefix', 'another')")
+    assert page.evaluate("scrub.old()") == FRESH
+    # a slider of another direction is one of the settings
+    page.evaluate("scrub.change('DirectionSlider', 'index', 1)")
+    assert old(page, "Direction Slider")
+    page.evaluate("scrub.change('DirectionSlider', 'index', 0)")
+    assert page.evaluate("scrub.old()") == FRESH
+
+
+def test_what_is_changed_during_a_run_is_not_in_its_pictures(strip):
+    page = strip
+    page.evaluate(f"scrub.change('InvertImage', 'seed', {next(SEEDS)})")
+    page.evaluate("test.ended = null; app.queuePrompt(0).then(() => scrub.change('SliderStrip', 'steps', 3))")
+    page.wait_for("test.ended", 60)
+    assert page.wait_for("scrub.old()[0]", 20).startswith("These pictures are from before a change in Slider Strip #")
+    page.evaluate("scrub.change('SliderStrip', 'steps', 2)")
+    assert page.evaluate("scrub.old()") == FRESH
+
+
+def test_the_run_button_runs_the_workflow(strip):
+    page = strip
+    page.evaluate("test.ended = null; scrub.change('SliderStrip', 'steps', 1)")
+    assert old(page, "Slider Strip")
+    button = "[...scrub.root().querySelectorAll('button')].find((one) => one.textContent === 'Run')"
+    assert "Run button" in page.evaluate(f"{button}.title")
+    page.evaluate(f"{button}.click()")
+    assert page.wait_for("test.ended", 60)[0] == "execution_success"
+    page.wait_for("scrub.old()[0] === ''", 20)
+    assert page.evaluate("scrub.old()") == FRESH
+
+
 def test_what_a_strip_shows_is_not_saved_and_comes_back_with_a_run(strip):
     page = strip
+    page.evaluate("scrub.move(2)")
     graph = page.evaluate("app.graph.serialize()")
     (saved,) = (node for node in graph["nodes"] if node["type"] == f"{PREFIX}SliderStrip")
     assert len(saved["widgets_values"]) == 6
@@ -169,3 +237,53 @@ def test_what_a_strip_shows_is_not_saved_and_comes_back_with_a_run(strip):
     page.wait_for("scrub.canvas() && scrub.said()", 20)
     strength = page.evaluate("scrub.strength()")
     assert page.evaluate(f"scrub.said().startsWith({as_json(f'{strength:g}')})")
+
+
+SUBGRAPHS = """
+  scrub.box = (name) => app.graph.nodes.find((node) => node.subgraph?.nodes.some((inner) => inner.type.endsWith(name)));
+  scrub.inside = (name) => scrub.box(name).subgraph.nodes.find((node) => node.type.endsWith(name));
+  scrub.slider = () => scrub.inside("DirectionSlider").widgets.find((one) => one.name === "strength").value;
+  scrub.wrap = (name) => app.graph.convertToSubgraph(new Set([test.find(name)]));
+"""
+
+
+def test_a_slider_inside_a_subgraph_is_set(strip):
+    page = strip
+    page.evaluate(f"{SUBGRAPHS} scrub.wrap('DirectionSlider'); true")
+    for frame in (4, 1):
+        page.evaluate(f"scrub.move({frame})")
+        assert page.evaluate("scrub.slider()") == -1 + frame / 2
+    page.evaluate("scrub.range().dispatchEvent(new Event('change'))")
+    assert page.evaluate("scrub.status()").startswith("Strength -0.5 is set for Direction Slider #")
+    assert page.evaluate("scrub.said()") == "-0.5"
+
+
+def test_a_strip_inside_a_subgraph_sets_a_slider_outside_of_it(strip):
+    page = strip
+    page.evaluate("""
+      scrub.wrap("SliderStrip");
+      scrub.root = () => scrub.inside("SliderStrip").widgets.find((one) => one.name === "scrub")?.element.shadowRoot;
+      true
+    """)
+    run(page)
+    page.evaluate("app.canvas.openSubgraph(scrub.box('SliderStrip').subgraph, scrub.box('SliderStrip'))")
+    page.wait_for("scrub.canvas() && scrub.said() === '-0.5'", 20)
+    screenshot(page, "scrub_subgraph")
+    assert page.evaluate("scrub.old()") == FRESH
+    page.evaluate("scrub.move(3)")
+    assert page.evaluate("scrub.slider()") == 0.5
+    assert page.evaluate("scrub.old()") == FRESH
+    page.evaluate("scrub.change('DemoPortrait', 'size', 128)")
+    assert old(page, "Demo Portrait")
+    page.evaluate("scrub.change('DemoPortrait', 'size', 64)")
+    assert page.evaluate("scrub.old()") == FRESH
+
+
+def test_where_a_subgraph_is_there_twice_nothing_is_set_and_the_panel_says_why(strip):
+    """The links of a strip inside it lead to two places."""
+    page = strip
+    page.evaluate("app.graph.add(LiteGraph.createNode(scrub.box('SliderStrip').type)); scrub.move(0)")
+    assert page.evaluate("scrub.slider()") == 0.5
+    page.evaluate("scrub.range().dispatchEvent(new Event('change'))")
+    assert "has this subgraph several times" in page.evaluate("scrub.status()")
+    page.evaluate("app.canvas.setGraph(app.graph)")

@@ -56,7 +56,8 @@ def test_the_page_shows_a_node_in_the_language_that_is_set(comfy, language):
             # a tile of the gallery, as if a run had sent a direction
             browser.evaluate("""
               window.preview = LiteGraph.createNode("LatentDirections_PreviewDirections"); app.graph.add(preview);
-              preview.onExecuted({ gallery: [JSON.stringify([{ name: "smile", pictures: [] }])] }); true
+              window.found = { name: "smile", key: "", change: 0.04, pictures: [] };
+              preview.onExecuted({ gallery: [JSON.stringify([found])] }); true
             """)
             words = MADE[locales.FOLDER / language / "main.json"][locales.PAGE_KEY]
             gallery = "preview.widgets.find((w) => w.name === 'gallery').element.shadowRoot"

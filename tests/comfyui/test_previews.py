@@ -1,6 +1,7 @@
 """The small pictures that Preview Directions and Slider Strip give to the page."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -10,7 +11,7 @@ from families import Family, sd3
 from node_runs import find, invert, loaded, picture
 from PIL import Image
 
-from latent_directions.nodes.inspect import TILE, PreviewDirections
+from latent_directions.nodes.inspect import TILE, PreviewDirections, _key
 from latent_directions.nodes.pictures import picture_of
 from latent_directions.nodes.previews import save_previews
 from latent_directions.nodes.quick import MOST_SHOWN, SliderStrip
@@ -36,10 +37,14 @@ def saved(file: dict) -> Image.Image:
     return Image.open(Path(folder_paths.get_temp_directory()) / file["subfolder"] / file["filename"])
 
 
+def values(picture: Image.Image) -> torch.Tensor:
+    """The values of a picture, 0 to 255."""
+    return torch.tensor(list(picture.tobytes()), dtype=torch.float)
+
+
 def difference(one: Image.Image, other: Image.Image) -> float:
-    """The mean difference of two pictures' values, 0 to 255, at the size of the first."""
-    a, b = (torch.tensor(list(each.resize(one.size).tobytes()), dtype=torch.float) for each in (one, other))
-    return float((a - b).abs().mean())
+    """The mean difference of two pictures' values at the size of the first."""
+    return float((values(one) - values(other.resize(one.size))).abs().mean())
 
 
 def test_pictures_are_made_small_and_keep_their_shape():
@@ -63,7 +68,7 @@ def test_a_strip_shows_evenly_chosen_pictures_of_the_first_of_a_batch(two_pictur
     latents, report = made.args[0]["samples"], json.loads(made.args[1])
     (text,) = made.ui["scrub"]
     shown = json.loads(text)
-    assert shown["index"] == 0
+    assert (shown["index"], shown["name"]) == (0, directions[0].name)
     strengths = [frame["strength"] for frame in shown["frames"]]
     assert len(strengths) == MOST_SHOWN
     assert (strengths[0], strengths[-1]) == (1.0, -1.0)
@@ -96,3 +101,31 @@ def test_the_gallery_has_the_ends_of_each_row_of_the_sheet(two_pictures):
     assert difference(still, picture_of(ChannelVae().decode(encoded.latent["samples"]))) < 4
     assert difference(below, above) > 1
     assert made.ui["images"]
+    report = json.loads(made.args[1])
+    assert report["changes"] == [{"name": row["name"], "change": row["change"]} for row in gallery]
+
+
+def test_a_direction_that_changes_more_is_said_to(two_pictures):
+    """The root mean square of the ends' differences from the middle, here of pictures that are computed anew."""
+    encoded, directions = two_pictures
+    galleries = []
+    for strength in (0.5, 2.0):
+        with torch.inference_mode():
+            made = PreviewDirections.execute(encoded.inversion, directions, ChannelVae(), strength, 3, 2)
+        galleries.append(json.loads(made.ui["gallery"][0])[0])
+    small, large = galleries
+    assert 0 < small["change"] < large["change"] < 1
+    below, still, above = (values(saved(one)) for one in large["pictures"])
+    squares = torch.stack([below - still, above - still]).square().mean()
+    assert large["change"] == pytest.approx(float(squares.sqrt()) / 255, rel=0.1)  # but for what JPEG rounds
+
+
+def test_a_direction_keeps_its_key_when_it_is_found_again_and_another_has_its_own(two_pictures):
+    encoded, (words,) = two_pictures
+    move = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    one = replace(words, latent=move, sigma=encoded.inversion.sigma)
+    again, other = replace(one, latent=move * (1 + 1e-4)), replace(one, latent=move.flip(-1))
+    renamed = replace(one, name="another")
+    keys = [_key(direction) for direction in (one, again, other, renamed, words)]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
