@@ -130,7 +130,7 @@ def test_a_direction_is_chosen_in_the_gallery_and_sampled(hand, comfy):
     page.wait_for("test.pictures('PreviewDirections')[0]", 20)  # the sheet
     first = picture(comfy, page)
     page.evaluate("app.canvas.centerOnNode(test.find('PreviewDirections'))")
-    hand.click(f"({PANEL % ('PreviewDirections', 'gallery')}.querySelectorAll('.tiles button')[1])")
+    hand.click(f"({PANEL % ('PreviewDirections', 'gallery')}.querySelector('[data-index=\"1\"]'))")
     page.wait_for("test.widget('DirectionSlider', 'index').value === 1", 5)
     hand.run()
     assert not np.array_equal(np.asarray(picture(comfy, page)), np.asarray(first))
@@ -145,6 +145,7 @@ def test_the_slider_is_moved_on_the_strip_and_its_picture_is_sampled_on_a_click(
     page.evaluate("app.canvas.centerOnNode(test.find('SliderStrip'))")
     strength = page.evaluate("test.widget('DirectionSlider', 'strength').value")
     hand.click(f"({strip}.querySelector('canvas'))")
+    page.wait_for(f"{strip}.activeElement?.type === 'range'", 5)
     hand.press("ArrowLeft")
     page.wait_for(f"test.widget('DirectionSlider', 'strength').value < {strength}", 5)
     page.evaluate("test.ended = null")
