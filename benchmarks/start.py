@@ -4,6 +4,7 @@
 
 Each time the pack's modules are forgotten and imported again, from compiled modules as at every start but the first,
 in one process that has imported ComfyUI. Processor time is shown beside the clock's: other programs lengthen it less.
+What ComfyUI's own modules and libraries take is measured once, before that.
 """
 
 if __name__ == "__main__":
@@ -25,6 +26,7 @@ from benchmarks.command import parser, write
 from scripts.environment import ROOT, add_comfyui_to_path
 
 NAME = "latent_directions_started_anew"
+PACK, COMFYUI = "the pack", "ComfyUI's own modules and libraries"
 
 
 async def load() -> int:
@@ -57,14 +59,25 @@ def compiled_modules(folder: str):
         sys.dont_write_bytecode, sys.pycache_prefix = before
 
 
+def seconds(call) -> dict:
+    """What a call takes, by the clock and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    call()
+    return {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
+
+
+def import_comfyui() -> None:
+    """Import what ComfyUI has imported before it loads any pack."""
+    add_comfyui_to_path(ENVIRONMENT, Path(tempfile.gettempdir()) / "latent-directions-start")
+    import nodes  # noqa: F401 - ComfyUI's own
+
+
 def measure(times: int) -> list[dict]:
-    """Seconds of each load, by the clock and of the processor; the first, which compiles the modules, is left out."""
+    """Seconds of each load; the first, which compiles the modules, is left out."""
     rows = []
     with tempfile.TemporaryDirectory() as folder, compiled_modules(folder):
         for _ in range(times + 1):
-            clock, processor = time.perf_counter(), time.process_time()
-            asyncio.run(load())
-            rows.append({"clock": time.perf_counter() - clock, "processor": time.process_time() - processor})
+            rows.append({"what": PACK} | seconds(lambda: asyncio.run(load())))
             forget()
     return rows[1:]
 
@@ -74,15 +87,14 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--times", type=int, default=30, help="how often the pack is loaded")
     arguments = made.parse_args()
-    add_comfyui_to_path(ENVIRONMENT, Path(tempfile.gettempdir()) / "latent-directions-start")
-    import nodes  # noqa: F401 - ComfyUI's own, which it has imported before it loads any pack
-
+    comfyui = {"what": COMFYUI} | seconds(import_comfyui)
     rows = measure(arguments.times)
     print("| ms | least | median |\n|---|---|---|")
     for name in ("clock", "processor"):
         values = [1000 * row[name] for row in rows]
         print(f"| {name} | {min(values):.0f} | {statistics.median(values):.0f} |")
-    write(rows, arguments.json)
+    print(f"\n{COMFYUI}: {comfyui['clock']:.1f} s by the clock, {comfyui['processor']:.1f} s of the processor.")
+    write([comfyui, *rows], arguments.json)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 `Denoiser` wraps a model, `invert` encodes a picture, the `METHODS` look for moves of a `Search`, and an
 `AnchoredPrediction` moves the picture and leads a sampler back to it. `Jacobian`, `self_check` and `partial_svd` serve
-any differentiable function. It needs torch alone; `direction_files` also safetensors, `contact_sheet` and
-`charts` also Pillow. ARCHITECTURE.md describes the modules, examples/ uses them.
+any differentiable function. It needs torch alone; `direction_files` also safetensors, `contact_sheet` also Pillow,
+`charts` also matplotlib. ARCHITECTURE.md describes the modules, docs/examples/ uses them.
 """
 
 from .anchor import AnchoredPrediction, NoiseMove, NoisePaths, WordsMove, moved_noise

@@ -30,7 +30,6 @@ from .denoiser import SOURCE
 from .errors import NoiseLevelsError, NotFiniteError, ShapeError, UnknownNameError, size_in_words
 from .inversion import seeded_noise
 from .linalg import orthonormal_span, project_off
-from .record import record
 
 # Rounding differs between two computations of the same point; below this relative distance they are the same point.
 SNAP = 1e-5
@@ -42,7 +41,7 @@ LEVEL_STEP = 1e-3
 Predictions = Callable[[Tensor, float, Sequence[str]], list[Tensor]]
 
 
-@record(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Move:
     """One thing that an edit moves.
 
@@ -57,7 +56,7 @@ class Move:
     mask: Tensor | None = None
 
 
-@record(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseMove(Move):
     """A move of the noise that sampling starts from.
 
@@ -68,7 +67,7 @@ class NoiseMove(Move):
     displacement: Tensor
 
 
-@record(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class WordsMove(Move):
     """A move of the prediction, by the difference of two prompts.
 
@@ -94,7 +93,7 @@ class WordsMove(Move):
         return lowest * (1 + LEVEL_ROUNDING) < sigma <= highest * (1 + LEVEL_ROUNDING)
 
 
-@record
+@dataclass(frozen=True)
 class NoisePaths:
     """The noises n of the reference paths a x0 + b n over which the model's change is averaged.
 

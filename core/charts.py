@@ -1,23 +1,67 @@
-"""Bar charts: a label a row, with bars to both sides of zero. Needs Pillow."""
+"""Charts as pictures: bars to both sides of zero, lines, and tables of shades. Drawing one needs matplotlib.
+
+Figures are made without pyplot, and every colour and size is given here, so that nothing global is read or set.
+"""
 
 from __future__ import annotations
 
-import bisect
+import functools
 import math
+import textwrap
 from collections.abc import Collection, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from .errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL import Image
 
 Row = tuple[str, "float | None | Sequence[float | None]"]  # label, and one value or one of each series
-Colour = tuple[int, int, int]
 
-INK, MUTED, GRID, ZERO = (38, 42, 50), (112, 118, 128), (226, 229, 234), (140, 146, 156)
-BAR, ACCENT = (70, 116, 180), (222, 108, 32)
-MARGIN, TEXT, SMALL, LINE = 16, 14, 12, 17  # pixels: edge, font sizes, distance of text lines
-NUMBER = 50  # pixels kept free beside the bars for their numbers
+INK, MUTED, GRID, ZERO = "#262a32", "#707680", "#e2e5ea", "#8c929c"
+BAR, ACCENT = "#4674b4", "#de6c20"
+LINES = (BAR, ACCENT, "#4e9a6b", "#8d68ab", "#b39a2f", "#3d9da3", "#b5586c", "#6c7480")
+STYLES = ("-", "--", ":")  # of lines, when there are more than colours
+SHADES = "Blues"  # of a table, from white for 0 to the darkest for 1
+# The first is matplotlib's own. The others have Chinese, Japanese and Korean letters, and come with a system.
+FONTS = (
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Hiragino Sans",
+    "WenQuanYi Zen Hei",
+    "Arial Unicode MS",
+)
+BOX = "□"  # for a character that no font has
+DPI, MARGIN = 96, 10  # pixels in an inch, and around a chart
+LABELS, NAMES = 0.4, 0.25  # of the width, at most: labels of rows, and names of lines
+TITLE, TEXT, SMALL, LINE = 14, 12.5, 11, 20  # points of the fonts, and pixels from a line of text to the next
 MOST_LINES = 3  # of a label
 LONGEST_TEXT = 1000  # characters; more never fit into its lines
-MOST_NAMES = 6  # of series in the legend; of more it names the first and the last
+MOST_NUMBERED = 6  # series whose bars have their numbers; bars of more are too thin
+MOST_COLUMNS = 5  # of a legend below
+LARGEST_NUMBERED = 12  # rows of a table whose cells have their numbers
+
+
+def require_matplotlib() -> None:
+    """Check that charts can be drawn, before the work whose results they are to show.
+
+    Raises:
+        MissingPackageError: matplotlib is missing.
+    """
+    try:
+        import matplotlib  # noqa: F401 - on first use only: it takes half a second to import
+    except ImportError as error:
+        msg = "Charts need the Python package 'matplotlib', which is missing."
+        raise MissingPackageError(msg) from error
 
 
 def bar_chart(
@@ -25,10 +69,12 @@ def bar_chart(
     *,
     title: str = "",
     axis: str = "",
+    note: str = "",
     limits: tuple[float, float] | None = None,
     thresholds: Sequence[float] = (),
     highlighted: Collection[int] = (),
     series: Sequence[str] = (),
+    graded: bool = True,
     form: str = "{:+.2f}",
     width: int = 768,
 ) -> Image.Image:
@@ -39,80 +85,221 @@ def bar_chart(
             "none" in place of a bar.
         title: a line above.
         axis: what the numbers are, below.
-        limits: both ends of the axis, with 0 between them or at one of them; None: round numbers that hold all values.
-            A bar beyond them is cut off there.
+        note: a sentence in the middle, for a chart without bars.
+        limits: both ends of the axis, with 0 between them or at one of them; None: as far as the values go. A bar
+            beyond them is cut off there.
         thresholds: where to draw dashed lines.
         highlighted: rows, counted from 0, to draw in another colour.
-        series: names of the values in a row, for a legend. Their colours go from light to dark.
+        series: names of the values in a row, for a legend.
+        graded: whether the colours of several series go from light to dark, for those that have an order; else each
+            has a colour of its own.
         form: how a number is written, for str.format.
         width: of the picture in pixels; the height follows from the rows.
 
     Returns:
         The chart, RGB on white.
+
+    Raises:
+        MissingPackageError: matplotlib is missing.
     """
-    data = [(label, _values(value)) for label, value in rows]
-    low, high = limits or _round_limits([v for _, values in data for v in values if v is not None])
-    font, small = ImageFont.load_default(TEXT), ImageFont.load_default(SMALL)
+    require_matplotlib()
+    data = [(_wrapped(label, LABELS * width, TEXT), _values(value)) for label, value in rows]
     count = max((len(values) for _, values in data), default=1)
-    thick = 18 if count == 1 else 14 if count <= MOST_NAMES else 8
 
-    widest = int(max((font.getlength(_shortened(label)) for label, _ in data), default=0)) + 1
-    label_width = min(max(60, widest), int(width * 0.42))
-    left = MARGIN + label_width + (NUMBER if low < 0 else 12)
-    right = width - MARGIN - (NUMBER if high > 0 else 12)
+    def colour_of(k: int, of: int):
+        return _shade(BAR, k, of) if graded else LINES[k % len(LINES)]
 
-    def x_of(value: float) -> float:
-        return left + (min(max(value, low), high) - low) / (high - low) * (right - left)
+    thick = 21 if count == 1 else 17 if count <= MOST_NUMBERED else 8
+    heights = [max(LINE * (1 + label.count("\n")), thick * len(values)) + 12 for label, values in data]
+    ends = [0, *accumulate(heights)]
+    columns = max(1, min(len(series), MOST_COLUMNS))
+    legend = 30 + 24 * -(-len(series) // columns) if series else 0
+    figure, axes = _figure(width, max(ends[-1], 4 * LINE) + 2 * LINE + legend, title, axis, note)
 
-    labels = [_wrapped(label, font, label_width) for label, _ in data]
-    heights = [max(len(lines) * LINE, len(v) * thick) + 12 for lines, (_, v) in zip(labels, data, strict=True)]
-    titles = _wrapped(title, ImageFont.load_default(TEXT + 2), width - 2 * MARGIN) if title else []
-    top = MARGIN + len(titles) * (LINE + 4) + (LINE + 8 if series else 0) + (LINE if thresholds else 0)
-    bottom = top + sum(heights) + 4
-    chart = Image.new("RGB", (width, bottom + LINE + 6 + (LINE + 2 if axis else 0) + MARGIN - 6), "white")
-    draw = ImageDraw.Draw(chart)
-
-    for k, line in enumerate(titles):
-        draw.text((MARGIN, MARGIN - 4 + k * (LINE + 4)), line, fill=INK, font=ImageFont.load_default(TEXT + 2))
-    if series:
-        _legend(draw, series, (MARGIN, MARGIN + len(titles) * (LINE + 4)), small)
-    for tick in _ticks(low, high):
-        draw.line([(x_of(tick), top), (x_of(tick), bottom)], fill=ZERO if tick == 0 else GRID)
-        draw.text((x_of(tick), bottom + 4), f"{tick:g}", fill=MUTED, font=small, anchor="ma")
-    if axis:
-        shown = _wrapped(axis, small, width - 2 * MARGIN, 1)[0]
-        middle = min(max((left + right) / 2, MARGIN + small.getlength(shown) / 2), width - MARGIN)
-        middle = min(middle, width - MARGIN - small.getlength(shown) / 2)
-        draw.text((middle, bottom + 4 + LINE), shown, fill=MUTED, font=small, anchor="ma")
-
-    for threshold in thresholds:
-        _dashed(draw, x_of(threshold), top, bottom)
-        draw.text((x_of(threshold), top - 3), f"{threshold:g}", fill=ACCENT, font=small, anchor="mb")
-    y = top
-    for number, ((_, values), lines, height) in enumerate(zip(data, labels, heights, strict=True)):
-        if number:
-            draw.line([(MARGIN, y), (width - MARGIN, y)], fill=GRID)
-        first = y + (height - len(lines) * LINE) / 2
-        for k, line in enumerate(lines):
-            draw.text((MARGIN, first + k * LINE), line, fill=INK, font=font)
-        first = y + (height - len(values) * thick) / 2
+    axes.set_ylim(max(ends[-1], 1), 0)
+    middles = [end - height / 2 for end, height in zip(ends[1:], heights, strict=True)]
+    axes.set_yticks(middles, [label for label, _ in data])
+    axes.grid(axis="x", color=GRID)
+    if data:
+        axes.axvline(0, color=ZERO, linewidth=1, zorder=0.9)  # below the bars
+    if limits is not None:
+        axes.set_xlim(limits)
+    for at in thresholds:
+        axes.axvline(at, color=ACCENT, linestyle="--", linewidth=1.5)
+        axes.text(
+            at, 1, f"{at:g}", color=ACCENT, size=SMALL, ha="center", va="bottom", transform=axes.get_xaxis_transform()
+        )
+    for number, (_, values) in enumerate(data):
+        first = middles[number] - (len(values) - 1) / 2 * thick
         for k, value in enumerate(values):
-            middle = first + (k + 0.5) * thick
+            middle = first + k * thick
             if value is None:
-                draw.text((x_of(0) + 5, middle), "none", fill=MUTED, font=small, anchor="lm")
+                axes.text(0, middle, " none", color=MUTED, size=SMALL, va="center")
                 continue
-            start, end = sorted((x_of(0), x_of(value)))
-            colour = _shade(ACCENT if number in highlighted else BAR, k, len(values))
-            half = thick / 2 - (1 if len(values) > 1 else 0)
-            draw.rectangle([start, middle - half, max(end, start + 1), middle + half - 1], fill=colour)
-            if thick >= SMALL - 1 or k in (0, len(values) - 1):
-                at, anchor = ((x_of(value) + 5, middle), "lm") if value >= 0 else ((x_of(value) - 5, middle), "rm")
-                text = form.format(value)
-                text = form.format(0.0).lstrip("+") if float(text) == 0 else text  # no sign that stands for nothing
-                draw.rectangle(draw.textbbox(at, text, font=small, anchor=anchor), fill="white")  # over lines
-                draw.text(at, text, fill=INK, font=small, anchor=anchor)
-        y += height
-    return chart
+            shown = value if limits is None else min(max(value, limits[0]), limits[1])
+            colour = _shade(ACCENT, k, len(values)) if number in highlighted else colour_of(k, len(values))
+            bar = axes.barh(middle, shown, height=thick - 2 * (count > 1), color=colour)
+            if count <= MOST_NUMBERED:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if count == 1 else None
+                axes.bar_label(bar, [_number(value, form)], padding=4, color=INK, size=SMALL, bbox=box)
+    if series:
+        from matplotlib.patches import Patch
+
+        patches = [Patch(color=colour_of(k, len(series)), label=name) for k, name in enumerate(series)]
+        _legend(figure, patches, "outside lower left", width / columns - 66, columns)
+    return _picture(figure)
+
+
+def line_chart(
+    series: Sequence[tuple[str, Sequence[float | None]]],
+    at: Sequence[float],
+    *,
+    title: str = "",
+    x_axis: str = "",
+    y_axis: str = "",
+    note: str = "",
+    limits: tuple[float | None, float | None] = (None, None),
+    width: int = 768,
+    height: int = 500,
+) -> Image.Image:
+    """Draw lines through points that all have the same places on the horizontal axis, with a legend.
+
+    Args:
+        series: name of each line, and its values; None and what is no finite number are gaps.
+        at: the places of the values, in ascending order.
+        title: a line above.
+        x_axis: what the places are.
+        y_axis: what the values are.
+        note: a sentence in the middle, for a chart that is empty.
+        limits: lower and upper end of the vertical axis; None: as far as the values go.
+        width: of the picture in pixels.
+        height: the least in pixels; many lines make the picture higher.
+
+    Returns:
+        The chart, RGB on white.
+
+    Raises:
+        MissingPackageError: matplotlib is missing.
+    """
+    require_matplotlib()
+    needed = sum(_height(_wrapped(name, NAMES * width, SMALL)) for name, _ in series)
+    figure, axes = _figure(width, max(height, needed), title, x_axis, note)
+    axes.set_ylabel(_wrapped(y_axis, 0.8 * height, SMALL), color=MUTED, size=SMALL)
+    axes.grid(color=GRID)
+    axes.tick_params(axis="y", labelsize=SMALL, labelcolor=MUTED)
+    drawn = []
+    for number, (name, values) in enumerate(series):
+        style = STYLES[number // len(LINES) % len(STYLES)]
+        gaps = [math.nan if value is None else value for value in _values(values)]
+        drawn += axes.plot(
+            at,
+            gaps,
+            style,
+            color=LINES[number % len(LINES)],
+            marker="o",
+            markersize=4,
+            linewidth=1.5,
+            clip_on=False,
+            label=name,
+        )
+    axes.set_ylim(*limits)
+    if drawn:
+        _legend(figure, drawn, "outside right center", NAMES * width)
+    return _picture(figure)
+
+
+def table_chart(
+    rows: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    title: str = "",
+    axis: str = "",
+    note: str = "",
+    width: int = 768,
+) -> Image.Image:
+    """Draw a square table of values 0 to 1 in shades, whose columns have the numbers of the rows.
+
+    Args:
+        rows: labels; each is shown with its number, counted from 0.
+        values: of each row, for each column; None and what is no finite number are empty.
+        title: a line above.
+        axis: what the values are.
+        note: a sentence in the middle, for a chart that is empty.
+        width: of the picture in pixels; the height follows from the rows.
+
+    Returns:
+        The chart, RGB on white.
+
+    Raises:
+        MissingPackageError: matplotlib is missing.
+    """
+    require_matplotlib()
+    numbered = len(rows) <= LARGEST_NUMBERED
+    labels = [f"{_wrapped(name, LABELS * width, TEXT)}  {number}" for number, name in enumerate(rows)]
+    lines = max((1 + label.count("\n") for label in labels), default=1)
+    cell = max(LINE * lines + 6, 40 if numbered else 26)
+    figure, axes = _figure(width, cell * max(1, len(rows)) + 3 * LINE, title, axis, note)
+    cells = [[math.nan if value is None else value for value in _values(row)] for row in values]
+    if cells:
+        axes.imshow(cells, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set_xticks(range(len(rows)), [str(number) for number in range(len(rows))])
+    axes.tick_params(axis="x", top=False, labeltop=True, bottom=False, labelbottom=False, labelcolor=INK)
+    for y, row in enumerate(cells if numbered else ()):
+        for x, value in enumerate(row):
+            if not math.isnan(value):
+                colour = "white" if value > 0.6 else INK
+                axes.text(x, y, f"{value:.2f}", color=colour, size=SMALL, ha="center", va="center")
+    return _picture(figure)
+
+
+def _figure(width: int, height: int, title: str, axis: str, note: str) -> tuple[Figure, Axes]:
+    """A figure with what all charts share; the texts around the axes are added to the height."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    room = width - 2 * MARGIN
+    title, axis, note = (
+        _wrapped(title, room, TITLE),
+        _wrapped(axis, 0.8 * room, SMALL),
+        _wrapped(note, 0.8 * room, TEXT),
+    )
+    height = MARGIN + max(height, _height(note)) + _height(title) + _height(axis)
+    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=MARGIN / DPI, h_pad=MARGIN / DPI)
+    if title:
+        figure.suptitle(title, x=MARGIN / width, ha="left", color=INK, size=TITLE, weight="normal")
+    axes = figure.add_subplot(facecolor="white")
+    if note:
+        axes.text(0.5, 0.5, note, color=INK, size=TEXT, ha="center", va="center", transform=axes.transAxes)
+        axes.set_axis_off()
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(axis, color=MUTED, size=SMALL)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.tick_params(axis="x", length=0, labelsize=SMALL, labelcolor=MUTED)
+    axes.tick_params(axis="y", length=0, labelsize=TEXT, labelcolor=INK)
+    return figure, axes
+
+
+def _legend(figure: Figure, handles: Sequence, place: str, width: float, columns: int = 1) -> None:
+    """A legend outside of the axes, whose names are so many pixels wide at most."""
+    names = [_wrapped(handle.get_label(), width, SMALL) for handle in handles]
+    figure.legend(handles, names, loc=place, ncols=columns, frameon=False, fontsize=SMALL, labelcolor=INK)
+
+
+def _picture(figure: Figure) -> Image.Image:
+    """The figure as it is drawn, no text of it read as a formula."""
+    from matplotlib.text import Text
+    from PIL import Image
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_fontfamily(_fonts())
+    figure.canvas.draw()
+    width, height = figure.canvas.get_width_height()
+    return Image.frombuffer("RGBA", (width, height), figure.canvas.buffer_rgba()).convert("RGB")
 
 
 def _values(value) -> list[float | None]:
@@ -121,71 +308,69 @@ def _values(value) -> list[float | None]:
     return [float(v) if v is not None and math.isfinite(v) else None for v in given] or [None]
 
 
-def _round_limits(values: Sequence[float]) -> tuple[float, float]:
-    """A round number that holds all values on every side that has any."""
-    most = max((abs(v) for v in values), default=0.0) or 1.0
-    power = 10.0 ** math.floor(math.log10(most))
-    end = next(step * power for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if step * power >= most * (1 - 1e-9))
-    return (-end if any(v < 0 for v in values) else 0.0, end if any(v >= 0 for v in values) or not values else 0.0)
+def _number(value: float, form: str) -> str:
+    """A value as it is written, without a sign that stands for nothing."""
+    text = form.format(value)
+    return form.format(0.0).lstrip("+") if float(text) == 0 else text
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Both ends, zero and the middle between them."""
-    ends = [end for end in (low, high) if end]
-    return sorted({round(v, 10) for end in ends for v in (end, end / 2)} | {0.0})
-
-
-def _shade(colour: Colour, number: int, count: int) -> Colour:
+def _shade(colour: str, number: int, count: int) -> tuple[float, ...]:
     """The colour itself where there is one series; of several the first is the lightest."""
+    from matplotlib.colors import to_rgb
+
     share = 1.0 if count == 1 else 0.45 + 0.55 * number / (count - 1)
-    return tuple(round(255 + (part - 255) * share) for part in colour)
+    return tuple(1 + (part - 1) * share for part in to_rgb(colour))
 
 
-def _legend(draw: ImageDraw.ImageDraw, series: Sequence[str], at: tuple[float, float], font) -> None:
-    """A square of its colour before the name of every series, or a row of squares between the first and the last."""
-    x, y = at
-    few = len(series) <= MOST_NAMES
-    if not few:
-        draw.text((x, y), series[0], fill=INK, font=font)
-        x += font.getlength(series[0]) + 6
-    for number, name in enumerate(series):
-        draw.rectangle([x, y + 2, x + 10, y + 12], fill=_shade(BAR, number, len(series)))
-        x += 12
-        if few:
-            draw.text((x + 4, y), name, fill=INK, font=font)
-            x += font.getlength(name) + 20
-    if not few:
-        draw.text((x + 6, y), series[-1], fill=INK, font=font)
+@functools.cache
+def _fonts() -> list[str]:
+    """Those of FONTS that this system has, in their order."""
+    from matplotlib import font_manager
+
+    known = set(font_manager.get_font_names())
+    return [name for name in FONTS if name in known]
 
 
-def _dashed(draw: ImageDraw.ImageDraw, x: float, top: float, bottom: float) -> None:
-    y = top
-    while y < bottom:
-        draw.line([(x, y), (x, min(y + 5, bottom))], fill=ACCENT, width=2)
-        y += 9
+@functools.cache
+def _characters() -> frozenset[int]:
+    """All characters that these fonts can draw."""
+    from matplotlib import font_manager
+
+    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in _fonts()]
+    return frozenset().union(*(font.get_charmap() for font in fonts))
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = MOST_LINES) -> list[str]:
-    """A text in lines that fit into so many pixels, broken at spaces where there are any; the last may end in "..."."""
-    lines, rest = [], _shortened(text)
-    while rest and len(lines) < most:
-        fits = max(1, _fitting(rest, font, width))
-        if fits < len(rest):
-            space = rest.rfind(" ", 1, fits + 1)
-            fits = space if space > 0 else fits
-        lines.append(rest[:fits].rstrip())
-        rest = rest[fits:].lstrip()
-    if rest:
-        room = width - font.getlength("...")
-        lines[-1] = f"{lines[-1][: _fitting(lines[-1], font, room)].rstrip()}..."
-    return lines or [""]
+def _wrapped(text: str, room: float, size: float) -> str:
+    """A text in at most MOST_LINES lines that fit into so many pixels, the last with "..." where it is cut.
+
+    Characters that no font has become boxes.
+    """
+    text = " ".join(text[: 2 * LONGEST_TEXT].split())[:LONGEST_TEXT]
+    text = "".join(character if ord(character) in _characters() else BOX for character in text)
+    fitting = room * len(text) / max(1.0, _length(text, size))  # characters a line, on average
+    for columns in range(max(4, int(1.5 * fitting)), 3, -1):
+        lines = textwrap.wrap(text, columns, max_lines=MOST_LINES, placeholder="...")
+        if all(_length(line, size) <= room for line in lines):
+            return "\n".join(lines)
+    return "..."
 
 
-def _shortened(text: str) -> str:
-    """A text on one line, with no more of it than any label could show."""
-    return " ".join(text[: 2 * LONGEST_TEXT].split())[:LONGEST_TEXT]
+def _height(text: str) -> int:
+    """Pixels of a text above or below the axes."""
+    return LINE * (1 + text.count("\n")) + 8 if text else 0
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
-    """How many of its first characters fit into so many pixels."""
-    return bisect.bisect_right(range(1, len(text) + 1), width, key=lambda count: font.getlength(text[:count]))
+def _length(text: str, size: float) -> float:
+    """Pixels of a line of text."""
+    from matplotlib.font_manager import FontProperties
+
+    font = FontProperties(family=_fonts(), size=size)
+    return _renderer().get_text_width_height_descent(text, font, ismath=False)[0]
+
+
+@functools.cache
+def _renderer():
+    """What texts are measured with."""
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    return RendererAgg(1, 1, DPI)

@@ -11,13 +11,13 @@ but does not hold what the others change: moves at right angles may well change 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import NothingLeftError
 from .linalg import damped_least_squares, in_float64
-from .record import record
 
 # Relative to effects of length 1. Others whose effects differ by less than its root count as one, so that rounding in
 # their products cannot make their coefficients large.
@@ -26,7 +26,7 @@ DAMPING = 1e-6
 LEFT = 0.01
 
 
-@record
+@dataclass(frozen=True)
 class Combined:
     """A move made of several.
 
@@ -39,7 +39,7 @@ class Combined:
     step: float
 
 
-@record
+@dataclass(frozen=True)
 class Held(Combined):
     """A move without what would change what others change.
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .attention import differentiable_attention
 from .errors import UnknownPromptError
-from .record import record
 
 SOURCE = "source"  # the prompt that describes the picture as it is
 
@@ -64,7 +63,7 @@ class EvaluationCounter:
             self.cost_per_forward = 1
 
 
-@record
+@dataclass(frozen=True)
 class Features:
     """Inner activations h of a network, at one of its layers, which the host reads while the network runs.
 

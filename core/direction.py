@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from .anchor import Move, NoiseMove, WordsMove
 from .denoiser import SOURCE
 from .errors import printable
-from .record import record
 
 LONGEST_NAME = 200  # characters of a direction's name, method and family
 
 
-@record(eq=False)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """A conditioning as tensors, which nothing changes once it is made.
 
@@ -42,7 +41,7 @@ class Prompt:
         return {"tokens": self.tokens, **pooled, **self.extra}
 
 
-@record
+@dataclass(frozen=True)
 class Words:
     """A change of words: strength s adds s * share * (D(x, target) - D(x, source)) to the prediction D.
 
@@ -57,7 +56,7 @@ class Words:
     share: float = 1.0
 
 
-@record
+@dataclass(frozen=True)
 class Distilled:
     """What a direction does to one picture, as moves of its clean latent in ComfyUI's latent space.
 
@@ -75,7 +74,7 @@ class Distilled:
     bend: float
 
 
-@record
+@dataclass(frozen=True)
 class Feature:
     """What a direction changes inside the network, by which it can be carried over to other pictures.
 
@@ -88,7 +87,7 @@ class Feature:
     layer: str
 
 
-@record
+@dataclass(frozen=True)
 class Fingerprint:
     """What tells the models of one family apart: how the network is built, and a few of its weights.
 
@@ -118,7 +117,7 @@ class Fingerprint:
         return bool(distances) and distances[3 * len(distances) // 4] > max(self.rounding, other.rounding)
 
 
-@record
+@dataclass(frozen=True)
 class KeepPair:
     """Two prompts that differ in one thing that an edit is to leave as it is: 'with' it and 'without' it."""
 
@@ -127,7 +126,7 @@ class KeepPair:
     absent: Prompt
 
 
-@record
+@dataclass(frozen=True)
 class Direction:
     """What one slider moves: strength s moves the noisy latent by s * step * latent, and the prediction by its words.
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -27,7 +28,6 @@ from .errors import (
     SeveralMasksError,
     printable,
 )
-from .record import record
 from .tensor_file import DAMAGED, FLOATS, LARGEST, LARGEST_HEADER, WHOLE_NUMBERS, TensorFile, check_size, parsed
 
 FORMAT = "latent-directions/2"
@@ -235,7 +235,7 @@ def _read_first_format(described: dict, tensors: TensorFile) -> dict:
     return fields
 
 
-@record
+@dataclass(frozen=True)
 class _Kind:
     """A kind of part.
 

@@ -12,6 +12,10 @@ class LatentDirectionsError(ValueError):
         super().__init__(printable(message))
 
 
+class MissingPackageError(LatentDirectionsError):
+    """A Python package that a part of this package needs is not installed."""
+
+
 class UnknownPromptError(LatentDirectionsError):
     """A denoiser was asked for a prompt or a guidance that it does not have."""
 

@@ -103,7 +103,7 @@ def explore(search: Search) -> list[FoundDirection]:
     The leading singular vectors of J are mixed by `varimax_by_cell`; with a mask those of the masked J, restricted to
     the complement of the `null_rank` leading ones outside the mask, as LOCO has them. Each move has a mask: that of the
     search, or where there is none its own, where its effect is. Moves whose effect is that of a larger one are dropped,
-    and the others are ordered by the norm of their effect in their mask times the share of the effect's energy there.
+    and the others are ordered by `ranking`.
 
     The step at strength 1 is the largest for which the root mean square change of D, both in the move's mask and over
     the whole picture, is at most STEP standard deviations of D, and whose norm is at most FARTHEST times the noise's.
@@ -139,10 +139,20 @@ def explore(search: Search) -> list[FoundDirection]:
         change = step * _root_mean_square(effect, acts) / float(value.std())
         notes = {"effect": float(effect.norm()), "share_inside": inside, "place": place_of(energy), CHANGE_NOTE: change}
         moves.append(FoundDirection(sign * vectors[i : i + 1], step, notes, acts, sign * effect))
-    moves.sort(key=lambda move: move.notes["effect"] * move.notes["share_inside"] ** 1.5, reverse=True)
+    moves.sort(key=lambda move: ranking(move.notes["effect"], move.notes["share_inside"]), reverse=True)
     if len(moves) < settings.count:
         search.remarks.append(FEWER.format(len(moves), settings.count))
     return moves[: settings.count]
+
+
+def ranking(effect: float, share_inside: float) -> float:
+    """What moves are ordered by: the norm of the effect in its mask, times the share of the effect's energy there.
+
+    Args:
+        effect: its norm, as in the notes of a move.
+        share_inside: the share of its energy inside the mask, as in the notes.
+    """
+    return effect * share_inside**1.5
 
 
 def own_mask(effect: Tensor) -> Tensor:

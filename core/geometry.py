@@ -11,6 +11,7 @@ Math. Comp. 27 (1973) for angles; Edelman, Arias and Smith, SIAM J. Matrix Anal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,7 +26,6 @@ from .errors import (
     size_in_words,
 )
 from .linalg import in_float64
-from .record import record
 
 # Inner products of a basis may be this far from those of an orthonormal one: half precision, not another basis.
 ORTHONORMAL = 2e-2
@@ -34,7 +34,7 @@ NOTHING = 1e-6
 ENERGY = 0.99  # share of the energy that `rank_share` asks for
 
 
-@record
+@dataclass(frozen=True)
 class MatchedMean:
     """A mean of bases, vector by vector.
 
@@ -47,7 +47,7 @@ class MatchedMean:
     agreement: Tensor
 
 
-@record
+@dataclass(frozen=True)
 class SubspaceMean:
     """A mean of subspaces.
 
@@ -64,7 +64,7 @@ class SubspaceMean:
     converged: bool
 
 
-@record
+@dataclass(frozen=True)
 class PrincipalComponents:
     """Principal components of features over samples.
 

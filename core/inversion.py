@@ -12,6 +12,7 @@ step that ends at the picture is x0 = D(x_1): the first step up solves it for x_
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from .denoiser import SOURCE, Denoiser
 from .errors import LatentNotFiniteError, NoiseLevelsError, NotFiniteError, UnknownNameError
-from .record import record
 
 
 class Split(NamedTuple):
@@ -47,7 +47,7 @@ class _Steps:
         return x + (a_up - a) * split.denoised + (b_up - b) * split.noise
 
 
-@record
+@dataclass(frozen=True)
 class InversionMethod:
     """A method of walking up the ODE.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from .denoiser import SOURCE
 from .errors import FeaturesShapeError, NoBackwardError, NoFeaturesError, NothingToMoveError, ZeroOperatorError
 from .jacobian_directions import MAX_PAIRS
 from .operators import Jacobian
-from .record import record
 from .search import Search
 from .self_check import SelfCheck
 from .svd import partial_svd
@@ -26,7 +26,7 @@ from .svd import partial_svd
 NO_FEATURES = "The pullback method looks at features inside the network, and none can be read of this model."
 
 
-@record
+@dataclass(frozen=True)
 class LocalBasis:
     """The moves of the latent that change the features most, at one point.
 

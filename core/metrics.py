@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from .errors import EmbeddingError, NoChangeError, ShapeError
 from .linalg import in_float64
-from .record import record
 
 LOGIT_SCALE = 100.0  # of CLIP's probabilities: the largest that its training allows
 # Differences of pictures with values 0 to 1, and of embeddings of length 1, that are rounding.
@@ -27,7 +28,24 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((in_float64(a) - in_float64(b)).square().mean().sqrt())
 
 
-@record
+def share_of_most_changed(change: Tensor, part: float = 0.1) -> Tensor:
+    """How local changes are: the share of the squared change that lies in the cells that change most.
+
+    Args:
+        change: (B, C, ..., H, W), of latents or of pictures with the channels first.
+        part: how many of the H W cells count, as a share of them; part of a cell counts in part.
+
+    Returns:
+        (B,) in float64 on the CPU, `part` for a change that is the same everywhere up to 1 for one in that part alone;
+        NaN where nothing has changed.
+    """
+    energy = in_float64(change.flatten(1, -3)).square().sum(1).flatten(1)
+    counted = part * energy.shape[1]
+    weights = (counted - torch.arange(energy.shape[1], dtype=torch.float64)).clamp(0, 1)
+    return (energy.sort(dim=1, descending=True).values * weights).sum(1) / energy.sum(1)
+
+
+@dataclass(frozen=True)
 class WordChange:
     """What edits changed along P pairs of words "with" and "without", by CLIP; N edited pictures.
 
@@ -108,7 +126,7 @@ def change_along_words(before: Tensor, after: Tensor, present: Tensor, absent: T
     )
 
 
-@record
+@dataclass(frozen=True)
 class Disentanglement:
     """How far a picture strays when nothing is to change or all is changed back, against what the words change [ours].
 

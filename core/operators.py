@@ -19,7 +19,6 @@ from .attention import differentiable_attention
 from .denoiser import SOURCE, Denoiser, EvaluationCounter
 from .errors import NotFiniteDerivativeError, ShapeError, ZeroDerivativeError
 from .linalg import project_off
-from .record import record
 
 # Relative step of central differences. The error is h^2 |D'''| + eps |D| / h: smallest near the cube root of eps, which
 # is 5e-3 in float32; the self-check chooses a longer one where the model rounds more.
@@ -46,7 +45,7 @@ class _Kept:
         self.graph = self.transposed = None
 
 
-@record(eq=False)
+@dataclass(frozen=True, eq=False)
 class Jacobian:
     """J = df/dx at x (1, ...); f maps (p, ...) to (p, ...), and its output may have another shape than its input.
 

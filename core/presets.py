@@ -8,9 +8,8 @@ variance-preserving, x_vp = x / sqrt(a^2 + b^2) for x = a x0 + b n, and so are t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from .record import record
 from .search import GUIDED, PROJECT_AFTER, RESTRICT_FIRST, STRAIGHT, Settings
 
 LOCO, T_LOCO, PULLBACK = "LOCO", "T-LOCO", "pullback"
@@ -28,7 +27,7 @@ TOLD = (
 )
 
 
-@record
+@dataclass(frozen=True)
 class Preset:
     """One row of published settings.
 

@@ -14,7 +14,6 @@ from .anchor import ReferenceCache
 from .denoiser import SOURCE, Denoiser
 from .errors import EqualPredictionsError, NotFiniteError, NothingInsideError, NothingToMoveError, UnknownNameError
 from .operators import DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian, prediction_jacobian
-from .record import record
 from .self_check import SelfCheck, self_check
 
 EQUAL_PREDICTIONS = (
@@ -44,7 +43,7 @@ def keep_prompts(number: int) -> tuple[str, str]:
     return f"keep {number} present", f"keep {number} absent"
 
 
-@record
+@dataclass(frozen=True)
 class Settings:
     """How to look for directions.
 
@@ -110,7 +109,7 @@ class Settings:
         return self.derivatives in (AUTOMATIC, DOUBLE_BACKWARD)
 
 
-@record
+@dataclass(frozen=True)
 class FoundDirection:
     """A move of the noisy latent that a search has found.
 
@@ -214,7 +213,7 @@ class Search:
             candidate.release()
 
 
-@record
+@dataclass(frozen=True)
 class Method:
     """All that the rest of the package knows of one method: a row of core/methods.py.
 

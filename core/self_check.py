@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import traceback
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from .errors import DerivativeError, LatentDirectionsError, NotFiniteError, NotR
 from .inversion import seeded_noise
 from .linalg import in_float64, relative_error
 from .operators import DIFFERENCE_STEP, DIFFERENCES, DOUBLE_BACKWARD, FORWARD_AD, Jacobian
-from .record import record
 
 # Largest relative difference of two products that count as equal.
 AGREEMENT = 1e-2
@@ -40,7 +39,7 @@ PACKAGE = __package__.rpartition(".")[0] or __package__
 ALIGNED = 3.0
 
 
-@record
+@dataclass(frozen=True)
 class Probe:
     """A random vector with its products, taken to check an operator, from which searches start at no cost.
 
@@ -57,7 +56,7 @@ class Probe:
     tolerance: float
 
 
-@record
+@dataclass(frozen=True)
 class SelfCheck:
     """A Jacobian that has been checked, and what the check measured.
 

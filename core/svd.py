@@ -10,20 +10,20 @@ Computations, 4th ed., sections 10.4.1 and 11.4; Paige and Saunders, ACM TOMS 8,
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import NotFiniteError, ZeroOperatorError
 from .linalg import KrylovBasis, damped_least_squares
-from .record import record
 
 Product = Callable[[Tensor], Tensor]
 # The fewest further pairs that are taken after all residuals are within the tolerance.
 GUARD = 3
 
 
-@record
+@dataclass(frozen=True)
 class SingularTriplets:
     """Leading singular triplets.
 

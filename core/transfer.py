@@ -8,6 +8,7 @@ was found is not known any more: a move can be strong, inside its mask and linea
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from .denoiser import Denoiser
 from .errors import CutOffError, NothingToMoveError
 from .exploration import FARTHEST
 from .linalg import in_float64
-from .record import record
 from .self_check import SelfCheck
 
 WELL, PARTLY, BADLY = "well", "partly", "badly"
@@ -28,7 +28,7 @@ WEAK, STRONG = 1.5, 2.0
 EVEN, BENT, HALF = 0.5, 1.0, 0.5
 
 
-@record
+@dataclass(frozen=True)
 class Measured:
     """What a move does at a picture.
 

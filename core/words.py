@@ -10,6 +10,7 @@ where the words act; compare the masks of LEDITS++ (arXiv 2311.16711), which are
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,14 +19,13 @@ from .anchor import ReferenceCache
 from .denoiser import Denoiser
 from .errors import EqualPredictionsError, NotFiniteError
 from .linalg import in_float64
-from .record import record
 from .search import EQUAL_PREDICTIONS
 
 # Cells on the shorter side of the grid on which it is found where words act; one cell of a larger latent is too small.
 COARSE = 16
 
 
-@record
+@dataclass(frozen=True)
 class PathPoint:
     """A point of the reference path: noise level sigma and the latent (B, C, H, W) there."""
 

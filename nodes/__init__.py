@@ -18,6 +18,7 @@ from . import (
     measure_demo,
     measure_disentanglement,
     measure_words,
+    plots,
     quick,
     transfer,
     wiring,
@@ -37,5 +38,5 @@ class LatentDirectionsExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         measures = (measure_words, measure_disentanglement, measure_demo)
         edits = (common_directions, transfer, combine, manipulate, board, quick)
-        modules = (encode, identify, *edits, inspect, *measures, library, diffusers_model, demo_model)
+        modules = (encode, identify, *edits, inspect, plots, *measures, library, diffusers_model, demo_model)
         return [node for module in modules for node in module.NODES]

@@ -22,7 +22,7 @@ from .progress import show_line, sum_of_costs
 from .slider_rows import EMPTY, MOST_SLIDERS, NO_SOURCE, SliderRow, rows_of, wrong_board
 from .sockets import DirectionsSocket, InversionSocket
 from .wiring import refuse_wiring
-from .words import LISTS
+from .words import LISTS, WHAT_ELSE_NOTE
 
 MOST_REMEMBERED = 64  # searches a picture
 
@@ -169,7 +169,7 @@ def _found(number: int, row: SliderRow, given: Mapping) -> tuple[Direction, dict
         msg = f"Slider {number} of 'board' ({row.name}): {error}"
         raise type(error)(msg) from error  # its kind decides about the advice
     cost = dict(findings.notes)
-    notes = {name: cost.pop(name) for name in ("what_else_moves",) if name in cost}
+    notes = {name: cost.pop(name) for name in (WHAT_ELSE_NOTE,) if name in cost}
     (direction,) = findings.directions
     known = replace(direction, name=row.name), notes
     while len(inversion.found) >= MOST_REMEMBERED:

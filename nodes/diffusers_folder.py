@@ -10,12 +10,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
 
 from ..core.errors import printable
-from ..core.record import record
 from .errors import InputError
 from .inputs import in_short, quoted
 
@@ -49,7 +49,7 @@ def _path_of(name: str) -> Path | None:
     return next((Path(root, name) for root in _roots() if name in _names_below(root)), None)
 
 
-@record
+@dataclass(frozen=True)
 class DiffusersFolder:
     """A folder of models/diffusers, or the one that comes with the pack.
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import NotFiniteError
-from ..core.record import record
 from .errors import InputError, UnsupportedModelError
 
 MIDDLE = 0  # the number that stands for the block in the middle
@@ -75,7 +74,7 @@ def _padding_of_lumina(network: torch.nn.Module, _seen: Seen, count: int) -> int
     return -count % (network.pad_tokens_multiple or 1)
 
 
-@record
+@dataclass(frozen=True)
 class Tokens:
     """Where the image tokens are in what a block of a transformer gives back.
 
@@ -90,7 +89,7 @@ class Tokens:
     after: Callable[[torch.nn.Module, Seen, int], int] = _references
 
 
-@record
+@dataclass(frozen=True)
 class Layer:
     """A layer of a network that features are taken from.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import Direction
+from ..core.errors import MissingPackageError
 from ..core.jacobian_directions import has_outside
 from ..core.methods import METHODS, in_words
 from ..core.presets import PRESETS, Preset, has_presets, paper_step, preset_remarks, with_preset
-from ..core.record import record
 from ..core.search import (
     AUTOMATIC,
     FREE,
@@ -33,7 +34,7 @@ from ..core.search import (
 from ..core.words import PathPoint, likeness_of_effects
 from .anchored import without_anchor
 from .decoded import decoder_of, with_vae
-from .errors import InputError, with_advice
+from .errors import InputError, advice_on, with_advice
 from .features import MIDDLE, find_layer
 from .host import run
 from .identify_inputs import DEFAULT, LATENT, NO_PRESET, PICTURE, inputs
@@ -47,7 +48,7 @@ from .prompts import negative_prompt, with_prompt, wrong_words
 from .sampling import scale_at, sigma_at_level
 from .sockets import DirectionsSocket, Inversion, check_family
 from .wiring import refuse_wiring
-from .words import NOTHING, named_prompts
+from .words import NOTHING, WHAT_ELSE_NOTE, named_prompts
 
 NOT_LINKED = object()
 PLACES_APART = (
@@ -175,21 +176,29 @@ class FindDirections(io.ComfyNode):
         refuse_wiring(cls.hidden and cls.hidden.prompt)
         result = find(given)
         directions, notes = result.directions, result.notes
+        try:
+            chart = result.words.seen.chart()
+        except MissingPackageError as error:  # what was found is handed on all the same
+            chart = torch.ones(1, 64, 64, 3)
+            notes["remarks"] = [*notes.get("remarks", []), f"{error} {advice_on(error)}"]
         report = {
             "stage": "identify",
             "method": method,
             "sigma": inversion.sigma,
             "directions": len(directions),
             **notes,
-            "found": [{"name": d.name, "step": d.step, **d.notes} for d in directions],
+            "found": [
+                {"name": d.name, "step": d.step, **{k: note for k, note in d.notes.items() if k != WHAT_ELSE_NOTE}}
+                for d in directions
+            ],
         }
         show_line(result_line(len(directions), "direction", notes["seconds"]))
         shape = inversion.latent["samples"].shape
-        shown = result.words.seen.chart(), mask_in_pixels(model, result.acts, shape)
-        return io.NodeOutput(directions, json.dumps(report, indent=1), *shown)
+        where_they_act = mask_in_pixels(model, result.acts, shape)
+        return io.NodeOutput(directions, json.dumps(report, indent=1), chart, where_they_act)
 
 
-@record
+@dataclass(frozen=True)
 class Findings:
     """What a search of Find Directions has found.
 
@@ -230,7 +239,7 @@ def find(given: Mapping) -> Findings:
     directions = directions_of(given, words, found, acts)
     notes = sum_of_costs(found.notes, words.seen.cost)
     if words.seen.rows:
-        notes["what_else_moves"] = list(words.seen.rows)
+        notes[WHAT_ELSE_NOTE] = list(words.seen.rows)
     remarks = [*words.remarks, *found.remarks]
     if remarks:
         notes["remarks"] = remarks

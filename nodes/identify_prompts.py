@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from comfy.model_patcher import ModelPatcher
 
 from ..core.direction import KeepPair, Prompt
 from ..core.errors import printable
 from ..core.methods import in_words
-from ..core.record import record
 from ..core.search import Method
 from .errors import InputError
 from .prompts import (
@@ -34,7 +33,7 @@ NO_TEXT = (
 NO_NAMES = "The directions were not compared with 'candidates', because 'clip' is not connected."
 
 
-@record
+@dataclass(frozen=True)
 class SearchWords:
     """The prompts of a search as embeddings, and what is known of them; all empty for methods without words.
 

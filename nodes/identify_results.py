@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..core.direction import Direction, Feature, Words
 from ..core.methods import METHODS
-from ..core.record import record
 from ..core.search import CHANGE_NOTE, FoundDirection
 from .identify_prompts import SearchWords
 from .model_fingerprint import fingerprint_of
-from .words import named_by_words
+from .words import WHAT_ELSE_NOTE, named_by_words
 
 
-@record
+@dataclass(frozen=True)
 class Found:
     """What a search has found.
 
@@ -59,6 +58,7 @@ def directions_of(inputs: Mapping, words: SearchWords, found: Found, acts: Tenso
     # a method that moves the words alone takes them whole
     text_share, image_share = float(inputs["text_share"]) if method.run else 1.0, float(inputs["image_share"])
     typed = {"source": source, "target": target} if method.compares_words else {}
+    seen = {WHAT_ELSE_NOTE: list(words.seen.rows)} if words.seen.rows else {}
     return [
         Direction(
             name=name,
@@ -72,7 +72,7 @@ def directions_of(inputs: Mapping, words: SearchWords, found: Found, acts: Tenso
             mask=acts if method.moves_words else _mask_of(move, acts),
             feature=None if move is None or move.feature is None else Feature(move.feature[0].cpu(), found.layer),
             model=fingerprint_of(inputs["model"]),
-            notes=_notes_of(found, move) | typed,
+            notes=_notes_of(found, move) | typed | seen,
         )
         for name, move in zip(names, moves, strict=True)
     ]

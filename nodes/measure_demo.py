@@ -6,7 +6,7 @@ import json
 
 from comfy_api.latest import io, ui
 
-from ..core.charts import bar_chart
+from ..core.charts import bar_chart, require_matplotlib
 from .demo_model import CATEGORY, readable_weights
 from .errors import with_advice
 from .inputs import check_inputs
@@ -43,6 +43,7 @@ class MeasureDemo(io.ComfyNode):
     def execute(cls, image, edited) -> io.NodeOutput:
         """Read both by the probe, compare, and draw a bar for every attribute and picture."""
         check_inputs(cls, locals())
+        require_matplotlib()
         image = one_picture(image)
         from ..demo.measures import Reader, changes
         from ..demo.world import SIZE

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..core.charts import bar_chart
+from ..core.charts import bar_chart, require_matplotlib
 from ..core.denoiser import SOURCE, Denoiser, EvaluationCounter
 from ..core.errors import NoChangeError
 from ..core.inversion import invert
@@ -98,6 +98,7 @@ class MeasureDisentanglement(io.ComfyNode):
     def execute(cls, model, vae, image, positive, target, level=0.5, steps=20, negative=None) -> io.NodeOutput:
         """Encode, sample under both prompts, edit back, and compare the pictures."""
         check_inputs(cls, locals())
+        require_matplotlib()
         image, level, steps = one_picture(image), float(level), int(steps)
         if same_conditioning(positive, target):
             msg = "'positive' and 'target' are the same prompt."

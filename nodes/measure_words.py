@@ -14,7 +14,7 @@ from comfy.sd1_clip import SDClipModel
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..core.charts import bar_chart
+from ..core.charts import bar_chart, require_matplotlib
 from ..core.errors import printable
 from ..core.metrics import LOGIT_SCALE, WordChange, change_along_words
 from .errors import InputError, with_advice
@@ -100,6 +100,7 @@ class MeasureWords(io.ComfyNode):
     def execute(cls, image, edited, clip_vision, clip, pairs, crop="center") -> io.NodeOutput:
         """Encode pictures and words, compare, and draw a bar for every pair and picture."""
         check_inputs(cls, locals())
+        require_matplotlib()
         image = one_picture(image)
         words = _pairs(pairs)
         width = _vision_width(clip_vision)

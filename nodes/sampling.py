@@ -123,6 +123,13 @@ def sigma_at_level(
     return min(max(float(percent_to_sigma(1.0 - level)), sigma_min), sigma_max)
 
 
+def level_at_sigma(percent_to_sigma: Callable[[float], float], sigma: float) -> float:
+    """The noise level f in (0, 1] of a sigma, rounded up to thousandths: the reverse of `sigma_at_level`."""
+    levels = [k / 1000 for k in range(1, 1000)]
+    found = bisect.bisect_left(levels, sigma * (1 - 1e-6), key=lambda level: float(percent_to_sigma(1 - level)))
+    return [*levels, 1.0][found]
+
+
 def scale_at(model: ModelPatcher, sigma: float) -> tuple[float, float]:
     """(a, b) of the model's noise process x = a x0 + b n at sigma; refuses what is not of this form."""
     return linear_scale(model.get_model_object("model_sampling").noise_scaling, sigma)

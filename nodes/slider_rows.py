@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 
 from ..core.errors import has_surrogates
-from ..core.record import record
 from .errors import InputError
 from .inputs import STRENGTH_RANGE, in_short, quoted
 from .prompts import parse_keep
@@ -19,7 +19,7 @@ NO_SOURCE = "'source' is empty, but the words of the sliders are added to it. Wr
 _LOWEST, _HIGHEST = STRENGTH_RANGE["min"], STRENGTH_RANGE["max"]
 
 
-@record
+@dataclass(frozen=True)
 class SliderRow:
     """A slider of a board.
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..core.anchor import NoisePaths, ReferenceCache
 from ..core.denoiser import Denoiser
 from ..core.direction import Direction
-from ..core.record import record
 from .errors import InputError
 from .host import family_of
 from .progress import RunStatistics
@@ -32,7 +31,7 @@ class EncodedNoise:
         return self.noise.clone()
 
 
-@record
+@dataclass(frozen=True)
 class AppliedSlider:
     """One Direction Slider in a chain.
 
@@ -61,7 +60,7 @@ class AppliedSlider:
         return self.start <= 0 and self.end >= 1
 
 
-@record
+@dataclass(frozen=True)
 class Inversion:
     """An encoded picture: all that the sliders need to move it and to come back exactly.
 

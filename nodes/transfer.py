@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
@@ -14,7 +14,6 @@ from comfy_api.latest import io, ui
 from ..core.direction import Direction, Feature
 from ..core.errors import DerivativeError, NothingInCommonError, NothingToMoveError, ShapeError, size_in_words
 from ..core.pullback import OTHER_RANK, carry_over
-from ..core.record import record
 from ..core.search import CHANGE_NOTE, Search, pairs_evaluations
 from ..core.self_check import SelfCheck
 from ..core.transfer import BADLY, PARTLY, WELL, Measured, measure_move, resampled, resampled_move
@@ -107,7 +106,7 @@ class TransferDirection(io.ComfyNode):
         return io.NodeOutput(made, json.dumps(report, indent=1), ui=ui.PreviewText(summary))
 
 
-@record
+@dataclass(frozen=True)
 class _Moved:
     """A direction that was measured at the picture.
 

@@ -8,7 +8,7 @@ refused; everything else is left to the checks at run time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from aiohttp import web
 from comfy_execution.utils import get_executing_context
@@ -17,7 +17,6 @@ from server import PromptServer
 import nodes as comfy_nodes
 
 from ..core.methods import METHODS
-from ..core.record import record
 from .anchored import NO_RETURN
 from .errors import InputError, UnsupportedSamplerError
 from .library import NO_FILE
@@ -68,7 +67,7 @@ BATCH = (
 )
 
 
-@record
+@dataclass(frozen=True)
 class Problem:
     """An input that cannot be used: the node's id, the input's name, and what is wrong, why, and what to do."""
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..core.charts import bar_chart
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import KeepPair, Prompt
-from ..core.record import record
 from ..core.search import FoundDirection
 from ..core.words import PathPoint, WordsChange
 from .errors import InputError
@@ -24,6 +25,7 @@ from .sampling import schedule_from
 from .sockets import Inversion
 
 NOTHING = "nothing"
+WHAT_ELSE_NOTE = "what_else_moves"  # of a direction, and in reports: the rows of `WhatWordsMove`
 # Pairs 'with | without' to be added to the source prompt. The lists for people and for scenes have been measured on no
 # real model yet. That for the demo model names some of what its portraits show, and some things that they never show.
 LISTS = {
@@ -97,7 +99,8 @@ NEGATIONS = frozenset(["no", "not", "without"])
 INSIDE_PHRASES = frozenset(["a", "an", "any", "of", "the"])
 MOST_CANDIDATES = 100
 TITLE = "What else the words move"
-AXIS = "likeness of the changes, from 0 to 1 (orange: kept)"
+LIKENESS = "likeness of the changes, from 0 to 1"
+NOT_LOOKED_FOR = "This was not looked for. With a method by words, choose a list at 'find_keeps' of Find Directions."
 KEPT = "kept"
 BELOW = "moves along too little to be kept"
 SAME_WORDS = "has words that differ between source and target, so it is what is to change"
@@ -105,7 +108,7 @@ TOO_LIKE = "changes the picture nearly as the target does; if it must stay, writ
 ENOUGH = "moves along, but {} others move more; if it must stay, write it into 'keep'"
 
 
-@record
+@dataclass(frozen=True)
 class WhatWordsMove:
     """What else the words of a direction move, and where they act.
 
@@ -123,14 +126,30 @@ class WhatWordsMove:
     cost: dict = field(default_factory=dict)
 
     def chart(self) -> Tensor:
-        """An IMAGE of it; where nothing was looked for, without a bar."""
-        rows = [(row["candidate"], row["likeness"]) for row in self.rows]
-        kept = [number for number, row in enumerate(self.rows) if row["kept"]]
-        return image_of(
-            bar_chart(
-                rows, title=TITLE, axis=AXIS, limits=(0, 1), thresholds=(THRESHOLD,), highlighted=kept, form="{:.2f}"
-            )
-        )
+        """An IMAGE of it; where nothing was looked for, it says so.
+
+        Raises:
+            MissingPackageError: matplotlib is missing.
+        """
+        return image_of(chart_of_candidates(self.rows))
+
+
+def chart_of_candidates(rows: Sequence[Mapping]) -> Image.Image:
+    """A chart of the rows of `WhatWordsMove`; where there are none it says so.
+
+    Raises:
+        MissingPackageError: matplotlib is missing.
+    """
+    return bar_chart(
+        [(row["candidate"], row["likeness"]) for row in rows],
+        title=TITLE,
+        axis=f"{LIKENESS} (orange: kept)",
+        note="" if rows else NOT_LOOKED_FOR,
+        limits=(0, 1),
+        thresholds=(THRESHOLD,) if rows else (),
+        highlighted=[number for number, row in enumerate(rows) if row["kept"]],
+        form="{:.2f}",
+    )
 
 
 def candidates_of(chosen: str, typed: str) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ CARRIER_FOLDER = "vendor/ComfyUI"
 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TOOLS = ["fastjsonschema", "pytest", "pytest-xdist", "hypothesis", "ruff"]
-# What the pack's plots, Load Diffusers Model and examples/ need beside torch and ComfyUI's requirements.
+# What the pack's plots, Load Diffusers Model and docs/examples/ need beside torch and ComfyUI's requirements.
 PLOTS = ["contourpy", "cycler", "fonttools", "kiwisolver", "matplotlib", "pyparsing", "python-dateutil"]
 DIFFUSERS = ["diffusers", "importlib_metadata", "lazy-importer", "zipp"]
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"

@@ -1,8 +1,9 @@
 """Make the pictures of the help pages, web/docs/pictures/, and the README's screenshot, in a real page of ComfyUI.
 
-    python scripts/help_pictures.py
+    python scripts/help_pictures.py [TEMPLATE ...]
 
-It runs the templates that come with the pack, and takes a picture of each node beside what it gives.
+It runs the templates that come with the pack, or those that are named, and takes a picture of each node beside what it
+gives.
 Needs Chromium, as the tests do.
 """
 
@@ -34,7 +35,7 @@ SHOWN = {
         ("Apply Sliders", "Save Image"),
     ],
     "Slider board": [("Slider Board", "Save Image")],
-    "Explore without words": [("Preview Directions",)],
+    "Explore without words": [("Preview Directions",), ("Plot Directions",)],
     "Save and use again": [("Save Direction", "Save Image")],
     "Transfer and strip": [("Transfer Direction", "Second portrait: image", "Save Image"), ("Slider Strip",)],
     "Quick slider": [("Prepare Quick Slider",), ("Quick Slider", "Preview")],

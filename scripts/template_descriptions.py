@@ -171,11 +171,17 @@ BOARD = Template(
                     board=json.dumps(BOARD_ROWS),
                     find_keeps="demo portraits",
                 ),
-                **sampling("board"),
             },
             450,
         ),
-        result(number=4),
+        Group(
+            "Sample",
+            "**4. Sample**\n\n*Apply Sliders* gives all sliders to the sampler. With every slider off, or at strength 0, the "
+            "picture comes back as it is.",
+            sampling("board"),
+            340,
+        ),
+        result(),
     ),
     (("portrait", "seed"),),
     ("save",),
@@ -220,6 +226,21 @@ EXPLORE = Template(
                     columns=3,
                 ),
             },
+        ),
+        Group(
+            "Plot",
+            "**Look closer**\n\n*Plot Directions* draws how far each direction changes the picture. Other choices of *plot* show how "
+            "strong, how alike and how local the directions are.",
+            {
+                "plot": node(
+                    "PlotDirections",
+                    inversion="@encode.inversion",
+                    directions="@find.directions",
+                    vae="@model.VAE",
+                    steps=4,
+                )
+            },
+            540,
         ),
         manipulate("*index* chooses one of the directions that were found, the first is 0. Then move *strength*."),
         result(),

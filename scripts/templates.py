@@ -66,6 +66,7 @@ HEIGHTS: dict[str, tuple[int, int]] = {
     "LatentDirections_MeasureDemo": (60, 144),
     "LatentDirections_MeasureDisentanglement": (180, 280),
     "LatentDirections_MeasureWords": (200, 300),
+    "LatentDirections_PlotDirections": (620, 660),
     "LatentDirections_PrepareQuickSlider": (130, 220),
     "LatentDirections_PreviewDirections": (520, 560),
     "LatentDirections_QuickSlider": (130, 226),

@@ -161,7 +161,9 @@ NODES = {
     "prepare": "PrepareQuickSlider",
     "quick": "QuickSlider",
     "strip": "SliderStrip",
+    "board": "SliderBoard",
     "preview": "PreviewDirections",
+    "plot": "PlotDirections",
     "report": "EditReport",
     "words": "MeasureWords",
     "score": "MeasureDisentanglement",
@@ -172,6 +174,9 @@ NODES = {
 }
 MOUTH = ["portrait", 1]
 PREVIEW = {"inversion": ["invert", 4], "directions": ["find", 0], "vae": ["demo", 2]}
+FEW = {"strength": 1.0, "columns": 3, "steps": 1}
+PLOT = {"plot": "level and locality", "strength": 1.0, "points": 2, "steps": 1}
+ROWS = '{"version": 1, "sliders": [{"words": "smiling"}]}'
 
 
 def base() -> dict:
@@ -190,6 +195,8 @@ def base() -> dict:
     common = {"model": ["demo", 0], "inversion": ["invert two", 4], "how": "principal components", "count": 1}
     slid = {"inversion": ["invert", 4], "directions": ["find", 0], "index": 0}
     strip = {"start": -1.0, "end": 1.0, "keyframes": 3, "frames": 5, "steps": 2}
+    board = {"model": ["demo", 0], "inversion": ["invert", 4], "clip": ["demo", 1], "source": "a portrait of a person"}
+    board |= {"board": ROWS, "find_keeps": "nothing", "where": "everywhere"}
     measured = {"image": ["portrait", 0], "edited": ["decoded", 0]}
     words = {"clip_vision": ["no vision", 0], "clip": ["demo", 1], "pairs": "a hat | no hat", "crop": "center"}
     score = {"model": ["demo", 0], "vae": ["demo", 2], "image": ["portrait", 0], "positive": ["positive", 0]}
@@ -230,13 +237,16 @@ def base() -> dict:
         "strip": (f"{PREFIX}SliderStrip", slid | strip),
         "strip decoded": ("VAEDecode", {"samples": ["strip", 0], "vae": ["demo", 2]}),
         "strip picture": ("PreviewImage", {"images": ["strip decoded", 0]}),
+        "board": (f"{PREFIX}SliderBoard", board),
+        "board preview": (f"{PREFIX}PreviewDirections", PREVIEW | FEW | {"directions": ["board", 4]}),
         # the server has no CLIP vision model: a CLIP in its place is refused, after the inputs before it
         "no vision": ("ComfySwitchNode", {"switch": True, "on_true": ["demo", 1], "on_false": ["demo", 1]}),
         "words": (f"{PREFIX}MeasureWords", measured | words),
         "score": (f"{PREFIX}MeasureDisentanglement", score | {"level": 0.5, "steps": 2}),
         "attributes": (f"{PREFIX}MeasureDemo", measured),
         "report text": ("PreviewAny", {"source": ["report", 1]}),
-        "preview": (f"{PREFIX}PreviewDirections", PREVIEW | {"strength": 1.0, "columns": 3, "steps": 1}),
+        "preview": (f"{PREFIX}PreviewDirections", PREVIEW | FEW),
+        "plot": (f"{PREFIX}PlotDirections", PREVIEW | PLOT),
         # the server has no such folder: the node says so
         "diffusers": (f"{PREFIX}LoadDiffusersModel", {}),
         "diffusers text": ("PreviewAny", {"source": ["diffusers", 3]}),
@@ -248,6 +258,7 @@ def base() -> dict:
 OUTPUTS = ("picture", "latent", "report text")
 OUTPUTS_OF = {
     "preview": ("preview",),
+    "plot": ("plot",),
     "save": ("save",),
     "report": ("report text",),
     "prepare": ("prepare text", "quick picture"),
@@ -256,6 +267,7 @@ OUTPUTS_OF = {
     "combine": ("combine text",),
     "common": ("common text",),
     "strip": ("strip picture",),
+    "board": ("board preview",),
     "words": ("words",),
     "score": ("score",),
     "attributes": ("attributes",),

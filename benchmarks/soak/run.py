@@ -65,7 +65,7 @@ class Size:
         return max(2, self.batch // 3)
 
 
-QUICK = Size(prompts=104, files=1000, files_live=10, cancels=5, sliders=28, batch=28, fresh=False)
+QUICK = Size(prompts=52, files=500, files_live=6, cancels=5, sliders=12, batch=26, fresh=False)
 
 
 @dataclass

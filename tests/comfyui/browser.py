@@ -80,7 +80,8 @@ class Browser:
 
     async def _call(self, method: str, params: dict) -> dict:
         self.number += 1
-        await self.socket.send_json({"id": self.number, "method": method, "params": params})
+        called = self.number
+        await self.socket.send_json({"id": called, "method": method, "params": params})
         while True:
             message = await self.socket.receive_json()
             if message.get("method") == "Runtime.exceptionThrown":
@@ -89,7 +90,11 @@ class Browser:
             elif message.get("method") == "Runtime.consoleAPICalled" and is_problem(message["params"]):
                 parts = (str(a.get("value", a.get("description"))) for a in message["params"]["args"])
                 self.problems.append(" ".join(parts))
-            if message.get("id") == self.number:
+            elif message.get("method") == "Page.javascriptDialogOpening":  # whether to leave unsaved work
+                self.number += 1
+                answer = {"id": self.number, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                await self.socket.send_json(answer)
+            if message.get("id") == called:
                 if "error" in message:
                     raise RuntimeError(message["error"])
                 return message["result"]

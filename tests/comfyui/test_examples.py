@@ -1,4 +1,4 @@
-"""examples/ and docs/pipelines.md run as they are: with torch and diffusers alone, or with a running ComfyUI alone."""
+"""docs/examples/ and docs/pipelines.md run as they are: with torch and diffusers alone, or a running ComfyUI alone."""
 
 import io
 import json
@@ -17,9 +17,9 @@ from PIL import Image
 
 from scripts.environment import ROOT
 
-EXAMPLE = ROOT / "examples" / "diffusers_model.py"
-WORKFLOW = ROOT / "examples" / "workflow_api.json"
-EDIT_FOLDER = ROOT / "examples" / "edit_folder.py"
+EXAMPLE = ROOT / "docs" / "examples" / "diffusers_model.py"
+WORKFLOW = ROOT / "docs" / "examples" / "workflow_api.json"
+EDIT_FOLDER = ROOT / "docs" / "examples" / "edit_folder.py"
 WORDS = ["--source", "a portrait of a person, neutral", "--target", "a portrait of a person, smiling"]
 # Refuses to import ComfyUI, then runs the example as the main program.
 WITHOUT_COMFYUI = """

@@ -58,7 +58,7 @@ def test_templates_leave_the_nodes_at_their_defaults(info, path):
 
     The other templates are there to show further settings; they hold no value that their description does not name.
     """
-    own = {"source", "target", "keep", "find_keeps", "strength"}
+    own = {"source", "target", "keep", "find_keeps", "strength", "pairs"}
     for made in workflow.to_prompt(json.loads(path.read_text(encoding="utf-8")), info).values():
         if made["class_type"].startswith("LatentDirections_") and made["class_type"] != strips.PORTRAIT:
             for name, kind, options in workflow.declared_inputs(info[made["class_type"]]):

@@ -25,7 +25,9 @@ NODE_IDS = {
         "PrepareQuickSlider",
         "QuickSlider",
         "SliderStrip",
+        "SliderBoard",
         "PreviewDirections",
+        "PlotDirections",
         "EditReport",
         "MeasureWords",
         "MeasureDisentanglement",
@@ -46,7 +48,7 @@ args.cpu, args.base_directory = True, {base!r}
 import nodes
 assert asyncio.run(nodes.load_custom_node({pack!r})), "the loader reported a failure"
 found = sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("LatentDirections_"))
-assert not [name for name in ("core", "demo", "decoyed", "diffusers") if name in sys.modules]
+assert not [name for name in ("core", "demo", "decoyed", "diffusers", "matplotlib") if name in sys.modules]
 print(*found)
 """
 IMPORT_ALL = """
@@ -108,11 +110,11 @@ def test_what_is_published_is_whole_and_loads(tmp_path):
     pack = str(tmp_path / "pack")
     code = LOAD.format(comfyui=str(ensure().comfyui), decoys=str(tmp_path), base=str(tmp_path), pack=pack)
     assert set(python(code + IMPORT_ALL.format(pack=pack)).split()) == NODE_IDS
-    users = ("web/", "locales/", "example_workflows/", "examples/", "core/", "nodes/", "demo/weights/")
+    users = ("web/", "locales/", "example_workflows/", "docs/examples/", "core/", "nodes/", "demo/weights/")
     assert {name for name in git_files() - published if name.startswith(users)} == set()
     makers = ("tests/", "benchmarks/", "scripts/", ".github/", "demo/train_")
     assert {name for name in published if name.startswith(makers)} == set()
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     pictures = {link for link in links if link.endswith(".webp")}
-    # measured tables are of no use without the commands beside them
-    assert set(links) - pictures - published == {"benchmarks/README.md"}
+    folders = {link for link in links if any(name.startswith(f"{link}/") for name in published)}
+    assert set(links) - pictures - folders - published == set()

@@ -32,7 +32,7 @@ def base(token: int) -> dict:
         "negative": node("CLIPTextEncode", clip=["demo", 1], text="a sad man"),
         "invert": node(
             "LatentDirections_InvertImage", model=["demo", 0], positive=["positive", 0], latent=["vae", 0], level=0.6,
-            steps=4, method="euler", seed=token, scheduler="simple", seeds=1, sigma=0.0, guidance=1.0,
+            steps=3, method="euler", seed=token, scheduler="simple", seeds=1, sigma=0.0, guidance=1.0,
         ),
         "find": node(
             "LatentDirections_FindDirections", model=["demo", 0], inversion=["invert", 4], clip=["demo", 1],

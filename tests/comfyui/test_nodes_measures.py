@@ -1,6 +1,7 @@
 """The nodes that measure: along words by CLIP, the demo model's attributes, and the disentanglement score."""
 
 import json
+import sys
 from dataclasses import replace
 
 import comfy.model_management
@@ -11,7 +12,7 @@ from clip_pairs import SIDE, NoClip, picture_by_hand, text_by_hand, text_clip, t
 from comfy_extras.nodes_easycache import EasyCacheNode
 from node_runs import HashingClip, state_of
 
-from latent_directions.core.errors import EmbeddingError, NoChangeError
+from latent_directions.core.errors import EmbeddingError, MissingPackageError, NoChangeError
 from latent_directions.core.metrics import distance
 from latent_directions.demo import architecture, world
 from latent_directions.demo.world import ATTRIBUTES, Portrait
@@ -94,6 +95,11 @@ class TestWords:
             ("a person with glasses", "a person without glasses"),
             ("smiling person", "sad person"),
         ]
+
+    def test_without_matplotlib_nothing_is_measured(self, pair, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(MissingPackageError, match="pip install matplotlib"):
+            measure(pair)
 
     def test_the_clip_answers_as_before(self, pair):
         clip, _ = pair

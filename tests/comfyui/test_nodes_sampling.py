@@ -1,9 +1,10 @@
 """Noise scales and levels, read from a model's own functions."""
 
 import pytest
+from families import CORE
 
 from latent_directions.nodes.errors import InputError, UnsupportedModelError
-from latent_directions.nodes.sampling import linear_scale, sigma_at_level
+from latent_directions.nodes.sampling import level_at_sigma, linear_scale, sigma_at_level
 
 SCALES = {"eps": lambda sigma: (1.0, sigma), "flow": lambda sigma: (1.0 - sigma, sigma)}
 
@@ -41,6 +42,14 @@ class TestLevel:
         assert sigma_at_level(percent_to_sigma, 0.7, 0.5, 9.0) == pytest.approx(7)
         assert sigma_at_level(percent_to_sigma, 1.0, 0.5, 9.0) == 9.0
         assert sigma_at_level(percent_to_sigma, 0.01, 0.5, 9.0) == 0.5
+
+    @pytest.mark.parametrize("family", CORE, ids=str)
+    def test_of_a_sigma(self, family):
+        percent_to_sigma = family.build().model.get_model_object("model_sampling").percent_to_sigma
+        for level in (0.001, 0.12, 0.5, 0.6, 0.999):
+            assert level_at_sigma(percent_to_sigma, percent_to_sigma(1 - level)) == pytest.approx(level)
+        assert level_at_sigma(percent_to_sigma, percent_to_sigma(1 - 0.4567)) == pytest.approx(0.457)
+        assert level_at_sigma(percent_to_sigma, percent_to_sigma(0.0)) == 1
 
     @pytest.mark.parametrize("level", [0.0, -1.0, 1.0001, float("nan"), float("inf")])
     def test_outside(self, level):

@@ -1,6 +1,7 @@
 """What else words move: what is kept by itself, what never is, what it costs, and what is said of it."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -239,6 +240,14 @@ def test_the_picture_shows_every_candidate(small):
     ).args
     assert values[2].shape[-1] == 3
     assert values[2].shape[1] > off[2].shape[1]
+
+
+def test_without_matplotlib_directions_are_found_all_the_same(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    direction, report = looked(small, "with a hat | with no hat")
+    assert report["what_else_moves"]
+    assert "pip install matplotlib" in report["remarks"][-1]
+    assert direction.words is not None
 
 
 class TestBadInput:

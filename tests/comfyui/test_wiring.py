@@ -213,7 +213,7 @@ def test_a_branch_that_a_switch_may_leave_out_is_left_to_the_run(comfy, prompt):
     other = workflow.find(prompt, strips.PORTRAIT)
     switch = {"switch": False, "on_true": [workflow.find(prompt, "VAEDecode"), 0], "on_false": [other, 0]}
     made = {**named(prompt), "switch": {"class_type": "ComfySwitchNode", "inputs": switch}}
-    made = changed(made, "SaveImage", images=["switch", 0])
+    made = changed(changed(made, "SaveImage", images=["switch", 0]), "ImageCompare", image_b=["switch", 0])
     assert json.loads(comfy.client.request(wiring.ROUTE, json.dumps({"prompt": made}).encode())) == []
     comfy.run(changed(made, strips.INVERT, seed=next(SEEDS)))
 

@@ -1,4 +1,4 @@
-"""The folder core/ as a plain library: but for three modules, it needs torch and the standard library alone."""
+"""The folder core/ as a plain library: but for two modules, it needs torch and the standard library alone."""
 
 import subprocess
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCKED = ("comfy", "numpy", "safetensors", "PIL", "diffusers", "transformers", "scipy")
-NEED_MORE = {"direction_files": "safetensors", "contact_sheet": "PIL", "charts": "PIL"}
+BLOCKED = ("comfy", "numpy", "safetensors", "PIL", "matplotlib", "diffusers", "transformers", "scipy")
+NEED_MORE = {"direction_files": "safetensors", "contact_sheet": "PIL"}
 # torch itself takes numpy where there is one, and does without where there is none
 BLOCK = f"""
 import importlib, sys, warnings
@@ -56,7 +56,7 @@ def test_what_is_blocked_is_blocked(name):
     assert run(script).strip() == f"{name} is blocked"
 
 
-def test_every_module_of_core_but_three_is_imported_without_them():
+def test_every_module_of_core_but_two_is_imported_without_them():
     modules = sorted(path.stem for path in (ROOT / "core").glob("*.py"))
     assert len(modules) > 10
     plain = [f"core.{name}" for name in modules if name not in ("__init__", *NEED_MORE)]
@@ -85,3 +85,15 @@ print(*names)
 
 def test_it_encodes_searches_and_edits_without_them():
     run(USE)
+
+
+def test_a_chart_says_that_matplotlib_is_missing():
+    script = """
+from core import charts, errors
+for draw in (lambda: charts.bar_chart([("a", 1.0)]), charts.require_matplotlib):
+    try:
+        draw()
+    except errors.MissingPackageError as error:
+        print(error)
+"""
+    assert run(script).splitlines() == ["Charts need the Python package 'matplotlib', which is missing."] * 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latent_directions.core.errors import EmbeddingError, NoChangeError, ShapeError
-from latent_directions.core.metrics import change_along_words, disentanglement, psnr
+from latent_directions.core.metrics import change_along_words, disentanglement, psnr, share_of_most_changed
 
 
 def test_psnr():
@@ -27,6 +27,25 @@ def test_equal_pictures_have_none():
 def test_half_precision_is_compared_in_single_precision():
     reference = torch.full((1, 4, 4, 3), 0.5).half()
     assert psnr(reference + 2**-10, reference) == pytest.approx(60.206, abs=1e-3)  # its square underflows in half
+
+
+class TestShareOfMostChanged:
+    def test_one_cell_and_everywhere(self):
+        change = torch.zeros(3, 2, 4, 5)
+        change[0, 1, 2, 3] = -0.5
+        change[1] = 0.3
+        local, everywhere, nothing = share_of_most_changed(change).tolist()
+        assert (local, everywhere) == pytest.approx((1.0, 0.1), abs=1e-12)
+        assert math.isnan(nothing)
+
+    def test_channels_of_a_cell_count_together_and_part_of_a_cell_in_part(self):
+        # energies 9, 4 + 12, 5 of three cells: half of three cells is the largest and half of the next
+        change = torch.tensor([[[[3.0, 2.0, 1.0]]], [[[0.0, 12**0.5, 2.0]]]]).transpose(0, 1)
+        assert share_of_most_changed(change, 0.5).tolist() == pytest.approx([(16 + 9 / 2) / 30])
+
+    def test_with_an_axis_of_time(self):
+        change = torch.randn(1, 4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(share_of_most_changed(change), share_of_most_changed(change[:, :, 0]))
 
 
 def embeddings(seed: int = 0, pictures: int = 3, pairs: int = 2, width: int = 7):

@@ -1,6 +1,6 @@
 """A slider on a pixel-space diffusers model of random weights: exact inversion, directions by LOCO, and a strip.
 
-Needs torch and diffusers alone: python examples/diffusers_model.py [strip.png]
+Needs torch and diffusers alone: python docs/examples/diffusers_model.py [strip.png]
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core import METHODS, AnchoredPrediction, Denoiser, NoiseMove, NoisePaths, Search, Settings, invert, moved_noise
 from core.contact_sheet import contact_sheet
 

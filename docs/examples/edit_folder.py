@@ -1,6 +1,6 @@
 """Move one slider on every picture of a folder, over ComfyUI's HTTP API. Standard library only.
 
-    python examples/edit_folder.py photos edited --checkpoint sd_xl_base_1.0.safetensors \
+    python docs/examples/edit_folder.py photos edited --checkpoint sd_xl_base_1.0.safetensors \
         --source "a photo of a sad woman" --target "a photo of a smiling woman" --strength 1
 
 Without --checkpoint the demo model of the pack is used, for portraits drawn by Demo Portrait. ComfyUI must be running.
