@@ -89,7 +89,10 @@ class Scrub extends ResultPanel {
     this.range.addEventListener("input", () => this.move(Number(this.range.value)));
     this.range.addEventListener("change", () => this.settle());
     this.host.dataset.captureWheel = "true"; // what ComfyUI leaves to an element with the focus
-    this.canvas.addEventListener("pointerdown", () => setTimeout(() => this.range.focus()));
+    this.canvas.addEventListener("mousedown", (/** @type {Event} */ event) => {
+      event.preventDefault(); // a press elsewhere than on a field would take the focus away
+      this.range.focus();
+    });
     this.host.addEventListener("wheel", (event) => {
       if (document.activeElement !== this.host || event.ctrlKey || event.metaKey) return; // it is the canvas's
       event.preventDefault();

@@ -130,7 +130,7 @@ def test_a_direction_is_chosen_in_the_gallery_and_sampled(hand, comfy):
     page.wait_for("test.pictures('PreviewDirections')[0]", 20)  # the sheet
     first = picture(comfy, page)
     page.evaluate("app.canvas.centerOnNode(test.find('PreviewDirections'))")
-    hand.click(f"({PANEL % ('PreviewDirections', 'gallery')}.querySelectorAll('.tiles button')[1])")
+    hand.click(f"({PANEL % ('PreviewDirections', 'gallery')}.querySelectorAll('.tiles .choose')[1])")
     page.wait_for("test.widget('DirectionSlider', 'index').value === 1", 5)
     hand.run()
     assert not np.array_equal(np.asarray(picture(comfy, page)), np.asarray(first))
