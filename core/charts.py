@@ -48,6 +48,7 @@ MOST_LINES = 3  # of a label
 LONGEST_TEXT = 1000  # characters; more never fit into its lines
 MOST_NUMBERED = 6  # series whose bars have their numbers; bars of more are too thin
 MOST_COLUMNS = 5  # of a legend below
+LARGEST = 1e300  # of values: matplotlib cannot make an axis for larger ones
 LARGEST_NUMBERED = 12  # rows of a table whose cells have their numbers
 
 
@@ -81,8 +82,8 @@ def bar_chart(
     """Draw rows of horizontal bars, each with its label on the left and its number at its end.
 
     Args:
-        rows: label and value, or values where there are several series. None and what is no finite number get the word
-            "none" in place of a bar.
+        rows: label and value, or values where there are several series. None, what is no number and what is beyond
+            LARGEST get the word "none" in place of a bar.
         title: a line above.
         axis: what the numbers are, below.
         note: a sentence in the middle, for a chart without bars.
@@ -165,7 +166,7 @@ def line_chart(
     """Draw lines through points that all have the same places on the horizontal axis, with a legend.
 
     Args:
-        series: name of each line, and its values; None and what is no finite number are gaps.
+        series: name of each line, and its values; None, what is no number and what is beyond LARGEST are gaps.
         at: the places of the values, in ascending order.
         title: a line above.
         x_axis: what the places are.
@@ -221,7 +222,7 @@ def table_chart(
 
     Args:
         rows: labels; each is shown with its number, counted from 0.
-        values: of each row, for each column; None and what is no finite number are empty.
+        values: of each row, for each column; None, what is no number and what is beyond LARGEST are empty.
         title: a line above.
         axis: what the values are.
         note: a sentence in the middle, for a chart that is empty.
@@ -305,7 +306,7 @@ def _picture(figure: Figure) -> Image.Image:
 def _values(value) -> list[float | None]:
     """One value or several as a list, None for what cannot be drawn."""
     given = list(value) if isinstance(value, Sequence) else [value]
-    return [float(v) if v is not None and math.isfinite(v) else None for v in given] or [None]
+    return [float(v) if v is not None and abs(v) <= LARGEST else None for v in given] or [None]
 
 
 def _number(value: float, form: str) -> str:

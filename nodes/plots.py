@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.anchor import AnchoredPrediction, NoisePaths, ReferenceCache, moved_noise
-from ..core.charts import bar_chart, line_chart, require_matplotlib, table_chart
+from ..core.charts import LARGEST, bar_chart, line_chart, require_matplotlib, table_chart
 from ..core.denoiser import SOURCE, Denoiser
 from ..core.direction import Direction, Prompt
 from ..core.distilled import evenly_spaced
@@ -195,15 +195,15 @@ def _rank_of(direction: Direction) -> tuple[str, float] | None:
     """What the value is by which a direction was ranked, and the value itself; None where there is none."""
     for note, kind, joined in RANKED_BY:
         value = _number(direction.notes.get(note))
-        share = None if joined is None else _number(direction.notes.get(joined))
+        share = None if joined is None else _number(direction.notes.get(joined), most=1.0)
         if value is not None and (joined is None or share is not None):
             return kind, value if joined is None else ranking(value, share)
     return None
 
 
-def _number(note) -> float | None:
-    """A note of a direction as a number of 0 or more; None for anything else that a file may hold there."""
-    return float(note) if type(note) in (int, float) and 0 <= note < math.inf else None
+def _number(note, most: float = LARGEST) -> float | None:
+    """A note of a direction as a number from 0 to `most`; None for anything else that a file may hold there."""
+    return float(note) if type(note) in (int, float) and 0 <= note <= most else None
 
 
 def _what_else(inversion: Inversion, directions: Sequence[Direction], strength: float) -> Plot:

@@ -87,7 +87,9 @@ class TestBars:
         (first, _), (second, _) = spans(chart, LINES[0]), spans(chart, LINES[1])  # each a bar, and its legend below
         assert second[1] - second[0] == pytest.approx(2 * (first[1] - first[0]), abs=3)
 
-    @pytest.mark.parametrize("value", [None, math.nan, math.inf, [None, None], []])
+    @pytest.mark.parametrize(
+        "value", [None, math.nan, math.inf, 1.7e308, pytest.param(10**400, id="huge"), [None, None], []]
+    )
     def test_what_is_no_number_has_none(self, value):
         chart = bar_chart([("a", value), ("b", 0.5)], limits=(-1, 1))
         assert len(spans(chart)) == 1

@@ -31,6 +31,7 @@ from latent_directions.nodes.plots import (
 from latent_directions.nodes.prompts import with_prompt
 
 PLOTS = (SPECTRUM, WHAT_ELSE, STRENGTH, LEVEL)
+HUGE = [{"candidate": "a", "likeness": 10**400}]  # a file may hold such a number, which no float can
 CANDIDATES = "with a hat | with no hat\nat night | by day"
 STRENGTH_LOOKED_AT, POINTS, STEPS = 1.5, 3, 2
 
@@ -135,10 +136,19 @@ class TestSpectrum:
         assert not any(values[shown:])
         assert "effect" in report["remarks"][0]
 
-    @pytest.mark.parametrize("note", ["1", None, True, float("nan"), float("inf"), -1.0, [1.0], {}])
+    @pytest.mark.parametrize(
+        "note",
+        ["1", None, True, float("nan"), float("inf"), 1.7e308, pytest.param(10**400, id="huge"), -1.0, [1.0], {}],
+    )
     def test_a_file_may_hold_anything_in_place_of_a_value(self, small, note):
         _, encoded, found = small
         direction = replace(found["text"][0], notes={"singular_value": note, "effect": 1.0, "share_inside": note})
+        assert plot(encoded, [direction], SPECTRUM)["values"] is None
+
+    @pytest.mark.parametrize("share", [1.5, 1e300])
+    def test_a_share_is_at_most_1(self, small, share):
+        _, encoded, found = small
+        direction = replace(found["text"][0], notes={"effect": 1.0, "share_inside": share})
         assert plot(encoded, [direction], SPECTRUM)["values"] is None
 
 
@@ -174,7 +184,9 @@ class TestWhatElse:
         ]
         assert found["LOCO"][0].name in report["remarks"][0]
 
-    @pytest.mark.parametrize("note", [3, "rows", [3], [{}], [{"candidate": 3, "likeness": 0.5}], [{"candidate": "a"}]])
+    @pytest.mark.parametrize(
+        "note", [3, "rows", [3], [{}], [{"candidate": 3, "likeness": 0.5}], [{"candidate": "a"}], HUGE]
+    )
     def test_a_file_may_hold_anything_in_its_place(self, small, note):
         _, encoded, found = small
         direction = replace(found["LOCO"][0], notes={"what_else_moves": note})
