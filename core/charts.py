@@ -5,6 +5,7 @@ Figures are made without pyplot, and every colour and size is given here, so tha
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import textwrap
@@ -348,12 +349,18 @@ def _wrapped(text: str, room: float, size: float) -> str:
     """
     text = " ".join(text[: 2 * LONGEST_TEXT].split())[:LONGEST_TEXT]
     text = "".join(character if ord(character) in _characters() else BOX for character in text)
-    fitting = room * len(text) / max(1.0, _length(text, size))  # characters a line, on average
-    for columns in range(max(4, int(1.5 * fitting)), 3, -1):
-        lines = textwrap.wrap(text, columns, max_lines=MOST_LINES, placeholder="...")
-        if all(_length(line, size) <= room for line in lines):
-            return "\n".join(lines)
-    return "..."
+    start = text[:100]  # all of a long text takes long to measure
+    fitting = room * len(start) / max(1.0, _length(start, size))  # characters a line, on average
+    widths = range(4, max(4, int(1.5 * fitting)) + 1)  # in characters; the widest whose lines fit is taken
+
+    def lines_of(columns: int) -> list[str]:
+        return textwrap.wrap(text, columns, max_lines=MOST_LINES, placeholder="...")
+
+    def too_wide(columns: int) -> bool:
+        return any(_length(line, size) > room for line in lines_of(columns))
+
+    fit = bisect.bisect_left(widths, True, key=too_wide)
+    return "\n".join(lines_of(widths[fit - 1])) if fit else "..."
 
 
 def _height(text: str) -> int:
@@ -361,6 +368,7 @@ def _height(text: str) -> int:
     return LINE * (1 + text.count("\n")) + 8 if text else 0
 
 
+@functools.lru_cache(maxsize=4096)
 def _length(text: str, size: float) -> float:
     """Pixels of a line of text."""
     from matplotlib.font_manager import FontProperties
