@@ -37,6 +37,7 @@ from .words import LIKENESS, MOST_CANDIDATES, THRESHOLD, TITLE, WHAT_ELSE_NOTE, 
 
 SPECTRUM, WHAT_ELSE, STRENGTH, LEVEL = "spectrum", "what else moves", "strength and change", "level and locality"
 MOST_SHOWN = 20  # candidates in a chart of several directions; the report has all
+MOST_DIRECTIONS = 64  # in a chart; the report has all
 # What searches rank directions by: the note that tells it, what it is, and the note that it is joined with by
 # `ranking`, where there is one.
 RANKED_BY = (
@@ -179,8 +180,8 @@ def _spectrum(directions: Sequence[Direction]) -> Plot:
     values = [rank[1] if rank is not None and rank[0] == kind else None for rank in ranks]
     rows = list(zip((direction.name for direction in directions), values, strict=True))
     chart = bar_chart(
-        rows if kind else [],
-        title="How strong the directions are",
+        rows[:MOST_DIRECTIONS] if kind else [],
+        title=_title("How strong the directions are", len(rows)),
         axis=kind or "",
         note="" if kind else NOT_RANKED,
         form="{:.3g}",
@@ -189,6 +190,11 @@ def _spectrum(directions: Sequence[Direction]) -> Plot:
     others = list(dict.fromkeys(rank[0] for rank in ranks if rank is not None and rank[0] != kind))
     remarks = [OTHER_VALUES.format("; ".join(others))] if others else []
     return Plot(chart, {"values": kind, "directions": found} | ({"remarks": remarks} if remarks else {}))
+
+
+def _title(title: str, count: int) -> str:
+    """The title of a chart of so many directions, which says so where it has only the first of them."""
+    return title if count <= MOST_DIRECTIONS else f"{title}: the first {MOST_DIRECTIONS} of {count}"
 
 
 def _rank_of(direction: Direction) -> tuple[str, float] | None:
@@ -222,12 +228,12 @@ def _what_else(inversion: Inversion, directions: Sequence[Direction], strength: 
     rows = [(candidate, [rows.get(candidate) for rows in known]) for candidate in candidates]
     rows.sort(key=lambda row: max(value for value in row[1] if value is not None), reverse=True)
     chart = bar_chart(
-        rows[:MOST_SHOWN],
-        title=TITLE,
+        [(candidate, values[:MOST_DIRECTIONS]) for candidate, values in rows[:MOST_SHOWN]],
+        title=_title(TITLE, len(names)),
         axis=LIKENESS,
         limits=(0, 1),
         thresholds=(THRESHOLD,),
-        series=names,
+        series=names[:MOST_DIRECTIONS],
         graded=False,
         form="{:.2f}",
     )
@@ -258,9 +264,9 @@ def _likeness(inversion: Inversion, directions: Sequence[Direction], strength: f
     likeness = [rounded_all(row) for row in cosines.nanmean(0)]
     moving = any(value is not None for row in likeness for value in row)
     chart = table_chart(
-        names if moving else [],
-        likeness if moving else [],
-        title=title,
+        names[:MOST_DIRECTIONS] if moving else [],
+        [row[:MOST_DIRECTIONS] for row in likeness[:MOST_DIRECTIONS]] if moving else [],
+        title=_title(title, len(names)),
         axis="likeness: 0 nothing in common, 1 the same change or its opposite",
         note="" if moving else NO_CHANGE,
     )

@@ -73,6 +73,12 @@ def plot(encoded, directions, which, **changes) -> dict:
     return report
 
 
+def chart_of(encoded, directions, which) -> np.ndarray:
+    """The picture of a plot, (H, W, 3)."""
+    with torch.inference_mode():
+        return PlotDirections.execute(encoded.inversion, directions, which).args[0][0].numpy()
+
+
 def by_hand(test_model, encoded, body, prompts=None):
     """What a body computes with the plain denoiser and the clean latent in the model's space."""
     conditionings = {SOURCE: encoded.inversion.positive} | (prompts or {})
@@ -364,6 +370,19 @@ class TestPredictedChanges:
         expected = [np.mean([share_by_hand(one[k : k + 1]) for k in (0, 1)]) for (one,) in changes]
         assert report["directions"][0]["share_in_a_tenth"] == pytest.approx(expected, rel=1e-4)
         assert plot(encoded, directions * 2, WHAT_ELSE)["likeness"][0] == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("which", [SPECTRUM, WHAT_ELSE])
+def test_a_chart_of_many_directions_has_the_first_and_says_so(small, which):
+    _, encoded, found = small
+    known = {"singular_value": 1.0, "what_else_moves": [{"candidate": "a hat", "likeness": 0.5}]}
+    direction = replace(found["LOCO"][0], notes=known)
+    all_shown, *cut = (chart_of(encoded, count * [direction], which) for count in (64, 65, 66))
+    assert all_shown.shape == cut[0].shape == cut[1].shape
+    differing = [np.flatnonzero((one != all_shown).any(axis=(1, 2))) for one in cut]
+    assert all(rows.min() > 0 and rows.max() < 40 for rows in differing)  # the title alone
+    assert (cut[0] != cut[1]).any()
+    assert len(plot(encoded, 65 * [direction], which)["directions"]) == 65
 
 
 @pytest.mark.parametrize("which", PLOTS)
