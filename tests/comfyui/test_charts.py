@@ -148,7 +148,15 @@ class TestLines:
 
     def test_many_make_it_higher_and_are_all_named(self):
         lines = [("direction with a long name, which needs more than one line", [0.0, k]) for k in range(40)]
-        assert line_chart(lines, [0, 1]).height > line_chart(lines[:2], [0, 1]).height
+        chart = line_chart(lines, [0, 1])
+        assert chart.height > line_chart(lines[:2], [0, 1]).height
+        named = 0
+        for colour in LINES:
+            found = coloured(chart, colour)
+            right = np.flatnonzero(found.any(axis=0)).max()  # the end of the line before a name
+            rows = np.flatnonzero(found[:, right - 12 :].any(axis=1))
+            named += 1 + int((np.diff(rows) > 10).sum())
+        assert named == len(lines)
 
     def test_without_any_there_is_the_note(self):
         empty, noted = line_chart([], []), line_chart([], [], note="Nothing was found.")

@@ -133,7 +133,12 @@ def blocks(language: str) -> list[str]:
 
 
 def holds(answer, shown) -> bool:
-    """Whether an answer of the server has everything that a page shows of it; of lists any of the items."""
+    """Whether an answer of the server has everything that a page shows of it; of lists any of the items.
+
+    What the page shows as empty must be empty.
+    """
+    if shown in ({}, []):
+        return answer == shown
     if isinstance(shown, dict):
         return all(key in answer and holds(answer[key], value) for key, value in shown.items())
     if isinstance(shown, list):
