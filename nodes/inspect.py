@@ -81,12 +81,13 @@ class PreviewDirections(io.ComfyNode):
         strength = float(strength)
         strengths = _strengths(strength, columns)
         show = SearchProgress(len(directions) * len(strengths), "pictures")
-        cost, rows = RunsCost(inversion.statistics), []
+        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report speaks of the runs of samplers
+        cost, rows = RunsCost(still.statistics), []
         for index in range(len(directions)):
             direction = choose(inversion, directions, index)
             row = []
             for value in strengths:
-                picture = picture_of(vae.decode(_sample(inversion, direction, value, steps)))
+                picture = picture_of(vae.decode(_sample(still, direction, value, steps)))
                 row.append((f"{value:+.2g}", picture))
                 cost.note()
                 show(index * len(strengths) + len(row), ("JPEG", picture, 256))
@@ -226,8 +227,7 @@ def _key(direction: Direction) -> str:
 
 def _sample(inversion: Inversion, direction: Direction, strength: float, steps: int) -> Tensor:
     """The edited latent, by euler under guidance 1."""
-    moved = with_slider(replace(inversion, sliders=()), direction, strength)
-    return sampled(moved, schedule_of(inversion, steps))
+    return sampled(with_slider(inversion, direction, strength), schedule_of(inversion, steps))
 
 
 NODES = [PreviewDirections, EditReport]

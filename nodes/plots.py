@@ -29,7 +29,7 @@ from .inputs import DIRECTIONS, check_inputs
 from .manipulate import sampled, schedule_of, usable, with_slider
 from .measure_reports import rounded, rounded_all
 from .pictures import image_of
-from .progress import RunsCost, SearchProgress, result_line, show_line
+from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
 from .prompts import holds_prompt, negative_prompt, prompt_name, with_prompt
 from .sampling import level_at_sigma, scale_at, sigma_at_level
 from .sockets import AppliedSlider, Inversion, InversionSocket
@@ -156,7 +156,8 @@ class PlotDirections(io.ComfyNode):
         check_inputs(cls, locals())
         require_matplotlib()
         started = time.perf_counter()
-        still, strength = replace(inversion, sliders=()), float(strength)
+        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report speaks of the runs of samplers
+        strength = float(strength)
         if plot == SPECTRUM:
             made = _spectrum(directions)
         elif plot == WHAT_ELSE:

@@ -19,7 +19,7 @@ from .inputs import DIRECTIONS, INDEX, STRENGTH, STRENGTH_RANGE, check_inputs
 from .manipulate import choose, sampled, schedule_of, with_slider
 from .pictures import picture_of
 from .previews import save_previews
-from .progress import RunsCost, SearchProgress, result_line, show_line
+from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
 from .prompts import digest
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
@@ -77,8 +77,8 @@ class PrepareQuickSlider(io.ComfyNode):
         """Sample to both sides, and hand on the directions with what was measured."""
         check_inputs(cls, locals())
         direction = choose(inversion, directions, index)
-        still = replace(inversion, sliders=())
-        cost, sigmas = RunsCost(inversion.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
+        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report speaks of the runs of samplers
+        cost, sigmas = RunsCost(still.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
         run = _runs(still, direction, sigmas, cost, 2)
         latent = inversion.latent["samples"]
         *moves, bend = distil(run, latent)
@@ -252,9 +252,12 @@ class SliderStrip(io.ComfyNode):
                 " 'keyframes'."
             )
             raise InputError(msg)
-        cost, sigmas = RunsCost(inversion.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
         others = tuple(slider for slider in inversion.sliders if slider.direction is not direction)
-        run = _runs(replace(inversion, sliders=others), direction, sigmas, cost, keyframes)
+        fixed = replace(
+            inversion, sliders=others, statistics=RunStatistics()
+        )  # Edit Report speaks of the runs of samplers
+        cost, sigmas = RunsCost(fixed.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
+        run = _runs(fixed, direction, sigmas, cost, keyframes)
         strengths = evenly_spaced(float(start), float(end), keyframes)
         ends = [run(strength) for strength in strengths]
         latents = torch.stack(between(ends, frames), dim=1).flatten(0, 1)  # of a batch picture by picture

@@ -257,7 +257,10 @@ class TestStrength:
         test_model, _, found = small
         encoded = invert(test_model)
         report = plot(encoded, found["text"], STRENGTH)
-        assert report["model_evaluations"] == encoded.inversion.statistics.evaluations > 0
+        later = STEPS - 1  # at the first step nothing has moved yet
+        # at both strengths words and response at every later step, and the reference once
+        assert report["model_evaluations"] == 2 * later * 3 + 2 + later
+        assert encoded.inversion.statistics.runs == 0  # those are of the sampler, for Edit Report
         # what is predicted on the unmoved path is known now
         assert plot(encoded, found["text"], STRENGTH)["model_evaluations"] < report["model_evaluations"]
 
@@ -446,7 +449,13 @@ class TestRefusals:
     def test_without_matplotlib_nothing_is_measured(self, small, monkeypatch):
         _, encoded, found = small
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        runs = encoded.inversion.statistics.runs
-        with pytest.raises(MissingPackageError, match="pip install matplotlib"):
-            plot(encoded, found["LOCO"], STRENGTH)
-        assert encoded.inversion.statistics.runs == runs
+
+        def fail(*_):
+            raise AssertionError
+
+        hook = encoded.inversion.source_model.model.diffusion_model.register_forward_pre_hook(fail)
+        try:
+            with pytest.raises(MissingPackageError, match="pip install matplotlib"):
+                plot(encoded, found["LOCO"], STRENGTH)
+        finally:
+            hook.remove()

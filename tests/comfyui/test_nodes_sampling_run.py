@@ -105,6 +105,7 @@ def test_the_middle_of_a_contact_sheet_is_the_picture(strength):
         picture = vae.decode(latent["samples"])[0].clamp(0, 1)  # H W C
     report = json.loads(report)
     assert report["pictures"] == 7
+    assert inversion.statistics.runs == 0  # those are of the sampler, for Edit Report
     # no evaluation in the middle; source, target and the picture's own prompt, the first step and the way back once
     assert report["model_evaluations"] == 6 * 2 * 3 + 2 + 2
     assert report["seconds"] > 0
