@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -286,7 +287,8 @@ def _strength_and_change(
     for direction in directions:
         changes = []
         for strength in strengths:
-            changes.append(distance(look(sampled(with_slider(inversion, direction, strength), sigmas)), before))
+            after = look(sampled(with_slider(inversion, direction, strength), sigmas))
+            changes.append(statistics.fmean(map(distance, after, before)))  # of the pictures of a batch
             cost.note()
             show(len(rows) * len(strengths) + len(changes))
         rows.append((direction.name, changes))
@@ -310,8 +312,9 @@ def _picture_of(vae) -> Callable[[Tensor], Tensor]:
 
 
 def _in_deviations(like: Tensor) -> Callable[[Tensor], Tensor]:
-    """From samples to multiples of the standard deviation of a latent."""
-    return lambda samples: samples.cpu().float() / like.cpu().float().std()
+    """From samples to multiples of the standard deviation that each picture of a latent (B, ...) has."""
+    deviations = like.cpu().float().flatten(1).std(1).view(-1, *[1] * (like.ndim - 1))
+    return lambda samples: samples.cpu().float() / deviations
 
 
 def _level_and_locality(

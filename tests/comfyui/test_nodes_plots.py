@@ -253,6 +253,23 @@ class TestStrength:
         expected = [float((end - before).square().mean().sqrt()) for end in ends]
         assert report["directions"][0]["change"] == pytest.approx(expected, rel=1e-4)
 
+    @pytest.mark.parametrize("vae", [None, ChannelVae()], ids=["latents", "pictures"])
+    def test_of_a_batch_it_is_the_mean(self, small, vae):
+        test_model, _, _ = small
+        latent = picture(test_model, batch=2)
+        latent["samples"][1] *= 3
+        encoded = invert(test_model, latent, method="fresh noise")
+        directions, _ = find(test_model, encoded.inversion, "text")
+        report = plot(encoded, directions, STRENGTH, vae=vae, points=2)
+        sigmas, before = schedule_of(encoded.inversion, STEPS), encoded.latent["samples"]
+        for change, strength in zip(report["directions"][0]["change"], report["strengths"], strict=True):
+            after = edit(test_model, encoded, directions[0], strength, sigmas=sigmas)
+            if vae is None:
+                each = [(a - b).square().mean().sqrt() / b.std() for a, b in zip(after, before, strict=True)]
+            else:
+                each = (vae.decode(after) - vae.decode(before)).square().flatten(1).mean(1).sqrt()
+            assert change == pytest.approx(float(sum(each)) / 2, rel=1e-4, abs=1e-7)
+
     def test_the_evaluations_are_counted(self, small):
         test_model, _, found = small
         encoded = invert(test_model)
