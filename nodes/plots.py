@@ -32,7 +32,7 @@ from .measure_reports import rounded, rounded_all
 from .pictures import image_of
 from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
 from .prompts import holds_prompt, negative_prompt, prompt_name, with_prompt
-from .sampling import level_at_sigma, scale_at, sigma_at_level
+from .sampling import level_at_sigma, scale_at
 from .sockets import AppliedSlider, Inversion, InversionSocket
 from .words import LIKENESS, MOST_CANDIDATES, THRESHOLD, TITLE, WHAT_ELSE_NOTE, chart_of_candidates
 
@@ -321,11 +321,7 @@ def _level_and_locality(
     inversion: Inversion, directions: Sequence[Direction], strength: float, points: int, vae
 ) -> Plot:
     """Which share of the change of the predicted picture lies in the tenth that changes most, by noise level."""
-    sampling = inversion.source_model.get_model_object("model_sampling")
-    limits = float(sampling.sigma_min), float(sampling.sigma_max)
-    highest = level_at_sigma(sampling.percent_to_sigma, inversion.sigma)
-    levels = [round(highest * k / points, 4) for k in range(1, points + 1)]
-    sigmas = [sigma_at_level(sampling.percent_to_sigma, level, *limits) for level in levels[:-1]] + [inversion.sigma]
+    levels, sigmas = zip(*_levels(inversion, points), strict=True)
     free = [replace(direction, keep=()) for direction in directions]  # what is kept takes further predictions
     changes, cost = predicted_changes(inversion, free, strength, sigmas)
     look = _of_latent if vae is None else functools.partial(_of_picture, vae, inversion)
@@ -337,7 +333,7 @@ def _level_and_locality(
         rows,
         levels,
         title="How local the change is at each noise level: 1 one place, 0.1 everywhere",
-        x_axis=f"noise level, as 'level' of Encode Picture (this picture: {highest:.2g})",
+        x_axis=f"noise level, as 'level' of Encode Picture (this picture: {levels[-1]:.2g})",
         y_axis="share of the change in the tenth that changes most",
         limits=(0, 1),
     )
@@ -345,7 +341,18 @@ def _level_and_locality(
         {"name": name, "share_in_a_tenth": [None if v is None else rounded(v) for v in values]} for name, values in rows
     ]
     measured = "latent" if vae is None else "picture"
-    return Plot(chart, {"measured": measured, "levels": levels, "sigmas": sigmas, "directions": told, **cost})
+    shown = {"levels": [round(level, 4) for level in levels], "sigmas": list(sigmas)}
+    return Plot(chart, {"measured": measured, **shown, "directions": told, **cost})
+
+
+def _levels(inversion: Inversion, points: int) -> list[tuple[float, float]]:
+    """Noise levels, evenly up to that of the picture, and their sigmas; without those below the model's lowest."""
+    sampling = inversion.source_model.get_model_object("model_sampling")
+    highest = level_at_sigma(sampling.percent_to_sigma, inversion.sigma)
+    levels = [highest * k / points for k in range(1, points)]
+    by_sigma = {float(sampling.percent_to_sigma(1 - level)): level for level in levels}
+    between = [(by_sigma[sigma], sigma) for sigma in by_sigma if float(sampling.sigma_min) < sigma < inversion.sigma]
+    return [*between, (highest, inversion.sigma)]
 
 
 def _of_latent(change: Tensor) -> Tensor:

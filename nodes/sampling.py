@@ -124,10 +124,12 @@ def sigma_at_level(
 
 
 def level_at_sigma(percent_to_sigma: Callable[[float], float], sigma: float) -> float:
-    """The noise level f in (0, 1] of a sigma, rounded up to thousandths: the reverse of `sigma_at_level`."""
-    levels = [k / 1000 for k in range(1, 1000)]
-    found = bisect.bisect_left(levels, sigma * (1 - 1e-6), key=lambda level: float(percent_to_sigma(1 - level)))
-    return [*levels, 1.0][found]
+    """The noise level f in (0, 1] of a sigma, rounded up to millionths: the reverse of `sigma_at_level`."""
+    million = 10**6
+    found = bisect.bisect_left(
+        range(1, million), sigma * (1 - 1e-6), key=lambda k: float(percent_to_sigma(1 - k / million))
+    )
+    return (found + 1) / million
 
 
 def scale_at(model: ModelPatcher, sigma: float) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import comfy.model_management
 import numpy as np
 import pytest
 import torch
-from families import CORE, Family, sd3
+from families import CORE, Family, sd1, sd3
 from node_runs import edit, find, invert, loaded, picture, state_of
 
 from latent_directions.core.denoiser import SOURCE
@@ -297,12 +297,26 @@ class TestLevel:
         assert report["levels"] == pytest.approx([0.2, 0.4, 0.6])  # it was encoded at 0.6
         sampling = test_model.model.get_model_object("model_sampling")
         expected = [sampling.percent_to_sigma(1 - level) for level in report["levels"]]
-        assert report["sigmas"] == pytest.approx(expected)
+        assert report["sigmas"] == pytest.approx(expected, rel=1e-4)
         assert report["sigmas"][-1] == encoded.inversion.sigma
         for share, sigma in zip(report["directions"][0]["share_in_a_tenth"], report["sigmas"], strict=True):
             change = by_hand(test_model, encoded, moved_by_hand(encoded, direction, sigma))
             assert share == pytest.approx(share_by_hand(change), rel=1e-3)
             assert 0.1 < share < 1
+
+    @pytest.mark.parametrize("family", [Family("sd1", sd1), Family("sd3", sd3)], ids=str)
+    @pytest.mark.parametrize("level", [0.0004, 0.0123, 0.5008])
+    def test_no_level_is_beyond_the_picture_or_the_model_or_there_twice(self, family, level):
+        test_model = loaded(family)
+        sampling = test_model.model.get_model_object("model_sampling")
+        encoded = invert(test_model, sigma=max(float(sampling.sigma_min), float(sampling.percent_to_sigma(1 - level))))
+        directions, _ = find(test_model, encoded.inversion, "text")
+        report = plot(encoded, directions, LEVEL, points=33)
+        sigmas = report["sigmas"]
+        assert sigmas == sorted(set(sigmas))
+        assert sigmas[-1] == encoded.inversion.sigma
+        assert all(float(sampling.sigma_min) < sigma for sigma in sigmas[:-1])
+        assert len(sigmas) > 1 or level < 0.01
 
     def test_against_predictions_of_words(self, small):
         test_model, encoded, found = small
