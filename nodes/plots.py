@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import statistics
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
@@ -30,7 +32,7 @@ from .inputs import DIRECTIONS, check_inputs
 from .manipulate import sampled, schedule_of, usable, with_slider
 from .measure_reports import rounded, rounded_all
 from .pictures import image_of
-from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
+from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line, sum_of_costs
 from .prompts import holds_prompt, negative_prompt, prompt_name, with_prompt
 from .sampling import level_at_sigma, scale_at
 from .sockets import AppliedSlider, Inversion, InversionSocket
@@ -258,7 +260,7 @@ def _likeness(inversion: Inversion, directions: Sequence[Direction], strength: f
     names, title = [direction.name for direction in directions], "Which directions change the same"
     if len(directions) == 1:
         return Plot(table_chart([], [], title=title, note=ALONE), {"directions": names, "likeness": None})
-    (changes,), cost = predicted_changes(inversion, directions, strength, [inversion.sigma])
+    changes, cost = predicted_changes(inversion, directions, strength, inversion.sigma, _steps(len(directions)))
     flat = torch.stack(changes, dim=1).flatten(2).double()  # pictures, directions, cells
     cosines = (torch.nn.functional.normalize(flat, dim=2) @ torch.nn.functional.normalize(flat, dim=2).mT).abs()
     moves = flat.any(dim=2)
@@ -323,9 +325,18 @@ def _level_and_locality(
     """Which share of the change of the predicted picture lies in the tenth that changes most, by noise level."""
     levels, sigmas = zip(*_levels(inversion, points), strict=True)
     free = [replace(direction, keep=()) for direction in directions]  # what is kept takes further predictions
-    changes, cost = predicted_changes(inversion, free, strength, sigmas)
-    look = _of_latent if vae is None else functools.partial(_of_picture, vae, inversion)
-    shares = [[_mean(share_of_most_changed(look(change))) for change in at_level] for at_level in changes]
+    look = None if vae is None else _change_of_picture(vae, inversion)
+    step = _steps(len(levels) * len(directions) * (1 if vae is None else 2))
+    shares, costs = [], []
+    for sigma in sigmas:  # level by level, so that the changes of one level alone are in memory
+        changes, spent = predicted_changes(inversion, free, strength, sigma, step)
+        costs.append(spent)
+        shares.append([])
+        for change in changes:
+            if look is not None:
+                change = look(change)
+                step()
+            shares[-1].append(_mean(share_of_most_changed(change)))
     rows = [
         (direction.name, list(of_one)) for direction, of_one in zip(directions, zip(*shares, strict=True), strict=True)
     ]
@@ -342,7 +353,7 @@ def _level_and_locality(
     ]
     measured = "latent" if vae is None else "picture"
     shown = {"levels": [round(level, 4) for level in levels], "sigmas": list(sigmas)}
-    return Plot(chart, {"measured": measured, **shown, "directions": told, **cost})
+    return Plot(chart, {"measured": measured, **shown, "directions": told, **sum_of_costs(*costs)})
 
 
 def _levels(inversion: Inversion, points: int) -> list[tuple[float, float]]:
@@ -355,17 +366,23 @@ def _levels(inversion: Inversion, points: int) -> list[tuple[float, float]]:
     return [*between, (highest, inversion.sigma)]
 
 
-def _of_latent(change: Tensor) -> Tensor:
-    return change
+def _steps(expected: int) -> Callable[[], None]:
+    """What moves a progress bar on by one of so many steps, and ends the node where it was cancelled."""
+    show, done = SearchProgress(expected, "steps"), itertools.count(1)
+
+    def step() -> None:
+        show(next(done))
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    return step
 
 
-def _of_picture(vae, inversion: Inversion, change: Tensor) -> Tensor:
-    """The change of the decoded picture, channels first, from that of the clean latent in the model's space."""
-    latent_format = inversion.source_model.get_model_object("latent_format")
-    before = inversion.latent["samples"]
-    moved = latent_format.process_out(latent_format.process_in(before.cpu()) + change)
-    decode = _picture_of(vae)
-    return (decode(moved) - decode(before)).movedim(-1, 1)
+def _change_of_picture(vae, inversion: Inversion) -> Callable[[Tensor], Tensor]:
+    """From a change of the clean latent in the model's space to that of the decoded picture, channels first."""
+    latent_format, decode = inversion.source_model.get_model_object("latent_format"), _picture_of(vae)
+    samples = inversion.latent["samples"].cpu()
+    clean, before = latent_format.process_in(samples), decode(samples)
+    return lambda change: (decode(latent_format.process_out(clean + change)) - before).movedim(-1, 1)
 
 
 def _mean(shares: Tensor) -> float | None:
@@ -375,23 +392,23 @@ def _mean(shares: Tensor) -> float | None:
 
 
 def predicted_changes(
-    inversion: Inversion, directions: Sequence[Direction], strength: float, sigmas: Sequence[float]
-) -> tuple[list[list[Tensor]], dict]:
+    inversion: Inversion, directions: Sequence[Direction], strength: float, sigma: float, step: Callable[[], None]
+) -> tuple[list[Tensor], dict]:
     """What directions change of the model's prediction of the clean latent, on the way of the encoded picture.
 
-    A move of the noise moves it equally far at every noise level. At each level the picture itself and each prompt are
-    predicted once for all directions: a direction that moves the noise takes one more evaluation, one of words its two
-    prompts, and every pair that is kept its own two.
+    A move of the noise moves it equally far at every noise level. The picture itself and each prompt are predicted once
+    for all directions: a direction that moves the noise takes one more evaluation, one of words its two prompts, and
+    every pair that is kept its own two.
 
     Args:
         inversion: the encoded picture, without sliders.
         directions: any that a slider can run.
         strength: of each.
-        sigmas: noise levels.
+        sigma: the noise level.
+        step: called after each direction.
 
     Returns:
-        For each noise level and direction a change (B, C, ..., H, W) in the model's latent space, on the CPU; and the
-        cost.
+        For each direction a change (B, C, ..., H, W) in the model's latent space, on the CPU; and the cost.
 
     Raises:
         InputError: a direction does not fit the picture or its model.
@@ -401,19 +418,16 @@ def predicted_changes(
     prompts = {SOURCE: inversion.positive} | negative_prompt(model, 1.0, inversion.negative or None)
     moves = [_moves(inversion, slider, prompts) for slider in sliders]
 
-    def body(denoiser: Denoiser, x0: Tensor) -> list[list[Tensor]]:
-        found = []
-        for sigma in sigmas:
-            paths, cache = NoisePaths(inversion.paths.at(sigma)[0]), ReferenceCache()
-            found.append([])
-            for own in moves:
-                predict = AnchoredPrediction(x0, paths, denoiser.noised, own, cache=cache)
-                x = denoiser.noised(x0, moved_noise(predict.noise, own, inversion.scale[1]), sigma)
-                found[-1].append(finite(predict(x, sigma, denoiser.predictions) - x0).float().cpu())
+    def body(denoiser: Denoiser, x0: Tensor) -> list[Tensor]:
+        found, paths, cache = [], NoisePaths(inversion.paths.at(sigma)[0]), ReferenceCache()
+        for own in moves:
+            predict = AnchoredPrediction(x0, paths, denoiser.noised, own, cache=cache)
+            x = denoiser.noised(x0, moved_noise(predict.noise, own, inversion.scale[1]), sigma)
+            found.append(finite(predict(x, sigma, denoiser.predictions) - x0).float().cpu())
+            step()
         return found
 
-    expected = 2 * len(sigmas) * len(sliders) * len(inversion.latent["samples"])
-    return run(model, prompts, inversion.latent, inversion.sigma, body, expected=expected)
+    return run(model, prompts, inversion.latent, inversion.sigma, body)
 
 
 def _moves(inversion: Inversion, slider: AppliedSlider, prompts: dict[str, list]) -> tuple:

@@ -37,9 +37,15 @@ STRENGTH_LOOKED_AT, POINTS, STEPS = 1.5, 3, 2
 
 
 class ChannelVae:
-    """Shows the first three channels of a latent, squeezed into 0 to 1."""
+    """Shows the first three channels of a latent, squeezed into 0 to 1; an artist may cancel while it decodes."""
+
+    def __init__(self, cancel_at=None):
+        self.cancel_at, self.decoded = cancel_at, 0
 
     def decode(self, samples):
+        self.decoded += 1
+        if self.decoded == self.cancel_at:
+            comfy.model_management.interrupt_current_processing()
         return samples[:, :3].movedim(1, -1).sigmoid()
 
 
@@ -359,6 +365,19 @@ class TestLevel:
         seen = (vae.decode(ends[0]) - vae.decode(ends[1])).movedim(-1, 1)
         assert report["directions"][0]["share_in_a_tenth"][-1] == pytest.approx(share_by_hand(seen), rel=1e-3)
 
+    def test_the_unmoved_picture_is_decoded_once(self, small):
+        _, encoded, found = small
+        vae = ChannelVae()
+        plot(encoded, found["LOCO"], LEVEL, vae=vae)
+        assert vae.decoded == 1 + POINTS * len(found["LOCO"])
+
+    def test_a_cancel_while_decoding_ends_it(self, small):
+        _, encoded, found = small
+        vae = ChannelVae(cancel_at=2)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            plot(encoded, found["LOCO"], LEVEL, vae=vae)
+        assert vae.decoded == 2
+
     def test_a_mask_makes_it_local(self, small):
         _, encoded, found = small
         mask = torch.zeros(1, 8, 8)
@@ -366,6 +385,10 @@ class TestLevel:
         direction = replace(found["text"][0], mask=mask)
         report = plot(encoded, [direction], LEVEL)
         assert report["directions"][0]["share_in_a_tenth"] == pytest.approx([1.0] * POINTS)
+
+
+def changes_at(encoded, directions, strength, sigma) -> tuple[list, dict]:
+    return predicted_changes(encoded.inversion, directions, strength, sigma, lambda: None)
 
 
 class TestPredictedChanges:
@@ -376,8 +399,8 @@ class TestPredictedChanges:
         (direction,), _ = find(test_model, encoded.inversion, "text", keep="a hat | a cap")
         sigma = encoded.inversion.sigma
         with torch.inference_mode():
-            (((change,),), cost) = predicted_changes(encoded.inversion, [direction], 1.0, [sigma])
-            (((free,),), _) = predicted_changes(encoded.inversion, [replace(direction, keep=())], 1.0, [sigma])
+            ((change,), cost) = changes_at(encoded, [direction], 1.0, sigma)
+            ((free,), _) = changes_at(encoded, [replace(direction, keep=())], 1.0, sigma)
         (pair,) = direction.keep
         prompts = {
             name: with_prompt(encoded.inversion.positive, prompt)
@@ -400,7 +423,7 @@ class TestPredictedChanges:
         report = plot(encoded, directions, LEVEL)
         assert report["model_evaluations"] == 2 * 2 * POINTS
         with torch.inference_mode():
-            changes, _ = predicted_changes(encoded.inversion, directions, STRENGTH_LOOKED_AT, report["sigmas"])
+            changes = [changes_at(encoded, directions, STRENGTH_LOOKED_AT, sigma)[0] for sigma in report["sigmas"]]
         expected = [np.mean([share_by_hand(one[k : k + 1]) for k in (0, 1)]) for (one,) in changes]
         assert report["directions"][0]["share_in_a_tenth"] == pytest.approx(expected, rel=1e-4)
         assert plot(encoded, directions * 2, WHAT_ELSE)["likeness"][0] == pytest.approx([1.0, 1.0])
