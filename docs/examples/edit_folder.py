@@ -109,7 +109,15 @@ def with_defaults(server: str, nodes: dict) -> dict:
 def edited(server: str, nodes: dict) -> bytes:
     """Queue the nodes, wait for the end and return the saved picture; raises EditError with the node's own message."""
     key = json.loads(ask(server, "/prompt", json.dumps({"prompt": nodes}).encode()))["prompt_id"]
+    queued = True
     while not (history := json.loads(ask(server, f"/history/{key}"))):
+        if not queued:  # nor in the history, which was asked after the queue
+            message = (
+                "The run was removed from ComfyUI's queue, or ComfyUI was started again. Start this command again."
+            )
+            raise EditError(message)
+        queue = json.loads(ask(server, "/queue"))
+        queued = any(entry[1] == key for entries in queue.values() for entry in entries)
         time.sleep(0.3)
     status = history[key]["status"]
     for event, said in status["messages"]:
@@ -133,7 +141,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path, help="folder with pictures")
-    parser.add_argument("results", type=Path, help="folder for the edited pictures, which keep their names")
+    parser.add_argument("results", type=Path, help="folder for the edited pictures, as .png")
     parser.add_argument("--source", required=True, help="what the pictures show now")
     parser.add_argument("--target", required=True, help="what strength 1 shows: source with one thing changed")
     parser.add_argument("--strength", type=float, default=1.0, help="from -3 to 3; 0 gives the picture back")
@@ -150,6 +158,8 @@ def arguments() -> argparse.Namespace:
     options.cfg = (4.0 if options.checkpoint else 1.0) if options.cfg is None else options.cfg
     if not options.pictures.is_dir():
         parser.error(f"{options.pictures} is not a folder")
+    if options.results.resolve() == options.pictures.resolve():
+        parser.error("the results would replace the pictures; name another folder for them")
     return options
 
 
@@ -160,6 +170,13 @@ def main() -> int:
     if not pictures:
         print(f"error: {options.pictures} holds no pictures ({', '.join(sorted(PICTURES))})", file=sys.stderr)
         return 1
+    by_result = {}
+    for picture in pictures:  # no difference of upper and lower case, as some systems know none
+        other = by_result.setdefault(picture.stem.lower(), picture)
+        if other is not picture:
+            message = f"{other.name} and {picture.name} would have the same result. Rename one of them."
+            print(f"error: {message}", file=sys.stderr)
+            return 1
     options.results.mkdir(parents=True, exist_ok=True)
     failed = 0
     for picture in pictures:

@@ -126,6 +126,58 @@ def test_a_folder_that_cannot_be_edited(comfy, portraits, tmp_path, options, mes
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("results", ["photos", "photos/../photos"])
+def test_the_results_never_replace_the_pictures(portraits, tmp_path, results):
+    photos = shutil.copytree(portraits, tmp_path / "photos")
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    command = [sys.executable, "-I", "-S", str(EDIT_FOLDER), str(photos), str(tmp_path / results), *WORDS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "the results would replace the pictures" in done.stderr
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+
+
+def test_two_pictures_of_one_result_are_refused(comfy, portraits, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "A.jpg"):
+        shutil.copy(portraits / "7.png", photos / name)
+    done = edit_folder(comfy, str(photos), str(tmp_path / "out"), *WORDS)
+    assert done.returncode == 1
+    assert done.stderr == "error: A.jpg and a.png would have the same result. Rename one of them.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_removed_from_the_queue_ends_the_wait(comfy, portraits, tmp_path):
+    def queue() -> dict:
+        return json.loads(comfy.client.request("/queue"))
+
+    def wait_until(is_so) -> None:
+        end = time.monotonic() + 60
+        while not is_so(queue()):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(portraits / "7.png", photos)
+    long = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    long["picture"]["inputs"]["image"] = comfy.client.upload(portraits / "7.png")
+    long["sample"]["inputs"]["steps"] = 10_000
+    comfy.client.request("/prompt", json.dumps({"prompt": long}).encode())
+    command = [sys.executable, "-I", "-S", str(EDIT_FOLDER), "--server", comfy.client.url, str(photos)]
+    try:
+        with subprocess.Popen([*command, str(tmp_path / "out"), *WORDS], stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda queue: queue["queue_pending"])
+            comfy.client.request("/queue", b'{"clear": true}')
+            said = process.communicate(timeout=60)[1]
+    finally:
+        comfy.client.request("/interrupt", b"{}")
+        wait_until(lambda queue: not queue["queue_running"])
+    assert process.returncode == 1
+    assert said.startswith("error: 7.png: The run was removed from ComfyUI's queue")
+
+
 def blocks(language: str) -> list[str]:
     """The code blocks of docs/pipelines.md in a language."""
     page = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
