@@ -198,14 +198,36 @@ def holds(answer, shown) -> bool:
     return answer == shown
 
 
-def test_the_commands_of_pipelines(comfy, portraits, tmp_path):
-    shutil.copy(portraits / "7.png", tmp_path / "photo.png")
-    shutil.copy(WORKFLOW, tmp_path)
+def commands_of_pipelines(comfy, portraits, folder, **changes) -> subprocess.CompletedProcess:
+    """The script of the page, run in a folder; with other inputs of nodes in its workflow where there are some."""
+    shutil.copy(portraits / "7.png", folder / "photo.png")
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    for key, inputs in changes.items():
+        workflow[key]["inputs"] |= inputs
+    (folder / WORKFLOW.name).write_text(json.dumps(workflow), encoding="utf-8")
     (commands,) = blocks("bash")
-    script = "set -eu\n" + commands.replace("http://127.0.0.1:8188", comfy.client.url)
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
-    )
+    script = commands.replace("http://127.0.0.1:8188", comfy.client.url)
+    return subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "message"),
+    [
+        ({"slide": {"strength": 9}}, "Refused: ", "Value 9.0 bigger than max of 3.0"),
+        ({"find": {"keep": "glasses"}}, "Failed: ", "Line 1 of 'keep' is 'glasses'"),
+    ],
+    ids=["refused", "failed"],
+)
+def test_the_commands_of_pipelines_end_with_what_the_server_says(comfy, portraits, tmp_path, changes, said, message):
+    done = commands_of_pipelines(comfy, portraits, tmp_path, **changes)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert message in done.stderr
+    assert not (tmp_path / "edited.png").exists()
+
+
+def test_the_commands_of_pipelines(comfy, portraits, tmp_path):
+    done = commands_of_pipelines(comfy, portraits, tmp_path)
     assert done.returncode == 0, done.stderr
     difference = pixels(tmp_path / "edited.png").astype(int) - through_the_vae(comfy, portraits / "7.png")
     assert 0 < (abs(difference).max(axis=2) > 16).sum() < 64 * 64 / 4  # the mouth, and not the whole picture
