@@ -23,6 +23,10 @@ PAGE_KEY = "latentDirections"  # of the texts of web/*.js in main.json, see web/
 CALL = re.compile(r"""(?<![\w.])t\(\s*("(?:[^"\\]|\\.)*")""")  # of the function `t` of web/words.js with a text
 
 
+class TranslationsError(Exception):
+    """A file of translations does not fit the texts of the code; the message says what to correct."""
+
+
 def node_texts() -> dict:
     """The texts of all nodes in the layout of nodeDefs.json."""
     from latent_directions.nodes import LatentDirectionsExtension, library
@@ -101,14 +105,19 @@ def words_of(language: str) -> dict[str, dict[str, str]]:
 
 
 def files() -> dict[Path, dict]:
-    """What is to be in the files that ComfyUI reads; exits where a translation is missing or no longer used."""
+    """What is to be in the files that ComfyUI reads.
+
+    Raises:
+        TranslationsError: a translation is missing or no longer used; the message names all of a language.
+    """
     nodes = node_texts()
     used = used_texts(nodes) | {"page": page_texts()}
     made = {FOLDER / ENGLISH / "nodeDefs.json": nodes}
     for language in LANGUAGES:
         words = words_of(language)
         if found := differences(used, words):
-            sys.exit(f"Correct locales/{language}.json:\n" + "\n".join(found))
+            message = f"Correct locales/{language}.json:\n" + "\n".join(found)
+            raise TranslationsError(message)
         made[FOLDER / language / "nodeDefs.json"] = translated(nodes, words)
         made[FOLDER / language / "main.json"] = {PAGE_KEY: words["page"]}
     return made
@@ -118,7 +127,11 @@ def main() -> None:
     """Write the files."""
     add_comfyui_to_path(enter(), ROOT / ".run" / "locales")
     register_package()
-    for path, content in files().items():
+    try:
+        made = files()
+    except TranslationsError as error:
+        sys.exit(str(error))
+    for path, content in made.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
