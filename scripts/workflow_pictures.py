@@ -14,7 +14,7 @@ if not __package__:  # started as a program
 
 from scripts import workflow
 from scripts.comfy_server import Server
-from scripts.environment import ROOT, ensure
+from scripts.environment import ROOT, enter
 
 TEMPLATES, PICTURES = ROOT / "example_workflows", ROOT / "docs" / "workflows"
 NAMES = ("First slider", "Keep and mask", "Explore without words")
@@ -34,7 +34,7 @@ def make(server: Server, name: str, info: dict) -> bytes:
 
 def main() -> None:
     """Write the pictures."""
-    with Server(ensure()) as server:
+    with Server(enter()) as server:
         info = server.wait().client.object_info()
         PICTURES.mkdir(exist_ok=True)
         for name in NAMES:
