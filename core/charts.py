@@ -49,6 +49,7 @@ MOST_LINES = 3  # of a label
 LONGEST_TEXT = 1000  # characters; more never fit into its lines
 MOST_NUMBERED = 6  # series whose bars have their numbers; bars of more are too thin
 MOST_COLUMNS = 5  # of a legend below
+OLDEST_MATPLOTLIB = (3, 7)  # the first with legends outside of the axes
 LARGEST = 1e300  # of values: matplotlib cannot make an axis for larger ones
 LARGEST_NUMBERED = 12  # rows of a table whose cells have their numbers
 
@@ -57,13 +58,19 @@ def require_matplotlib() -> None:
     """Check that charts can be drawn, before the work whose results they are to show.
 
     Raises:
-        MissingPackageError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing or too old.
     """
     try:
-        import matplotlib  # noqa: F401 - on first use only: it takes half a second to import
+        import matplotlib  # on first use only: it takes half a second
     except ImportError as error:
         msg = "Charts need the Python package 'matplotlib', which is missing."
         raise MissingPackageError(msg) from error
+    if getattr(matplotlib, "__version_info__", (0,))[:2] < OLDEST_MATPLOTLIB:
+        needed = ".".join(map(str, OLDEST_MATPLOTLIB))
+        msg = (
+            f"Charts need the Python package 'matplotlib' {needed} or newer, but {matplotlib.__version__} is installed."
+        )
+        raise MissingPackageError(msg)
 
 
 def bar_chart(
@@ -102,7 +109,7 @@ def bar_chart(
         The chart, RGB on white.
 
     Raises:
-        MissingPackageError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing or too old.
     """
     require_matplotlib()
     data = [(_wrapped(label, LABELS * width, TEXT), _values(value)) for label, value in rows]
@@ -181,7 +188,7 @@ def line_chart(
         The chart, RGB on white.
 
     Raises:
-        MissingPackageError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing or too old.
     """
     require_matplotlib()
     needed = sum(_height(_wrapped(name, NAMES * width, SMALL)) for name, _ in series)
@@ -233,7 +240,7 @@ def table_chart(
         The chart, RGB on white.
 
     Raises:
-        MissingPackageError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing or too old.
     """
     require_matplotlib()
     numbered = len(rows) <= LARGEST_NUMBERED

@@ -13,7 +13,7 @@ class LatentDirectionsError(ValueError):
 
 
 class MissingPackageError(LatentDirectionsError):
-    """A Python package that a part of this package needs is not installed."""
+    """A Python package that a part of this package needs is not installed, or too old."""
 
 
 class UnknownPromptError(LatentDirectionsError):

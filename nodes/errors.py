@@ -27,7 +27,7 @@ class CachedModelError(LatentDirectionsError):
 
 # The most specific class of an error counts.
 ADVICE: dict[type[LatentDirectionsError], str] = {
-    errors.MissingPackageError: "Install it into ComfyUI's Python: pip install matplotlib.",
+    errors.MissingPackageError: "Install it into ComfyUI's Python: pip install --upgrade matplotlib.",
     errors.NotFiniteError: "Run the model in a higher precision (start ComfyUI with --fp32-unet, say).",
     errors.LatentNotFiniteError: "Encode the picture again.",
     errors.EmbeddingError: (

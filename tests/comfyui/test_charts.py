@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 
 from latent_directions.core import charts
 from latent_directions.core.charts import ACCENT, BAR, INK, LINES, bar_chart, line_chart, table_chart
+from latent_directions.core.errors import MissingPackageError
 from scripts.environment import ROOT
 
 
@@ -234,6 +235,13 @@ def test_the_look_does_not_depend_on_settings_of_others():
         assert dict(matplotlib.rcParams) == settings
     for one, other in zip(before, after, strict=True):
         assert np.array_equal(one, other)
+
+
+def test_a_matplotlib_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(matplotlib, "__version_info__", (3, 6, 3))
+    monkeypatch.setattr(matplotlib, "__version__", "3.6.3")
+    with pytest.raises(MissingPackageError, match="'matplotlib' 3.7 or newer, but 3.6.3 is installed"):
+        bar_chart([("a", 1.0)])
 
 
 def test_matplotlib_is_imported_when_a_chart_is_drawn():

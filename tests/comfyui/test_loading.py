@@ -110,7 +110,8 @@ def test_what_is_published_is_whole_and_loads(tmp_path):
     pack = str(tmp_path / "pack")
     code = LOAD.format(comfyui=str(ensure().comfyui), decoys=str(tmp_path), base=str(tmp_path), pack=pack)
     assert set(python(code + IMPORT_ALL.format(pack=pack)).split()) == NODE_IDS
-    users = ("web/", "locales/", "example_workflows/", "docs/examples/", "core/", "nodes/", "demo/weights/")
+    users = ("web/", "locales/", "example_workflows/", "subgraphs/", "docs/examples/", "docs/workflows/", "core/")
+    users += ("nodes/", "demo/weights/")
     assert {name for name in git_files() - published if name.startswith(users)} == set()
     makers = ("tests/", "benchmarks/", "scripts/", ".github/", "demo/train_")
     assert {name for name in published if name.startswith(makers)} == set()

@@ -509,7 +509,7 @@ class TestRefusals:
 
         hook = encoded.inversion.source_model.model.diffusion_model.register_forward_pre_hook(fail)
         try:
-            with pytest.raises(MissingPackageError, match="pip install matplotlib"):
+            with pytest.raises(MissingPackageError, match="pip install --upgrade matplotlib"):
                 plot(encoded, found["LOCO"], STRENGTH)
         finally:
             hook.remove()
