@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts.comfy_server import link_folder
 from scripts.environment import ROOT, ensure
@@ -99,6 +100,38 @@ def git_files(*options: str) -> set[str]:
     """Paths of tracked files; those of a pattern file's rules with -i."""
     done = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split("\0")) - {""}
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A repository whose version changes in the last commit but one, and its commits by what they hold."""
+    folder, commits = tmp_path_factory.mktemp("pushed"), {}
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for name, version in (("old", "0.1.0"), ("new version", "0.2.0"), ("later", "0.2.0")):
+        (folder / "pyproject.toml").write_text(f'[project]\nversion = "{version}"\n# {name}\n', encoding="utf-8")
+        subprocess.run([*git, "add", "pyproject.toml"], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", name], check=True)
+        shown = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        commits[name] = shown.stdout.strip()
+    return folder, commits
+
+
+@pytest.mark.skipif(os.name == "nt", reason="GitHub runs it with bash")
+@pytest.mark.parametrize(
+    ("before", "publishes"),
+    [("old", True), ("new version", False), ("0" * 40, True), ("", True)],
+    ids=["version and a later commit", "later commit alone", "new branch", "started by hand"],
+)
+def test_a_push_with_another_version_is_published(pushed, tmp_path, before, publishes):
+    folder, commits = pushed
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8"))
+    script = next(step["run"] for step in workflow["jobs"]["publish"]["steps"] if step.get("id") == "version")
+    output = tmp_path / "output"
+    output.touch()
+    variables = {**os.environ, "BEFORE": commits.get(before, before), "GITHUB_OUTPUT": str(output)}
+    subprocess.run(["bash", "-eo", "pipefail", "-c", script], cwd=folder, env=variables, check=True)
+    assert output.read_text(encoding="utf-8") == ("publish=true\n" if publishes else "")
 
 
 def test_what_is_published_is_whole_and_loads(tmp_path):
