@@ -65,7 +65,8 @@ class Size:
         return max(2, self.batch // 3)
 
 
-QUICK = Size(prompts=52, files=500, files_live=6, cancels=5, sliders=12, batch=26, fresh=False)
+EACH_ONCE = len(slider_runs.PATCHES) + len(slider_runs.GUIDERS)  # slider runs that meet every patch and guider
+QUICK = Size(prompts=52, files=500, files_live=6, cancels=5, sliders=EACH_ONCE, batch=26, fresh=False)
 
 
 @dataclass

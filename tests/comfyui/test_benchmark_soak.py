@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.soak import damaged_files, file_damage, hostile_prompts, outcomes, run
+from benchmarks.soak import damaged_files, file_damage, hostile_prompts, outcomes, run, slider_runs
 from latent_directions.core.direction import Direction, Distilled, Prompt, Words
 from latent_directions.core.direction_files import FIRST_FORMAT, FORMAT, save
 
@@ -151,3 +151,6 @@ def test_quick_run_finds_no_fault(comfy):
     assert [(r["part"], r["outcome"], r.get("where"), r["detail"]) for r in run.faults(rows)] == []
     done = {part: sum(row["part"] == part for row in rows) for part in run.PARTS}
     assert all(done[part] > 5 for part in run.PARTS)
+    ran = [row for row in rows if row["part"] == "sliders" and row["outcome"] == outcomes.OK]
+    assert {row["patch"] for row in ran} == set(slider_runs.PATCHES)
+    assert {row["guider"] for row in ran} == set(slider_runs.GUIDERS)
