@@ -47,11 +47,12 @@ def stages(way: str) -> Iterator[tuple[str, int]]:
     if way == LIVE:
         strengths = evenly_spaced(FIRST, LAST, POSITIONS)
         latents = [sampled(with_slider(inversion, directions[0], strength), sigmas) for strength in strengths]
+        evaluations = inversion.statistics.evaluations
     else:
         options = {"keyframes": KEYFRAMES, "frames": POSITIONS, "sigmas": sigmas}
-        latents = SliderStrip.execute(inversion, directions, start=FIRST, end=LAST, **options).args[0]["samples"]
-        latents = latents.split(1)
-    yield f"{POSITIONS} positions", inversion.statistics.evaluations
+        strip, report, *_ = SliderStrip.execute(inversion, directions, start=FIRST, end=LAST, **options).args
+        latents, evaluations = strip["samples"].split(1), json.loads(report)["model_evaluations"]
+    yield f"{POSITIONS} positions", evaluations
     pictures = vae.decode(torch.cat(latents))
     assert len(pictures) == POSITIONS
     yield "decode", 0
