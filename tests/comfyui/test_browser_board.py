@@ -171,6 +171,19 @@ def test_the_pictures_are_from_before_a_change_of_any_other_row(page):
     assert page.evaluate("scrub.old()") == FRESH
 
 
+def test_a_strip_of_the_unmoved_picture_does_not_depend_on_the_strengths_of_a_board(page):
+    page.evaluate("test.link('InvertImage', 'inversion', 'SliderStrip', 'inversion')")
+    assert page.evaluate("scrub.old()[0]").startswith("These pictures are from before a change in Slider Strip #")
+    run(page)
+    page.wait_for("scrub.old()[0] === ''", 20)
+    page.evaluate("board.put('input[type=range]', 0, 1); scrub.move(0)")
+    assert page.evaluate("scrub.old()") == FRESH
+    page.evaluate("board.put('.words', 0, 'angry')")
+    assert page.evaluate("scrub.old()[0]").startswith("These pictures are from before a change in Slider Board #")
+    page.evaluate("board.put('.words', 0, 'smiling'); board.put('input[type=range]', 0, 0.5)")
+    assert page.evaluate("scrub.old()") == FRESH
+
+
 def test_a_movement_of_the_strip_is_one_step_that_can_be_undone(page):
     page.evaluate("board.put('input[type=range]', 2, 0)")
     for frame in (2, 1, 0):
