@@ -261,7 +261,7 @@ def _likeness(inversion: Inversion, directions: Sequence[Direction], strength: f
         names if moving else [],
         likeness if moving else [],
         title=title,
-        axis="likeness of the changes: 0 nothing in common, 1 the same change or its opposite",
+        axis="likeness: 0 nothing in common, 1 the same change or its opposite",
         note="" if moving else NO_CHANGE,
     )
     return Plot(chart, {"directions": names, "sigma": inversion.sigma, "likeness": likeness, **cost})

@@ -230,16 +230,16 @@ EXPLORE = Template(
         ),
         Group(
             "Plot",
-            "**Look closer**\n\n*Plot Directions* draws how far each direction changes the picture. Other choices of *plot* show how "
-            "strong, how alike and how local the directions are. Needs `pip install matplotlib` in ComfyUI's Python; without it, remove "
-            "this group.",
+            "**Look closer**\n\n*Plot Directions* shows which directions change the same, so that one of them is enough. Other choices of "
+            "*plot* show how strong they are, how far they change the picture, and how local that is. Needs `pip install matplotlib` in "
+            "ComfyUI's Python; without it, remove this group.",
             {
                 "plot": node(
                     "PlotDirections",
                     inversion="@encode.inversion",
                     directions="@find.directions",
+                    plot="what else moves",
                     vae="@model.VAE",
-                    steps=4,
                 )
             },
             540,

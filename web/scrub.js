@@ -27,12 +27,12 @@ const SAME = 0.005; // strengths that are nearer than that are written the same
 const STYLE = `
   .picture { position: relative; }
   canvas { display: block; width: 100%; max-height: ${TALLEST}px; object-fit: contain; border-radius: 4px; }
-  .row { display: flex; gap: 8px; align-items: center; padding: 4px 2px 0; }
-  .row input { flex: 1; }
+  [type="range"] { display: block; width: calc(100% - 4px); margin: 6px 2px; }
+  .row { display: flex; gap: 8px; align-items: center; padding: 0 2px; }
   :host([data-old]) canvas { opacity: 0.35; }
   .old { position: absolute; inset: auto 0 0; padding: 6px 8px; background: rgb(0 0 0 / 75%); color: #fff; border-radius: 0 0 4px 4px; }
   .old:empty { display: none; }
-  output { flex: none; min-width: 3em; text-align: right; }
+  output { flex: 1; text-align: center; }
   button { touch-action: none; }
 `;
 
@@ -70,6 +70,8 @@ class Scrub extends ResultPanel {
     this.strengths = undefined;
     /** @type {number | undefined} width of a picture over its height */
     this.aspect = undefined;
+    /** @type {number | undefined} the strength that a sentence below is about */
+    this.settled = undefined;
     this.before = false;
     this.canvas = element("canvas", { role: "img" });
     this.range = element("input", { type: "range", min: "0", step: "1", "aria-label": t("Strength") });
@@ -77,9 +79,9 @@ class Scrub extends ResultPanel {
     this.button = element("button", { type: "button", title: t("Hold it, or the key B, to see the picture before the change") }, t("Before"));
     const run = element("button", { type: "button", title: t("Queue the workflow, as ComfyUI's own Run button does") }, t("Run"));
     run.addEventListener("click", queueWorkflow);
-    const row = element("div", { class: "row" }, this.button, this.range, this.output, run);
+    const row = element("div", { class: "row" }, this.button, this.output, run);
     this.old = element("div", { class: "old", role: "status" });
-    this.root.append(element("div", { class: "picture" }, this.canvas, this.old), row, this.status);
+    this.root.append(element("div", { class: "picture" }, this.canvas, this.old), this.range, row, this.status);
     this.listen();
   }
 
@@ -87,7 +89,10 @@ class Scrub extends ResultPanel {
     this.range.addEventListener("input", () => this.move(Number(this.range.value)));
     this.range.addEventListener("change", () => this.settle());
     this.host.dataset.captureWheel = "true"; // what ComfyUI leaves to an element with the focus
-    this.canvas.addEventListener("pointerdown", () => setTimeout(() => this.range.focus()));
+    this.canvas.addEventListener("mousedown", (/** @type {Event} */ event) => {
+      event.preventDefault(); // a press elsewhere than on a field would take the focus away
+      this.range.focus();
+    });
     this.host.addEventListener("wheel", (event) => {
       if (document.activeElement !== this.host || event.ctrlKey || event.metaKey) return; // it is the canvas's
       event.preventDefault();
@@ -106,7 +111,7 @@ class Scrub extends ResultPanel {
   }
 
   height() {
-    return Math.min(TALLEST, (this.node.size[0] - 24) / (this.aspect ?? 1)) + 110;
+    return Math.min(TALLEST, (this.node.size[0] - 24) / (this.aspect ?? 1)) + 132;
   }
 
   async show(/** @type {Strip} */ strip) {
@@ -221,6 +226,7 @@ class Scrub extends ResultPanel {
     if (!this.strengths) return;
     const sliders = this.sliders(), strength = this.strengths[Number(this.range.value)];
     asOneStep(() => sliders.forEach(({ write }) => write(strength)));
+    this.settled = strength;
     const values = { strength: signed(strength), sliders: sliders.map(({ label }) => label).join(", ") };
     if (sliders.length) this.say(t("Strength {strength} is set for {sliders}. Press Run to sample this picture.", values));
     else this.sayNothingToSet(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
@@ -235,6 +241,7 @@ class Scrub extends ResultPanel {
   /** Draw the frame at the range, and write the strength that is meant. */
   draw(/** @type {number} */ strength) {
     if (!this.strengths) return;
+    if (strength !== this.settled) this.say("");
     const frame = this.before ? this.nearest(0) : Number(this.range.value), seen = this.strengths[frame];
     this.canvas.getContext("2d").drawImage(this.bitmaps[frame], 0, 0);
     const values = { strength: signed(strength), seen: signed(seen) }, isSeen = this.before || Math.abs(seen - strength) < SAME;

@@ -256,6 +256,23 @@ def test_a_slider_inside_a_subgraph_is_set(strip):
     page.evaluate("scrub.range().dispatchEvent(new Event('change'))")
     assert page.evaluate("scrub.status()").startswith("Strength -0.5 is set for Direction Slider #")
     assert page.evaluate("scrub.said()") == "-0.5"
+    # its strength is shown on the subgraph's box, where it is set from then on
+    page.evaluate("""{
+      const node = scrub.inside("DirectionSlider"), input = node.inputs.find((one) => one.widget?.name === "strength");
+      scrub.box("DirectionSlider").subgraph.addInput("strength", "FLOAT").connect(input, node);
+      scrub.slider = () => scrub.box("DirectionSlider").widgets.find((one) => one.name === "strength").value;
+      scrub.move(3);
+    }""")
+    assert page.evaluate("scrub.slider()") == 0.5
+    page.evaluate("""
+      app.canvas.emitBeforeChange();
+      scrub.box("DirectionSlider").widgets.find((one) => one.name === "strength").value = -0.5;
+      app.canvas.emitAfterChange();
+    """)
+    assert page.evaluate("scrub.said()") == "-0.5"
+    prompt = page.evaluate("app.graphToPrompt().then(made => made.output)")
+    (slider,) = (node for node in prompt.values() if node["class_type"] == f"{PREFIX}DirectionSlider")
+    assert slider["inputs"]["strength"] == -0.5
 
 
 def test_a_strip_inside_a_subgraph_sets_a_slider_outside_of_it(strip):
