@@ -264,9 +264,9 @@ SAVE = Template(
             },
         ),
         manipulate(
-            "After the first run: (1) Select *Load Direction* and *Slider of a saved direction*, and press Ctrl+B: they "
-            "are on. (2) Press *Refresh files* and choose the file. (3) Select the first slider, *Find Directions* and "
-            "*Save Direction*, and press Ctrl+B: they are off. (4) Run.",
+            "After the first run: (1) Select *Load Direction* and *Slider of a saved direction*; Ctrl+B switches them on. "
+            "(2) Press *Refresh files* and choose the file. (3) Switch off the first slider, *Find Directions* and *Save "
+            "Direction* in the same way. (4) Run.",
             {
                 "slider": slider(directions="@keep_it.directions"),
                 "again": slider(
