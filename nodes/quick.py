@@ -193,8 +193,8 @@ class SliderStrip(io.ComfyNode):
                 InversionSocket.Input(
                     "inversion",
                     tooltip=(
-                        "The encoded picture. Sliders earlier in the chain stay applied, but for one of the same"
-                        " direction, which the strip moves."
+                        "The encoded picture. Sliders earlier in the chain stay applied. If one of them has the same"
+                        " direction, the strip moves that one, with its mask and its other settings."
                     ),
                 ),
                 DIRECTIONS,
@@ -253,8 +253,7 @@ class SliderStrip(io.ComfyNode):
             )
             raise InputError(msg)
         cost, sigmas = RunsCost(inversion.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
-        others = tuple(slider for slider in inversion.sliders if slider.direction is not direction)
-        run = _runs(replace(inversion, sliders=others), direction, sigmas, cost, keyframes)
+        run = _runs(inversion, direction, sigmas, cost, keyframes)
         strengths = evenly_spaced(float(start), float(end), keyframes)
         ends = [run(strength) for strength in strengths]
         latents = torch.stack(between(ends, frames), dim=1).flatten(0, 1)  # of a batch picture by picture
@@ -281,17 +280,27 @@ class SliderStrip(io.ComfyNode):
         return io.NodeOutput({**strip, "samples": latents}, json.dumps(report, indent=1), ui=shown)
 
 
+def _at_strength(inversion: Inversion, direction: Direction, strength: float) -> Inversion:
+    """The last slider of the direction with another strength, in its place and as it is otherwise; else one more."""
+    sliders = list(inversion.sliders)
+    for place in reversed(range(len(sliders))):
+        if sliders[place].direction is direction:
+            sliders[place] = replace(sliders[place], strength=strength)
+            return replace(inversion, sliders=tuple(sliders))
+    return with_slider(inversion, direction, strength)
+
+
 def _runs(
     inversion: Inversion, direction: Direction, sigmas: Tensor, cost: RunsCost, expected: int
 ) -> Callable[[float], Tensor]:
-    """True runs of one slider more: strength -> sampled latent. Each moves the bar on and shows its latent."""
+    """True runs of a direction's slider: strength -> sampled latent. Each moves the bar on and shows its latent."""
     model = inversion.source_model
     show, done = SearchProgress(expected, "runs"), 0
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def run(strength: float) -> Tensor:
         nonlocal done
-        latent = sampled(with_slider(inversion, direction, strength), sigmas)
+        latent = sampled(_at_strength(inversion, direction, strength), sigmas)
         cost.note()
         done += 1
         preview = None
