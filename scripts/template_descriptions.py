@@ -264,9 +264,9 @@ SAVE = Template(
             },
         ),
         manipulate(
-            "After the first run: (1) Select *Load Direction* and *Slider of a saved direction*; Ctrl+B switches them on. "
-            "(2) Press *Refresh files* and choose the file. (3) Switch off the first slider, *Find Directions* and *Save "
-            "Direction* in the same way. (4) Run.",
+            "After the first run: (1) Switch on *Load Direction* and *Slider of a saved direction* (Ctrl+B). (2) Press "
+            "*Refresh files* and choose the file. (3) Switch off the first slider, *Find Directions* and *Save Direction* "
+            "(Ctrl+B). (4) Run.",
             {
                 "slider": slider(directions="@keep_it.directions"),
                 "again": slider(
@@ -739,7 +739,7 @@ SDXL_MEASURED = real(
         Group(
             "Measure",
             "**6. Measure**\n\n*Measure Along Words* says how much more the edited picture shows the words before | than those "
-            "after it, judged by CLIP and not by the model that made the edit. The first pair was to change, the others to stay. "
+            "after it, judged by CLIP. The first pair was to change, the others to stay. "
             "Needs `pip install matplotlib` in ComfyUI's Python; without it, remove this group.",
             {
                 "vision": node(
