@@ -39,7 +39,7 @@ class SliderBoard(io.ComfyNode):
             category="latent directions",
             description=(
                 f"Up to {MOST_SLIDERS} sliders on one node: type what each should change, and set how far. Each is"
-                " found once for a picture, as by Find Directions with the method 'text'; moving sliders or turning"
+                " found once for a picture, as by Find Directions with the method 'words'; moving sliders or turning"
                 " them off and on does not search again. Connect model, conditioning (as the positive prompt) and noise"
                 " to your sampler."
             ),

@@ -89,7 +89,7 @@ class Scrub extends ResultPanel {
     this.canvas = element("canvas", { role: "img" });
     this.range = element("input", { type: "range", min: "0", step: "1", "aria-label": t("Strength") });
     this.output = element("output", {});
-    this.button = element("button", { type: "button", title: t("Hold it, or the key B, to see the picture as it is") }, t("Before"));
+    this.button = element("button", { type: "button", title: t("Hold it, or the key B, to see the picture before the change") }, t("Before"));
     const run = element("button", { type: "button", title: t("Queue the workflow, as ComfyUI's own Run button does") }, t("Run"));
     run.addEventListener("click", queueWorkflow);
     const row = element("div", { class: "row" }, this.button, this.output, run);
@@ -244,7 +244,7 @@ class Scrub extends ResultPanel {
     asOneStep(() => sliders.forEach(({ write }) => write(strength)));
     this.settled = strength;
     const values = { strength: signed(strength), sliders: sliders.map(({ label }) => label).join(", ") };
-    if (sliders.length) this.say(t("Strength {strength} is set for {sliders}. Run to sample this picture.", values));
+    if (sliders.length) this.say(t("Strength {strength} is set for {sliders}. Press Run to sample this picture.", values));
     else this.sayNothingToSet(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
   }
 
@@ -271,7 +271,7 @@ class Scrub extends ResultPanel {
   /** Say and show where the pictures are from before a change. */
   showAge() {
     const changed = this.changed(), nodes = named(changed);
-    const sentence = changed.length ? t("These pictures are from before a change in {nodes}. Run to see it.", { nodes }) : "";
+    const sentence = changed.length ? t("These pictures are from before a change in {nodes}. Press Run to see it.", { nodes }) : "";
     if (this.old.textContent !== sentence) this.old.textContent = sentence;
     this.host.toggleAttribute("data-old", changed.length > 0);
   }
