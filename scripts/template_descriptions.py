@@ -310,10 +310,16 @@ TRANSFER = Template(
         ),
         Group(
             "Move",
-            "**4. Move**\n\nMove *strength* for one picture. *Slider Strip* makes a row of pictures from *start* to *end*.",
+            "**4. Move**\n\nMove *strength* and run again: 0 is the second portrait itself, -1 the other way.",
+            {"slider": slider(inversion="other", directions="@transfer.directions"), **sampling(encoded="other")},
+            340,
+        ),
+        result(before="@second.image"),
+        Group(
+            "Strip",
+            "**6. Strip**\n\n*Slider Strip* makes pictures from *start* to *end*. Drag the slider under its picture: *strength* of "
+            "Direction Slider moves along. *Run* samples the picture that you like.",
             {
-                "slider": slider(inversion="other", directions="@transfer.directions"),
-                **sampling(encoded="other"),
                 "strip": node(
                     "SliderStrip",
                     inversion="@other.inversion",
@@ -322,18 +328,15 @@ TRANSFER = Template(
                     end=2.0,
                     vae="@model.VAE",
                 ),
+                "strip_decoded": node("VAEDecode", samples="@strip.latent", vae="@model.VAE"),
+                "strip_save": node(
+                    "SaveImage",
+                    title="Save the strip",
+                    images="@strip_decoded.IMAGE",
+                    filename_prefix="latent_directions_strip",
+                ),
             },
             340,
-        ),
-        result(
-            before="@second.image",
-            strip_decoded=node("VAEDecode", title="VAE Decode of the strip", samples="@strip.latent", vae="@model.VAE"),
-            strip_save=node(
-                "SaveImage",
-                title="Save the strip",
-                images="@strip_decoded.IMAGE",
-                filename_prefix="latent_directions_strip",
-            ),
         ),
     ),
     (*WORD_INPUTS, STRENGTH),
