@@ -24,7 +24,7 @@ from .sockets import DirectionsSocket, InversionSocket
 from .wiring import refuse_wiring
 from .words import LISTS, WHAT_ELSE_NOTE
 
-MOST_REMEMBERED = 64  # searches a picture
+MOST_REMEMBERED = 16  # searches a picture: the sliders of two boards; each holds the prompts that it keeps
 
 
 class SliderBoard(io.ComfyNode):
@@ -39,7 +39,7 @@ class SliderBoard(io.ComfyNode):
             category="latent directions",
             description=(
                 f"Up to {MOST_SLIDERS} sliders on one node: type what each should change, and set how far. Each is"
-                " found once for a picture, as by Find Directions with the method 'text'; moving sliders or turning"
+                " found once for a picture, as by Find Directions with the method 'words'; moving sliders or turning"
                 " them off and on does not search again. Connect model, conditioning (as the positive prompt) and noise"
                 " to your sampler."
             ),
@@ -156,7 +156,8 @@ def _found(number: int, row: SliderRow, given: Mapping) -> tuple[Direction, dict
     """The direction of a row, what a report says of it, and what the search took; nothing where it is known already."""
     inversion, key = given["inversion"], _key(row, given)
     if key in inversion.found:
-        return *inversion.found[key], {}
+        inversion.found[key] = known = inversion.found.pop(key)  # the last to be dropped
+        return *known, {}
     comfy.model_management.throw_exception_if_processing_interrupted()
     source, target = row.prompts(given["source"].strip())
     inputs = {declared.id: getattr(declared, "default", None) for declared in inputs_of_find_directions()}

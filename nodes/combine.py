@@ -96,8 +96,9 @@ class CombineDirections(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "With 'inversion': what the others change is measured with the model, which takes two"
-                        " evaluations for each direction and a few for a check. Without: their moves of the latent are"
-                        " left out alone."
+                        " evaluations for each direction and a few for a check. Without: nothing is measured;"
+                        " only the part of the move that runs along the others is removed, which may not hold what they"
+                        " change."
                     ),
                 ),
                 InversionSocket.Input(

@@ -56,7 +56,7 @@ class LoadDemoModel(io.ComfyNode):
             description="Loads a small SD3-type model of drawn portraits, 64 by 64 pixels, that comes with this pack.",
             outputs=[
                 io.Model.Output(tooltip="The diffusion model: rectified flow, 16 latent channels."),
-                io.Clip.Output(tooltip="Its text encoder. It knows the forty words listed in demo/README.md."),
+                io.Clip.Output(tooltip="Its text encoder. It knows only the words listed in demo/README.md."),
                 io.Vae.Output(tooltip="Its VAE, for pictures of 64 by 64 pixels."),
             ],
         )

@@ -69,7 +69,7 @@ class DiffusersFolder:
         if not isinstance(name, str) or not name:
             msg = (
                 "'folder' is empty, so there is no model to load. Put the folder of a diffusers model into"
-                " models/diffusers, press 'Refresh', and choose it."
+                " models/diffusers, press the key R on the canvas, and choose it."
             )
             raise InputError(msg)
         path = _path_of(name)

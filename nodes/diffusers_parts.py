@@ -187,7 +187,7 @@ class DiffusersModel(comfy.model_base.BaseModel):
         comfy.model_management.archive_model_dtypes(self.diffusion_model)
 
     def extra_conds(self, **kwargs):
-        """The guidance that Flux Guidance has put on a prompt, for a model that is told its guidance."""
+        """The guidance that FluxGuidance has put on a prompt, for a model that is told its guidance."""
         found = super().extra_conds(**kwargs)
         if self.diffusion_model.has_text and self.diffusion_model.unet.config.time_cond_proj_dim is not None:
             guidance = kwargs.get("guidance", self.GUIDANCE)

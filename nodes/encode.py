@@ -83,7 +83,7 @@ class InvertImage(io.ComfyNode):
                     step=0.01,
                     tooltip=(
                         "How far back to go, as a share of the noise schedule. Higher lets sliders change larger"
-                        " things; lower keeps to small ones. 0.4 to 0.8 is usual."
+                        " things; lower keeps to small ones. 0.7 is a good start, 0.4 to 0.9 is usual."
                     ),
                 ),
                 io.Int.Input(
@@ -92,8 +92,8 @@ class InvertImage(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip=(
-                        "Sampling steps from that level back to the picture; methods that follow the model up take as"
-                        " many there."
+                        "Sampling steps from that level back to the picture. Methods such as 'backward euler' also take"
+                        " this many steps to find the noise."
                     ),
                 ),
                 io.Combo.Input(
@@ -174,11 +174,11 @@ class InvertImage(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The encoded picture, for the sampler."),
                 io.Noise.Output(
                     display_name="noise",
-                    tooltip="The noise from which sampling leads back to the picture, for Sampler Custom Advanced.",
+                    tooltip="The noise from which sampling leads back to the picture, for SamplerCustomAdvanced.",
                 ),
                 io.Sigmas.Output(
                     display_name="sigmas",
-                    tooltip="The noise levels from the start to the finished picture, for Sampler Custom Advanced.",
+                    tooltip="The noise levels from the start to the finished picture, for SamplerCustomAdvanced.",
                 ),
                 io.Model.Output(
                     display_name="model",

@@ -25,6 +25,7 @@ class CachedModelError(LatentDirectionsError):
     """The model answers from a cache where it is asked to run."""
 
 
+USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
 # The most specific class of an error counts.
 ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.MissingPackageError: "Install it into ComfyUI's Python: pip install --upgrade matplotlib.",
@@ -34,9 +35,9 @@ ADVICE: dict[type[LatentDirectionsError], str] = {
         "Start ComfyUI with --fp32-text-enc; if that does not help, load another file for 'clip' or 'clip_vision'."
     ),
     errors.NotFiniteDerivativeError: "Try a higher precision for the model.",
-    errors.ZeroDerivativeError: "Use the method 'text', which needs no derivative.",
+    errors.ZeroDerivativeError: USE_WORDS,
     errors.NotRepeatableError: "Remove nodes that add randomness to the MODEL.",
-    errors.NoTrustedModeError: "Use the method 'text', which needs none.",
+    errors.NoTrustedModeError: USE_WORDS,
     errors.NoBackwardError: (
         "Use the method 'HSDS' or 'LOCO' of Find Directions, which can do without; in Find Common Directions set 'how'"
         " to 'principal components'."

@@ -77,9 +77,9 @@ class FindDirections(io.ComfyNode):
             display_name="Find Directions",
             category="latent directions",
             description=(
-                "Finds what a slider can move, from the model itself: from words"
-                f" ({in_words([name for name, method in METHODS.items() if method.compares_words])}), or without words"
-                f" ({in_words([name for name, method in METHODS.items() if not method.compares_words])})."
+                "Finds what a slider can move, from the model itself: what your words change, or, with methods that"
+                f" need no words ({in_words([name for name, method in METHODS.items() if not method.compares_words])}),"
+                " what can change in this picture."
             ),
             search_aliases=[
                 "edit directions",
@@ -293,8 +293,9 @@ def _check_inversion(model: ModelPatcher, inversion: Inversion, method: Method) 
     check_family(model, inversion)
     if inversion.latent["samples"].shape[0] != 1 and method.run is not None:
         msg = (
-            f"The inversion holds several pictures, and what method '{method.name}' finds belongs to one. Use the"
-            " method 'text', or take one picture out of the batch (Latent From Batch) before Encode Picture."
+            f"The inversion holds several pictures, and what method '{method.name}' finds belongs to one. Set"
+            " 'method' to 'words' ('text' in the API), or take one picture out of the batch (Latent From Batch) before"
+            " Encode Picture."
         )
         raise InputError(msg)
 

@@ -26,7 +26,7 @@ def inputs() -> list[io.Input]:
             "method",
             options=list(METHODS),
             default=DEFAULT,
-            tooltip=" ".join(f"{method.name}: {method.summary}." for method in METHODS.values()),
+            tooltip=" ".join(f"{method.label or method.name}: {method.summary}." for method in METHODS.values()),
         ),
         io.String.Input("source", default="", tooltip="What the picture shows now, such as 'a sad woman'."),
         io.String.Input("target", default="", tooltip="What strength 1 should show, such as 'a smiling woman'."),
@@ -36,7 +36,7 @@ def inputs() -> list[io.Input]:
             multiline=True,
             placeholder="keep: one pair a line, with | without",
             tooltip=(
-                "What must not change along: one pair a line, 'with | without', such as 'a woman with "
+                "What must stay as it is: one pair a line, 'with | without', such as 'a woman with "
                 "glasses | a woman without glasses'."
             ),
         ),
@@ -141,7 +141,7 @@ def inputs() -> list[io.Input]:
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=False,
             advanced=True,
-            tooltip="Start of the solvers; the result hardly depends on it.",
+            tooltip="Random start of the search. Another seed gives nearly the same result.",
         ),
         io.Combo.Input(
             "find_keeps",

@@ -117,7 +117,7 @@ def _encode_words(
         reading = texts | {"keep": keep.strip(), "free": free}
         needing = in_words([f"'{name}'" for name, text in reading.items() if name in texts or text])
         msg = (
-            f"Method '{method.name}' works with words and needs 'clip' for {needing}."
+            f"This method works with words and needs 'clip' for {needing}."
             " Connect the text encoder that belongs to the model."
         )
         raise InputError(msg)

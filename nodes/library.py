@@ -66,7 +66,7 @@ class SaveDirection(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "A picture that goes into the file, small. Everybody who gets the file can see it: leave this"
-                        " open if nobody should see your picture."
+                        " unconnected if nobody should see your picture."
                     ),
                 ),
             ],

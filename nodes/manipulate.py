@@ -30,7 +30,7 @@ FOR_THE_SAMPLER = (
     ),
     io.Noise.Output(
         display_name="noise",
-        tooltip="The noise to start from, for Sampler Custom Advanced. KSampler does without.",
+        tooltip="The noise to start from, for SamplerCustomAdvanced. KSampler does without.",
     ),
 )
 
@@ -80,7 +80,10 @@ class DirectionSlider(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="How much of the model's change is let through at every step. Below 1 fades the edit.",
+                    tooltip=(
+                        "How much of the model's change is let through at every step. Below 1 the change is weaker, and"
+                        " less else changes; above 1 it is stronger, and more does."
+                    ),
                 ),
                 io.Combo.Input(
                     "words",

@@ -159,7 +159,7 @@ class PlotDirections(io.ComfyNode):
         check_inputs(cls, locals())
         require_matplotlib()
         started = time.perf_counter()
-        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report speaks of the runs of samplers
+        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report leaves these runs out
         strength = float(strength)
         if plot == SPECTRUM:
             made = _spectrum(directions)

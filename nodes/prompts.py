@@ -234,8 +234,8 @@ def wrong_words(method: object, source: object, target: object) -> tuple[str, st
     if not isinstance(method, str) or method not in METHODS or not METHODS[method].compares_words:
         return None
     purposes = {
-        "source": f"method '{method}' compares it with 'target'",
-        "target": f"method '{method}' needs to know what strength 1 should show",
+        "source": "the method compares it with 'target'",
+        "target": "the method needs to know what strength 1 should show",
     }
     for (name, purpose), value in zip(purposes.items(), (source, target), strict=True):
         if isinstance(value, str) and not value.strip():

@@ -77,7 +77,7 @@ class PrepareQuickSlider(io.ComfyNode):
         """Sample to both sides, and hand on the directions with what was measured."""
         check_inputs(cls, locals())
         direction = choose(inversion, directions, index)
-        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report speaks of the runs of samplers
+        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report leaves these runs out
         cost, sigmas = RunsCost(still.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
         run = _runs(still, direction, sigmas, cost, 2)
         latent = inversion.latent["samples"]
@@ -193,8 +193,8 @@ class SliderStrip(io.ComfyNode):
                 InversionSocket.Input(
                     "inversion",
                     tooltip=(
-                        "The encoded picture. Sliders earlier in the chain stay applied, but for one of the same"
-                        " direction, which the strip moves."
+                        "The encoded picture. Sliders earlier in the chain stay applied. If one of them has the same"
+                        " direction, the strip moves that one, with its mask and its other settings."
                     ),
                 ),
                 DIRECTIONS,
@@ -252,12 +252,9 @@ class SliderStrip(io.ComfyNode):
                 " 'keyframes'."
             )
             raise InputError(msg)
-        others = tuple(slider for slider in inversion.sliders if slider.direction is not direction)
-        fixed = replace(
-            inversion, sliders=others, statistics=RunStatistics()
-        )  # Edit Report speaks of the runs of samplers
-        cost, sigmas = RunsCost(fixed.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
-        run = _runs(fixed, direction, sigmas, cost, keyframes)
+        aside = replace(inversion, statistics=RunStatistics())  # Edit Report leaves these runs out
+        cost, sigmas = RunsCost(aside.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
+        run = _runs(aside, direction, sigmas, cost, keyframes)
         strengths = evenly_spaced(float(start), float(end), keyframes)
         ends = [run(strength) for strength in strengths]
         latents = torch.stack(between(ends, frames), dim=1).flatten(0, 1)  # of a batch picture by picture
@@ -284,17 +281,27 @@ class SliderStrip(io.ComfyNode):
         return io.NodeOutput({**strip, "samples": latents}, json.dumps(report, indent=1), ui=shown)
 
 
+def _at_strength(inversion: Inversion, direction: Direction, strength: float) -> Inversion:
+    """The last slider of the direction with another strength, in its place and as it is otherwise; else one more."""
+    sliders = list(inversion.sliders)
+    for place in reversed(range(len(sliders))):
+        if sliders[place].direction is direction:
+            sliders[place] = replace(sliders[place], strength=strength)
+            return replace(inversion, sliders=tuple(sliders))
+    return with_slider(inversion, direction, strength)
+
+
 def _runs(
     inversion: Inversion, direction: Direction, sigmas: Tensor, cost: RunsCost, expected: int
 ) -> Callable[[float], Tensor]:
-    """True runs of one slider more: strength -> sampled latent. Each moves the bar on and shows its latent."""
+    """True runs of a direction's slider: strength -> sampled latent. Each moves the bar on and shows its latent."""
     model = inversion.source_model
     show, done = SearchProgress(expected, "runs"), 0
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def run(strength: float) -> Tensor:
         nonlocal done
-        latent = sampled(with_slider(inversion, direction, strength), sigmas)
+        latent = sampled(_at_strength(inversion, direction, strength), sigmas)
         cost.note()
         done += 1
         preview = None

@@ -27,7 +27,7 @@ class SliderRow:
         words: what strength 1 should show, such as "smiling", or "frowning | smiling" with what the picture shows now
             before the bar.
         strength: how far to move.
-        keep: what must not change along, one pair "with | without" a line.
+        keep: what must stay as it is, one pair "with | without" a line.
         on: whether it acts.
     """
 

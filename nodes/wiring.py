@@ -62,8 +62,8 @@ BATCH_KEEPING_NODES = {
 
 BATCH = (
     "'latent' is a batch of several pictures, but its 'inversion' goes to Find Directions, and what method '{}' finds"
-    " belongs to one picture. Use the method 'text', or take one picture out of the batch (Latent From Batch) before"
-    " Encode Picture."
+    " belongs to one picture. Set 'method' to 'words' ('text' in the API), or take one picture out of the batch (Latent"
+    " From Batch) before Encode Picture."
 )
 
 

@@ -18,7 +18,8 @@ def with_methods(page: str) -> str:
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
     lines = "".join(
-        f"- **{method.name}** (shown as *{method.label}*): {method.summary}.\n" for method in METHODS.values()
+        f"- **{method.label or method.name}** (in the API `{method.name}`): {method.summary}.\n"
+        for method in METHODS.values()
     )
     return f"{before}{BEGIN}{lines}{END}{after}"
 

@@ -98,7 +98,8 @@ def result(
     """Describe the group with the edited picture."""
     note = (
         note
-        or "The edited picture. With Nodes 2.0 *Compare Images* shows it before and after: move the pointer over the picture."
+        or "The edited picture. *Compare Images* shows it before and after: move the pointer over it. If it stays empty, "
+        "switch on *Nodes 2.0* in ComfyUI's menu."
     )
     nodes = {
         "decoded": node("VAEDecode", samples=latent, vae=vae),
@@ -109,7 +110,7 @@ def result(
 
 
 MOVE = (
-    "**4. Manipulate**\n\nMove *strength* and run again: 0 is the picture itself, 1 what the target says, -1 the other way. "
+    "**4. Move**\n\nMove *strength* and run again: 0 is the picture itself, 1 what the target says, -1 the other way. "
     "Bypass the slider to get the picture without it."
 )
 
@@ -117,18 +118,18 @@ MOVE = (
 def manipulate(note: str = "", sliders: dict[str, Node] | None = None) -> Group:
     """Describe the group with the sliders and the sampler."""
     sliders = sliders or {"slider": slider()}
-    text = f"**4. Manipulate**\n\n{note}" if note else MOVE
-    return Group("Manipulate", text, {**sliders, **sampling(list(sliders)[-1])}, 340)
+    text = f"**4. Move**\n\n{note}" if note else MOVE
+    return Group("Move", text, {**sliders, **sampling(list(sliders)[-1])}, 340)
 
 
 def identify(note: str, nodes: dict[str, Node]) -> Group:
     """Describe the group that finds directions."""
-    return Group("Identify", f"**3. Identify**\n\n{note}", nodes, 390)
+    return Group("Find", f"**3. Find**\n\n{note}", nodes, 390)
 
 
 WORDS = (
     "*Find Directions* takes words for what the picture shows now and for what strength 1 should show. What else these "
-    "words would move is found and kept. It runs once: moving the slider does not run it again."
+    "words would change is looked for and held still. It runs once: moving the slider does not run it again."
 )
 WORD_INPUTS = (("find", "source"), ("find", "target"))
 STRENGTH = ("slider", "strength")
@@ -152,13 +153,13 @@ BOARD = Template(
     "Slider board",
     (
         start(
-            "For a picture of your own drop it on the canvas, and connect its IMAGE to *VAE Encode* and *Compare Images* in "
-            "place of the portrait's. The demo model knows drawn portraits alone."
+            "This model knows only drawn portraits. For a photo take your own model's loader, connect *Load Image* to "
+            "*VAE Encode* and *Compare Images*, and set *find_keeps* (*Show advanced*) to *people*."
         ),
         encode_group("The prompt says what the picture shows, in few words.", text=PERSON),
         Group(
-            "Identify and manipulate",
-            "**3. Identify and manipulate**\n\nType at *What to change* and press Enter for one more slider; move them, turn them "
+            "Find and move",
+            "**3. Find and move**\n\nType at *What to change* and press Enter for one more slider; move them, turn them "
             "off and on, and run again. *source* is what the picture shows without what the sliders change. Each slider is "
             "found once.",
             {
@@ -230,7 +231,8 @@ EXPLORE = Template(
         Group(
             "Plot",
             "**Look closer**\n\n*Plot Directions* shows which directions change the same, so that one of them is enough. Other choices of "
-            "*plot* show how strong they are, how far they change the picture, and how local that is.",
+            "*plot* show how strong they are, how far they change the picture, and how local that is. Needs `pip install matplotlib` in "
+            "ComfyUI's Python; without it, remove this group.",
             {
                 "plot": node(
                     "PlotDirections",
@@ -262,8 +264,9 @@ SAVE = Template(
             },
         ),
         manipulate(
-            "After the first run: select *Load Direction* and the second slider and press Ctrl+B to use them, press "
-            "*Refresh files* and choose the file. Bypass the first slider, *Find Directions* and *Save Direction*.",
+            "After the first run: (1) Switch on *Load Direction* and *Slider of a saved direction* (Ctrl+B). (2) Press "
+            "*Refresh files* and choose the file. (3) Switch off the first slider, *Find Directions* and *Save Direction* "
+            "(Ctrl+B). (4) Run.",
             {
                 "slider": slider(directions="@keep_it.directions"),
                 "again": slider(
@@ -306,11 +309,17 @@ TRANSFER = Template(
             },
         ),
         Group(
-            "Manipulate",
-            "**4. Manipulate**\n\nMove *strength* for one picture. *Slider Strip* makes a row of pictures from *start* to *end*.",
+            "Move",
+            "**4. Move**\n\nMove *strength* and run again: 0 is the second portrait itself, -1 the other way.",
+            {"slider": slider(inversion="other", directions="@transfer.directions"), **sampling(encoded="other")},
+            340,
+        ),
+        result(before="@second.image"),
+        Group(
+            "Strip",
+            "**6. Strip**\n\n*Slider Strip* makes pictures from *start* to *end*. Drag the slider under its picture: *strength* of "
+            "Direction Slider moves along. *Run* samples the picture that you like.",
             {
-                "slider": slider(inversion="other", directions="@transfer.directions"),
-                **sampling(encoded="other"),
                 "strip": node(
                     "SliderStrip",
                     inversion="@other.inversion",
@@ -319,18 +328,15 @@ TRANSFER = Template(
                     end=2.0,
                     vae="@model.VAE",
                 ),
+                "strip_decoded": node("VAEDecode", samples="@strip.latent", vae="@model.VAE"),
+                "strip_save": node(
+                    "SaveImage",
+                    title="Save the strip",
+                    images="@strip_decoded.IMAGE",
+                    filename_prefix="latent_directions_strip",
+                ),
             },
             340,
-        ),
-        result(
-            before="@second.image",
-            strip_decoded=node("VAEDecode", title="VAE Decode of the strip", samples="@strip.latent", vae="@model.VAE"),
-            strip_save=node(
-                "SaveImage",
-                title="Save the strip",
-                images="@strip_decoded.IMAGE",
-                filename_prefix="latent_directions_strip",
-            ),
         ),
     ),
     (*WORD_INPUTS, STRENGTH),
@@ -343,8 +349,8 @@ ANIMATION = Template(
         encode_group(),
         identify(WORDS, {"find": find(**SMILE)}),
         Group(
-            "Manipulate",
-            "**4. Manipulate**\n\n*Slider Strip* samples a few pictures, the keyframes, and mixes the frames between them.",
+            "Move",
+            "**4. Move**\n\n*Slider Strip* samples a few pictures, the keyframes, and mixes the frames between them.",
             {
                 "slider": slider(title="Direction Slider for a single picture"),
                 **sampling(),
@@ -389,7 +395,8 @@ QUICK = Template(
             "Give both sliders the same *strength*. *Quick Slider* gives a preview at once, without the model; *Direction Slider* samples the picture."
         ),
         result(
-            "With Nodes 2.0 *Compare Images* shows the preview and the sampled picture.",
+            "*Compare Images* shows the preview and the sampled picture. If it stays empty, switch on *Nodes 2.0* in "
+            "ComfyUI's menu.",
             before="@quick_decoded.IMAGE",
             quick=node("QuickSlider", inversion="@encode.inversion", directions="@prepare.directions", strength=1.5),
             quick_decoded=node(
@@ -515,8 +522,9 @@ MEASURE = Template(
         result(),
         Group(
             "Measure",
-            "**6. Measure**\n\n*Edit Report*: what changed in the latent. *Measure Demo Portrait*: what changed in the drawing, "
-            "attribute by attribute. *Measure Disentanglement*: what is lost by an edit and its way back.",
+            "**6. Measure**\n\n*Edit Report*: what changed in the latent. *Measure Demo Portrait*: in the drawing. *Measure "
+            "Disentanglement*: what an edit and its way back lose. The last two need `pip install matplotlib` in ComfyUI's "
+            "Python; without it, remove them.",
             {
                 "edit_report": node("EditReport", inversion="@encode.inversion", latent="@sampled.output"),
                 "attributes": node("MeasureDemo", image="@portrait.image", edited="@decoded.IMAGE"),
@@ -675,14 +683,15 @@ def real(
             ),
             identify(
                 find_note
-                or "What the picture shows now, and what strength 1 should show. What else the words move is found and kept. Add "
+                or "What the picture shows now, and what strength 1 should show. What else the words would change is looked for and held still. Add "
                 "pairs *with | without* for what must stay, and a mask to change one place only.",
                 {**(find_nodes or {}), "find": finding},
             ),
             Group(
-                "Manipulate",
-                "**4. Manipulate**\n\nMove *strength*: 0 is the picture itself. Leave *denoise* at 1 where there is one: steps above "
-                "the encoded noise level are skipped. The sampler has to be deterministic.",
+                "Move",
+                "**4. Move**\n\nMove *strength*: 0 is the picture itself. Leave *denoise* at 1 where there is one: steps above "
+                "the encoded noise level are skipped. Use a sampler that adds no noise, such as *euler*: ancestral and SDE "
+                "samplers are refused.",
                 {"slider": slider(1.5), "apply": apply, **sampled},
                 340,
             ),
@@ -733,7 +742,8 @@ SDXL_MEASURED = real(
         Group(
             "Measure",
             "**6. Measure**\n\n*Measure Along Words* says how much more the edited picture shows the words before | than those "
-            "after it, judged by CLIP and not by the model that made the edit. The first pair was to change, the others to stay.",
+            "after it, judged by CLIP. The first pair was to change, the others to stay. "
+            "Needs `pip install matplotlib` in ComfyUI's Python; without it, remove this group.",
             {
                 "vision": node(
                     "CLIPVisionLoader",
@@ -924,7 +934,7 @@ ALL = DEMO + REAL
 EDIT_BY_WORDS = Blueprint(
     "Edit Picture by Words",
     "Moves a picture from what the source words say towards what the target words say, by a strength from -3 to 3; at 0 "
-    "it stays as it is. What else the words would move is found and kept.",
+    "it stays as it is. What else the words would change is looked for and held still.",
     ("slider", "concept slider", "smile", "age", "edit picture", "image to image"),
     (
         Group(
@@ -948,8 +958,8 @@ EDIT_BY_WORDS = Blueprint(
             },
         ),
         Group(
-            "Identify",
-            f"**2. Identify**\n\n{WORDS}",
+            "Find",
+            f"**2. Find**\n\n{WORDS}",
             {
                 "find": node(
                     "FindDirections",
@@ -963,8 +973,8 @@ EDIT_BY_WORDS = Blueprint(
             390,
         ),
         Group(
-            "Manipulate",
-            "**3. Manipulate**\n\nThe slider, and an ordinary sampler. It has to be deterministic.",
+            "Move",
+            "**3. Move**\n\nThe slider, and an ordinary sampler. Use one that adds no noise, such as *euler*.",
             {
                 "slider": slider("@inputs.strength"),
                 "apply": node("ApplySliders", inversion="@slider.inversion"),

@@ -72,7 +72,7 @@ HEIGHTS: dict[str, tuple[int, int]] = {
     "LatentDirections_QuickSlider": (130, 226),
     "LatentDirections_SaveDirection": (110, 208),
     "LatentDirections_SliderBoard": (470, 640),
-    "LatentDirections_SliderStrip": (440, 620),
+    "LatentDirections_SliderStrip": (780, 760),
     "LatentDirections_TransferDirection": (150, 244),
     "ModelSamplingAuraFlow": (58, 64),
     "PreviewAny": (220, 220),

@@ -94,7 +94,7 @@ class Board extends Panel {
     }
     this.rows = rows;
     this.adding.style.display = linked || !rows ? "none" : "";
-    this.say(linked ? t("The sliders come from a link.") : "");
+    this.say(linked ? t("The sliders come from the node connected to 'board'. Change them there, or remove the link.") : "");
     if (rows) this.draw();
     else this.refuse();
   }
@@ -104,7 +104,7 @@ class Board extends Panel {
     const again = element("button", { type: "button" }, t("Start with an empty board"));
     again.addEventListener("click", () => asOneStep(() => setOne(this.node, "board", textOf([]))));
     this.list.replaceChildren(again);
-    this.say(t("'board' is not the JSON of a slider board that this version can show. It is kept as it is."));
+    this.say(t("These sliders cannot be shown: 'board' is damaged or from a newer version. Update the pack, or start with an empty board."));
     this.fit();
   }
 
@@ -132,7 +132,7 @@ class Board extends Panel {
     const limits = { min: String(LOWEST), max: String(HIGHEST), step: String(STEP) };
     const range = element("input", { class: "strength range", type: "range", ...limits, "aria-label": t("Strength: {words}", row) });
     const exact = element("input", { class: "strength number", type: "number", ...limits, "aria-label": t("Strength as a number: {words}", row) });
-    const keep = element("button", { type: "button", title: t("What must not change along"), "aria-expanded": String(this.open.has(number)) }, t("keep"));
+    const keep = element("button", { type: "button", title: t("What must stay as it is"), "aria-expanded": String(this.open.has(number)) }, t("keep"));
     const gone = element("button", { type: "button", title: t("Remove this slider"), "aria-label": t("Remove: {words}", row) }, "×");
     const line = element("div", { class: "row", "data-on": String(row.on) }, on, words, range, exact, keep, gone);
     on.checked = row.on;
@@ -179,7 +179,7 @@ class Board extends Panel {
 
   keepLine(/** @type {Row} */ row, /** @type {number} */ number, /** @type {HTMLElement} */ button) {
     const area = element("textarea", {
-      "data-row": String(number), "aria-label": t("What must not change along with: {words}", row),
+      "data-row": String(number), "aria-label": t("What must stay as it is with: {words}", row),
       placeholder: t("keep: one pair a line, with | without, such as: with glasses | without glasses"),
     });
     area.value = row.keep;
@@ -193,7 +193,11 @@ class Board extends Panel {
 
   add() {
     const words = this.words.value.trim();
-    if (!words || !this.rows) return;
+    if (!this.rows) return;
+    if (!words) {
+      this.say(t("Type first what to change, such as: smiling"));
+      return;
+    }
     if (this.rows.length >= MOST) {
       this.say(t("A board has at most {most} sliders. Connect its 'inversion' to a second Slider Board.", { most: MOST }));
       return;
@@ -202,7 +206,7 @@ class Board extends Panel {
     this.words.value = "";
     this.write();
     this.draw();
-    this.say(t("{words} is added. Run to see it.", { words }));
+    this.say(t("{words} is added. Press Run to see it.", { words }));
   }
 
   /** Keep the rows in the widget. */

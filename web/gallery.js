@@ -98,13 +98,13 @@ class Gallery extends ResultPanel {
       return image;
     });
     const strengths = found.pictures.map(({ strength }) => signed(strength)).join(", ");
-    const text = t("{index}: {name}, changes {percent} %", { index, name: this.nameOf(found), percent: percent(found.change) });
-    const label = t("Choose direction {text}. Pictures at strengths {strengths}.", { text, strengths });
-    const hint = t("Double-click the name, or press F2, to call it otherwise.");
+    const values = { index, name: this.nameOf(found), percent: percent(found.change), strengths };
+    const label = t("Index {index}: {name}. Changes the picture by {percent} %. Pictures at strengths {strengths}.", values);
+    const hint = t("Double-click the name, or press F2, to rename it.");
     const choose = element("button", {
       class: "choose", type: "button", "data-index": String(index), "aria-label": label, title: `${label} ${hint}`, "aria-keyshortcuts": "F2",
     });
-    const name = element("span", { class: "name" }, text);
+    const name = element("span", { class: "name" }, t("{name}, {percent} %", values));
     choose.append(name, element("span", { class: "pictures" }, ...images));
     const rename = element("button", { class: "rename", type: "button", tabindex: "-1", title: t("Rename"), "aria-label": t("Rename") }, "✎");
     const tile = element("div", { class: "tile" }, choose, rename);
@@ -144,7 +144,7 @@ class Gallery extends ResultPanel {
     asOneStep(() => nodes.forEach((node) => setOne(node, "index", index)));
     if (!nodes.length) this.sayNothingToSet(t("No slider is given these directions. Connect them to a Direction Slider."));
     else if (linked.length) this.say(t("'index' of {nodes} comes from a link. Change it there.", { nodes: named(linked) }));
-    else this.say(t("Direction {index} is chosen for {nodes}. Run to see it.", { index, nodes: named(nodes) }));
+    else this.say(t("Index {index} is chosen for {nodes}. Press Run to see it.", { index, nodes: named(nodes) }));
   }
 
   refresh() {

@@ -52,6 +52,19 @@ function remember(/** @type {Map<string, any>} */ map, /** @type {string} */ key
 const settingsUpTo = (/** @type {any} */ node) =>
   Object.fromEntries(nodesUpTo(node).map((one) => [locatorOf(one), settingsOf(one)]));
 
+/** The nodes that an encoded picture comes through to a node, the last first. @returns {any[]} */
+function chainTo(/** @type {any} */ node) {
+  const chain = new Set();
+  for (let at = sourceOf(node, "inversion"); at && !chain.has(at.node); at = sourceOf(at.node, "inversion")) chain.add(at.node);
+  return [...chain];
+}
+
+/** Settings of a Slider Board without the strengths of some rows, by their numbers. @returns {Values} */
+function withoutRows(/** @type {Values} */ settings, /** @type {(number: number) => boolean} */ isLeftOut) {
+  const rows = rowsOf(settings.board)?.map((row, number) => (isLeftOut(number) ? { ...row, strength: 0 } : row));
+  return { ...settings, board: rows ? textOf(rows) : settings.board };
+}
+
 /** Do what ComfyUI's own Run button does. */
 function queueWorkflow() {
   const commands = app.extensionManager?.command;
@@ -76,7 +89,7 @@ class Scrub extends ResultPanel {
     this.canvas = element("canvas", { role: "img" });
     this.range = element("input", { type: "range", min: "0", step: "1", "aria-label": t("Strength") });
     this.output = element("output", {});
-    this.button = element("button", { type: "button", title: t("Hold it, or the key B, to see the picture as it is") }, t("Before"));
+    this.button = element("button", { type: "button", title: t("Hold it, or the key B, to see the picture before the change") }, t("Before"));
     const run = element("button", { type: "button", title: t("Queue the workflow, as ComfyUI's own Run button does") }, t("Run"));
     run.addEventListener("click", queueWorkflow);
     const row = element("div", { class: "row" }, this.button, this.output, run);
@@ -147,7 +160,7 @@ class Scrub extends ResultPanel {
   }
 
   /**
-   * Sliders of the direction that the strip shows, whose strength can be set.
+   * Sliders of the direction that the strip shows, whose strength can be set; first the one that its runs move.
    * @returns {Slider[]}
    */
   targets() {
@@ -158,7 +171,9 @@ class Scrub extends ResultPanel {
       const without = (/** @type {Values} */ settings) => ({ ...settings, strength: null });
       return { key, label, nodes: shown, read, write, without };
     });
-    return [...sliders.filter(({ nodes }) => nodes.length), ...this.rowOfBoard()];
+    const chain = chainTo(this.node).reverse(); // the server moves the last slider of the direction
+    const place = (/** @type {Slider} */ { nodes }) => Math.max(...nodes.map((node) => chain.indexOf(node)));
+    return [...sliders.filter(({ nodes }) => nodes.length), ...this.rowOfBoard()].sort((one, other) => place(other) - place(one));
   }
 
   isShown(/** @type {any} */ node) {
@@ -182,11 +197,7 @@ class Scrub extends ResultPanel {
       row.strength = strength;
       setOne(board, "board", textOf(rows));
     };
-    const number = rows.indexOf(row);
-    const without = (/** @type {Values} */ settings) => {
-      const others = rowsOf(settings.board)?.map((one, k) => (k === number ? { ...one, strength: 0 } : one));
-      return { ...settings, board: others ? textOf(others) : settings.board };
-    };
+    const without = (/** @type {Values} */ settings) => withoutRows(settings, (number) => number === rows.indexOf(row));
     return [{ key: locatorOf(board), label, nodes: [board], read: () => row.strength, write, without }];
   }
 
@@ -195,14 +206,19 @@ class Scrub extends ResultPanel {
    * @returns {any[]}
    */
   changed() {
-    const then = madeWith.get(this.strip.frames[0]?.filename), source = sourceOf(this.node, "directions");
+    const then = madeWith.get(this.strip.frames[0]?.filename), finder = sourceOf(this.node, "directions")?.node;
     if (!then) return [];
-    // The server leaves out an earlier slider of the strip's direction, but not one whose direction was prepared in between.
-    const moved = this.targets().flatMap(({ nodes, without }) => nodes.map((node) => ({ node, without })));
+    const chain = chainTo(this.node);
+    const ours = this.targets().flatMap(({ nodes, without }) => nodes.map((node) => ({ node, without })));
+    // The server moves the last slider of exactly this direction, not one whose direction was prepared in between.
+    const isMoved = (/** @type {any} */ node) => node === finder || sourceOf(node, "directions")?.node === finder;
+    const moved = chain.filter(isMoved).map((node) => ours.find((one) => one.node === node)).find(Boolean);
     return nodesUpTo(this.node).filter((node) => {
-      const from = is(node, "SliderBoard") ? { node } : sourceOf(node, "directions");
-      const own = from?.node === source?.node ? moved.find((one) => one.node === node) : undefined;
-      const text = (/** @type {Values} */ settings) => JSON.stringify(own ? own.without(settings) : settings);
+      const text = (/** @type {Values} */ settings) => {
+        if (node === moved?.node) return JSON.stringify(moved?.without(settings));
+        const isApart = is(node, "SliderBoard") && !chain.includes(node); // it gives directions alone, whatever its strengths
+        return JSON.stringify(isApart ? withoutRows(settings, () => true) : settings);
+      };
       return text(settingsOf(node)) !== text(then[locatorOf(node)] ?? {});
     });
   }
@@ -228,7 +244,7 @@ class Scrub extends ResultPanel {
     asOneStep(() => sliders.forEach(({ write }) => write(strength)));
     this.settled = strength;
     const values = { strength: signed(strength), sliders: sliders.map(({ label }) => label).join(", ") };
-    if (sliders.length) this.say(t("Strength {strength} is set for {sliders}. Run to sample this picture.", values));
+    if (sliders.length) this.say(t("Strength {strength} is set for {sliders}. Press Run to sample this picture.", values));
     else this.sayNothingToSet(t("No slider of this direction is there to set. Connect the directions to a Direction Slider."));
   }
 
@@ -255,7 +271,7 @@ class Scrub extends ResultPanel {
   /** Say and show where the pictures are from before a change. */
   showAge() {
     const changed = this.changed(), nodes = named(changed);
-    const sentence = changed.length ? t("These pictures are from before a change in {nodes}. Run to see it.", { nodes }) : "";
+    const sentence = changed.length ? t("These pictures are from before a change in {nodes}. Press Run to see it.", { nodes }) : "";
     if (this.old.textContent !== sentence) this.old.textContent = sentence;
     this.host.toggleAttribute("data-old", changed.length > 0);
   }

@@ -66,13 +66,14 @@ def test_rows_are_typed_moved_kept_and_removed(page):
     for words in ("smiling", "with hat", "brown hair | grey hair"):
         page.evaluate(f"board.add({as_json(words)})")
     page.evaluate("board.add('  ')")
+    assert page.evaluate("board.status()").startswith("Type first what to change")
     assert [row["words"] for row in sliders(page)] == ["smiling", "with hat", "brown hair | grey hair"]
     assert all(row["strength"] == 1 and row["on"] and row["keep"] == "" for row in sliders(page))
     page.evaluate("board.put('input[type=range]', 0, 1.5)")
     page.evaluate("board.put('input[type=number]', 1, 7)")
     page.evaluate("board.put('input[type=checkbox]', 2, false)")
     page.evaluate("board.put('.words', 2, '')")  # an empty text is not taken
-    page.evaluate("board.press('What must not', 0)")
+    page.evaluate("board.press('What must stay', 0)")
     assert page.evaluate("document.activeElement.shadowRoot?.activeElement?.tagName") == "TEXTAREA"
     page.evaluate("board.put('textarea', 0, 'with glasses | without glasses')")
     first, second, third = sliders(page)
@@ -171,6 +172,19 @@ def test_the_pictures_are_from_before_a_change_of_any_other_row(page):
     assert page.evaluate("scrub.old()") == FRESH
 
 
+def test_a_strip_of_the_unmoved_picture_does_not_depend_on_the_strengths_of_a_board(page):
+    page.evaluate("test.link('InvertImage', 'inversion', 'SliderStrip', 'inversion')")
+    assert page.evaluate("scrub.old()[0]").startswith("These pictures are from before a change in Slider Strip #")
+    run(page)
+    page.wait_for("scrub.old()[0] === ''", 20)
+    page.evaluate("board.put('input[type=range]', 0, 1); scrub.move(0)")
+    assert page.evaluate("scrub.old()") == FRESH
+    page.evaluate("board.put('.words', 0, 'angry')")
+    assert page.evaluate("scrub.old()[0]").startswith("These pictures are from before a change in Slider Board #")
+    page.evaluate("board.put('.words', 0, 'smiling'); board.put('input[type=range]', 0, 0.5)")
+    assert page.evaluate("scrub.old()") == FRESH
+
+
 def test_a_movement_of_the_strip_is_one_step_that_can_be_undone(page):
     page.evaluate("board.put('input[type=range]', 2, 0)")
     for frame in (2, 1, 0):
@@ -206,7 +220,7 @@ def test_what_is_wrong_is_said_before_anything_runs(page, comfy):
     page.evaluate("test.set('SliderBoard', 'source', 'a portrait'); board.put('textarea, .words', 0, 'a | b | c')")
     assert "one bar between them" in refused(comfy, page)
     page.evaluate("test.widget('SliderBoard', 'board').value = '{}'; test.widget('SliderBoard', 'board').callback()")
-    assert "is not the JSON of a slider board" in page.evaluate("board.status()")
+    assert "These sliders cannot be shown" in page.evaluate("board.status()")
     page.evaluate("board.all('button')[0].click()")
     assert sliders(page) == []
     page.problems.clear()  # the page writes to its console that the server has refused

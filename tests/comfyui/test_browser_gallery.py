@@ -72,13 +72,14 @@ def test_a_tile_names_its_direction_and_shows_it_at_three_strengths(previewed):
     screenshot(previewed, "gallery")
     names = previewed.evaluate("gallery.names()")
     for number, name in enumerate(names):
-        assert re.fullmatch(rf"{number}: direction {number + 1}, changes \d+(\.\d)? %", name)
+        assert re.fullmatch(rf"direction {number + 1}, \d+(\.\d)? %", name)
     tiles = "gallery.tiles().map((t) => [...t.querySelectorAll('img')]"
     assert previewed.evaluate(f"{tiles}.map((i) => i.alt))") == [["-2", "0", "+2"]] * 3
     addresses = previewed.evaluate(f"{tiles}.map((i) => i.src))")
     assert len({address for row in addresses for address in row}) == 2 * 3 + 1  # the picture at 0 is one for all
     labels = previewed.evaluate("gallery.tiles().map((t) => t.getAttribute('aria-label'))")
-    assert labels[1] == f"Choose direction {names[1]}. Pictures at strengths -2, 0, +2."
+    name, change = names[1].split(", ")
+    assert labels[1] == f"Index 1: {name}. Changes the picture by {change}. Pictures at strengths -2, 0, +2."
 
 
 def test_a_click_sets_the_slider_that_the_list_names(previewed):
@@ -91,7 +92,9 @@ def test_a_click_sets_the_slider_that_the_list_names(previewed):
     set_by_click(page, "Direction Slider", 1)
     assert indices(page) == [1, 0, 0]
     assert page.evaluate("gallery.pressed()") == [False, True, False]
-    assert page.evaluate("gallery.status()") == f"Direction 1 is chosen for Direction Slider #{slider}. Run to see it."
+    assert (
+        page.evaluate("gallery.status()") == f"Index 1 is chosen for Direction Slider #{slider}. Press Run to see it."
+    )
     set_by_click(page, "Quick Slider", 2)
     assert indices(page) == [1, 2, 2]
     assert page.evaluate("gallery.pressed()") == [False, False, True]
@@ -106,8 +109,8 @@ def press(page, key: str, code: int, text: str = "") -> None:
 
 
 def called(page) -> list[str]:
-    """The tiles' names without number and change."""
-    return [re.sub(r"^\d+: |, changes .*$", "", name) for name in page.evaluate("gallery.names()")]
+    """The tiles' names without the change."""
+    return [re.sub(r", [^,]* %$", "", name) for name in page.evaluate("gallery.names()")]
 
 
 def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
@@ -135,7 +138,7 @@ def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
     assert called(page) == ["direction 1", "longer hair", "hat"]
     screenshot(page, "gallery_named")
     labels = page.evaluate("gallery.tiles().map((t) => t.getAttribute('aria-label'))")
-    assert labels[2].startswith("Choose direction 2: hat, changes ")
+    assert labels[2].startswith("Index 2: hat. Changes the picture by ")
     # an empty name gives the found one back
     page.evaluate(
         "gallery.root().querySelectorAll('.rename')[2].click(); gallery.field().value = ' '; gallery.field().blur()"

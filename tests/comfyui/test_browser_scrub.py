@@ -203,6 +203,33 @@ def test_pictures_from_before_a_change_are_dim_until_the_next_run(strip):
     assert page.evaluate("scrub.old()") == FRESH
 
 
+def test_of_two_sliders_of_the_same_direction_the_last_is_moved(strip):
+    page = strip
+    page.evaluate(f"""{{
+      const last = test.find("DirectionSlider");
+      const first = app.graph.getNodeById(test.add("{PREFIX}DirectionSlider", 0, 900));
+      for (const name of ["inversion", "directions"]) {{
+        const from = last.getInputLink(last.findInputSlot(name)), source = app.graph.getNodeById(from.origin_id);
+        source.connect(from.origin_slot, first, first.findInputSlot(name));
+      }}
+      first.connect(first.findOutputSlot("inversion"), last, last.findInputSlot("inversion"));
+      scrub.first = first.widgets.find((widget) => widget.name === "strength");
+      scrub.first.value = 0.4;
+    }}""")
+    run(page)
+    page.wait_for("scrub.old()[0] === ''", 20)
+    page.evaluate("scrub.move(3)")
+    assert page.evaluate("[scrub.strength(), scrub.first.value]") == [0.5, 0.4]
+    assert page.evaluate("scrub.old()") == FRESH
+    page.evaluate("app.canvas.emitBeforeChange(); scrub.first.value = 0.5; app.canvas.emitAfterChange()")
+    assert old(page, "Direction Slider")
+    page.evaluate("""{
+      const last = test.find("DirectionSlider"), first = last.getInputNode(last.findInputSlot("inversion"));
+      test.link("InvertImage", "inversion", "DirectionSlider", "inversion");
+      app.graph.remove(first);
+    }""")
+
+
 def test_what_is_changed_during_a_run_is_not_in_its_pictures(strip):
     page = strip
     page.evaluate(f"scrub.change('InvertImage', 'seed', {next(SEEDS)})")

@@ -55,6 +55,6 @@ def test_tooltips_name_the_methods_that_read_an_input():
 
 def test_the_help_page_is_that_of_the_table(row):
     page = PAGE.read_text(encoding="utf-8")
-    assert f"- **{row.name}** (shown as *{row.label}*): {row.summary}.\n" in with_methods(page)
+    assert f"- **{row.label or row.name}** (in the API `{row.name}`): {row.summary}.\n" in with_methods(page)
     METHODS.pop(row.name)
     assert with_methods(page) == page, "run scripts/node_help.py"

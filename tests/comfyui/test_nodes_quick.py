@@ -334,11 +334,18 @@ class TestStrip:
         assert torch.equal(latent["samples"][2:3], true_run(encoded.inversion, directions[1], 0.8))
         assert torch.equal(latent["samples"][-1:], true_run(moved, directions[0], 1.0))
 
-    def test_a_slider_of_the_same_direction_before_it_is_replaced(self, case):
+    def test_a_slider_of_the_same_direction_before_it_is_moved_with_its_other_settings(self, case):
         _, encoded, (moved, other), _, _ = case
-        alone = with_slider(encoded.inversion, other, 0.8)
-        latent, _ = strip(with_slider(with_slider(encoded.inversion, moved, 1.5), other, 0.8), [moved])
-        assert torch.equal(latent["samples"][-1:], true_run(alone, moved, 1.0))
+        mask = torch.zeros(1, 8, 8)
+        mask[..., :4] = 1.0
+
+        def chain(strength: float):
+            first = with_slider(encoded.inversion, moved, 0.4)
+            return with_slider(with_slider(first, moved, strength, weight=0.5, mask=mask), other, 0.8)
+
+        latent, _ = strip(chain(1.5), [moved])
+        assert torch.equal(latent["samples"][-1:], sampled(chain(1.0), schedule_of(encoded.inversion, STEPS)))
+        assert not torch.equal(latent["samples"][-1:], true_run(with_slider(encoded.inversion, other, 0.8), moved, 1.0))
 
     def test_sigmas_of_the_artist(self, case):
         _, encoded, directions, _, _ = case
