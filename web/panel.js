@@ -57,6 +57,8 @@ export class Panel {
     this.root = this.host.attachShadow({ mode: "open" }); // its styles and those of the page keep apart
     this.status = element("div", { class: "status", role: "status" });
     this.root.append(element("style", {}, STYLE + style));
+    // By this the page knows a text field, whose undo is not that of the workflow.
+    Object.defineProperty(this.host, "type", { get: () => (this.root.activeElement?.matches(TEXT_FIELDS) ? "textarea" : undefined) });
     // The page's own shortcuts are for the canvas, not for an element that has the focus: but for those with Ctrl, such as
     // undo, which are a field's own only where text is typed.
     this.host.addEventListener("keydown", (event) => {

@@ -6,6 +6,7 @@ import statistics
 import pytest
 from browser import as_json
 from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, see_all, shown
+from hand import CONTROL, Hand
 from test_browser_inputs import SHOWN
 from test_browser_scrub import FRESH, LONGEST, SCRUB
 
@@ -210,3 +211,43 @@ def test_what_is_wrong_is_said_before_anything_runs(page, comfy):
     page.evaluate("board.all('button')[0].click()")
     assert sliders(page) == []
     page.problems.clear()  # the page writes to its console that the server has refused
+
+
+def hand_on(page, *words: str) -> Hand:
+    """A hand on a board with these words in its rows, all of which is in the window."""
+    board = {"version": 1, "sliders": [{"words": one} for one in words]}
+    page.evaluate(PUT % as_json(json.dumps(board)))
+    see_all(page)
+    return Hand(page)
+
+
+def typed(hand: Hand, element: str, text: str) -> None:
+    """Type in place of what a field of the board holds, and stay in it."""
+    hand.click(element)
+    hand.press("a", CONTROL)
+    hand.page.call("Input.insertText", text=text)
+
+
+def settled(page) -> None:
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 500))")
+
+
+WORDS, NEW = "(board.all('.words')[0])", "(board.root().querySelector('.add input'))"
+FOCUSED = "board.root().activeElement"
+
+
+def test_undo_in_a_text_field_leaves_the_workflow_alone(page):
+    hand = hand_on(page)
+    page.evaluate("board.add('smiling')")  # a step that the page could undo
+    typed(hand, NEW, "brown h")
+    page.evaluate(f"board.field = {NEW}")
+    for key in "zy":
+        hand.press(key, CONTROL)
+        settled(page)
+    assert page.evaluate(f"board.field.isConnected && {FOCUSED} === board.field")
+    assert [row["words"] for row in sliders(page)] == ["smiling"]
+    page.evaluate(f"{NEW}.value = ''")
+    hand.click("(board.all('input[type=checkbox]')[0])")
+    assert sliders(page)[0]["on"] is False
+    hand.press("z", CONTROL)  # no text is typed there
+    page.wait_for("board.sliders()[0].on", 20)
