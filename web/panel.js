@@ -14,6 +14,7 @@ const STYLE = `
   .status { min-height: 1.4em; padding: 4px 2px 0; }
 `;
 const TEXT_FIELDS = 'input[type="text"], input[type="number"], textarea';
+const isTextField = (/** @type {Event} */ event) => /** @type {Element} */ (event.composedPath()[0]).matches(TEXT_FIELDS);
 
 /** @type {Set<Panel>} */
 const panels = new Set();
@@ -62,10 +63,13 @@ export class Panel {
     // The page's own shortcuts are for the canvas, not for an element that has the focus: but for those with Ctrl, such as
     // undo, which are a field's own only where text is typed.
     this.host.addEventListener("keydown", (event) => {
-      const target = /** @type {Element} */ (event.composedPath()[0]);
-      const withControl = (event.ctrlKey || event.metaKey) && (event.key === "Enter" || !target.matches(TEXT_FIELDS));
+      const withControl = (event.ctrlKey || event.metaKey) && (event.key === "Enter" || !isTextField(event));
       if (event.key !== "Tab" && !withControl) event.stopPropagation();
     });
+    // Else the page would copy and paste nodes.
+    for (const kind of ["copy", "cut", "paste"]) {
+      this.host.addEventListener(kind, (event) => isTextField(event) && event.stopPropagation());
+    }
     const height = () => this.height();
     const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height };
     const widget = node.addDOMWidget(name, `latent_directions_${name}`, this.host, options);

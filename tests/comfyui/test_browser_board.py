@@ -251,3 +251,23 @@ def test_undo_in_a_text_field_leaves_the_workflow_alone(page):
     assert sliders(page)[0]["on"] is False
     hand.press("z", CONTROL)  # no text is typed there
     page.wait_for("board.sliders()[0].on", 20)
+
+
+def test_copy_and_paste_in_a_text_field_leave_the_nodes_alone(page):
+    hand = hand_on(page, "smiling")
+    count = "app.graph.nodes.length"
+    before = page.evaluate(count)
+    page.evaluate("app.canvas.select(test.find('SaveImage')); app.canvas.copyToClipboard()")
+    typed(hand, WORDS, "angry")
+    page.evaluate("app.canvas.select(test.find('SaveImage'))")
+    for kind in ("copy", "cut", "paste"):
+        # whether the page has taken the event for itself
+        assert page.evaluate(f"""{{
+          const clipboardData = new DataTransfer();
+          clipboardData.setData("text/plain", "sad");
+          {FOCUSED}.dispatchEvent(
+            new ClipboardEvent("{kind}", {{bubbles: true, composed: true, cancelable: true, clipboardData}}));
+        }}""")
+    settled(page)
+    assert page.evaluate(count) == before
+    page.evaluate("app.canvas.deselectAll()")
