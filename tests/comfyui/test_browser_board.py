@@ -271,3 +271,28 @@ def test_copy_and_paste_in_a_text_field_leave_the_nodes_alone(page):
     settled(page)
     assert page.evaluate(count) == before
     page.evaluate("app.canvas.deselectAll()")
+
+
+def test_the_focus_goes_on_from_words_that_are_changed(page):
+    hand = hand_on(page, "smiling", "with hat")
+    typed(hand, WORDS, " angry ")
+    hand.press("Tab")
+    assert page.evaluate(f"{FOCUSED} === board.all('.range')[0]")
+    assert sliders(page)[0]["words"] == page.evaluate(f"{WORDS}.value") == "angry"
+    labels = page.evaluate(
+        "[...board.all('.row')[0].children].map((one) => one.getAttribute('aria-label') ?? one.title)"
+    )
+    assert [label for label in labels if "angry" in label] == [
+        "On: angry",
+        "Strength: angry",
+        "Strength as a number: angry",
+        "Remove: angry",
+    ]
+    assert page.evaluate(f"{WORDS}.title") == "angry"
+    typed(hand, WORDS, "sad")
+    hand.click("(board.all('[data-keep]')[1])")
+    assert page.evaluate(f"{FOCUSED}?.getAttribute('aria-label')") == "What must not change along with: with hat"
+    typed(hand, "(board.all('.words')[1])", "with glasses")
+    hand.press("Tab")
+    label = page.evaluate("board.all('textarea')[0].getAttribute('aria-label')")
+    assert label == "What must not change along with: with glasses"
