@@ -65,6 +65,8 @@ export class Panel {
     this.host.addEventListener("keydown", (event) => {
       const withControl = (event.ctrlKey || event.metaKey) && (event.key === "Enter" || !isTextField(event));
       if (event.key !== "Tab" && !withControl) event.stopPropagation();
+      // The page runs the workflow at Ctrl+Enter, with what is typed.
+      if (event.key === "Enter" && withControl && isTextField(event)) event.composedPath()[0].dispatchEvent(new Event("change"));
     });
     // Else the page would copy and paste nodes.
     for (const kind of ["copy", "cut", "paste"]) {

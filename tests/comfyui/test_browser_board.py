@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 from browser import as_json
-from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, see_all, shown
+from canvas import PREFIX, SEEDS, opened, queued, refused, run, screenshot, see_all, shown
 from hand import CONTROL, Hand
 from test_browser_inputs import SHOWN
 from test_browser_scrub import FRESH, LONGEST, SCRUB
@@ -296,3 +296,16 @@ def test_the_focus_goes_on_from_words_that_are_changed(page):
     hand.press("Tab")
     label = page.evaluate("board.all('textarea')[0].getAttribute('aria-label')")
     assert label == "What must not change along with: with glasses"
+
+
+def test_a_run_by_keys_takes_what_is_typed(page, comfy):
+    """The words are typed wrongly, so that the server refuses them."""
+    hand = hand_on(page, "smiling")
+    before = queued(comfy)
+    page.evaluate("test.set('SliderBoard', 'source', 'a portrait'); app.extensionManager.toast.removeAll()")
+    page.wait_for("test.toasts().length === 0")
+    typed(hand, WORDS, "a | b | c")
+    hand.press("Enter", CONTROL)
+    assert "one bar between them" in page.wait_for("test.toasts().at(-1)", 20)
+    assert queued(comfy) == before
+    page.problems.clear()  # the page writes to its console that the server has refused
