@@ -36,6 +36,9 @@ const STYLE = `
   button { touch-action: none; }
 `;
 
+/** What is shown before a run, and where pictures cannot be loaded. @type {Strip} */
+const NONE = { index: 0, name: "", frames: [] };
+
 const MOST_KEPT = 100; // runs whose settings are remembered
 /** The settings of runs by their ids, of each strip by its execution id. @type {Map<string, Record<string, Settings>>} */
 const queued = new Map();
@@ -47,6 +50,9 @@ function remember(/** @type {Map<string, any>} */ map, /** @type {string} */ key
   map.set(key, value);
   if (map.size > MOST_KEPT) map.delete([...map.keys()][0]);
 }
+
+/** Give the memory of pictures back. */
+const close = (/** @type {ImageBitmap[]} */ bitmaps) => bitmaps.forEach((bitmap) => bitmap.close());
 
 /** The settings of a node and of all before it. @returns {Settings} */
 const settingsUpTo = (/** @type {any} */ node) =>
@@ -62,8 +68,7 @@ function queueWorkflow() {
 class Scrub extends ResultPanel {
   constructor(/** @type {any} */ node) {
     super(node, "scrub", t("The slider moves"), STYLE);
-    /** @type {Strip} */
-    this.strip = { index: 0, name: "", frames: [] };
+    this.strip = this.coming = NONE; // the one whose pictures are shown, and the one whose pictures are loaded
     /** @type {ImageBitmap[]} */
     this.bitmaps = [];
     /** @type {number[] | undefined} */
@@ -115,29 +120,42 @@ class Scrub extends ResultPanel {
   }
 
   async show(/** @type {Strip} */ strip) {
-    if (JSON.stringify(strip) === JSON.stringify(this.strip)) return;
+    if (JSON.stringify(strip) === JSON.stringify(this.coming)) return;
     const frames = [...strip.frames].sort((one, other) => one.strength - other.strength);
-    this.strip = strip;
+    this.coming = strip;
     if (!madeWith.has(strip.frames[0].filename)) remember(madeWith, strip.frames[0].filename, settingsUpTo(this.node));
+    let bitmaps;
     try {
-      const bitmaps = await Promise.all(frames.map(async (frame) => {
+      bitmaps = await Promise.all(frames.map(async (frame) => {
         const answer = await fetch(addressOf(frame));
         return createImageBitmap(await answer.blob());
       }));
-      if (this.strip !== strip) return; // another run was faster
-      for (const bitmap of this.bitmaps) bitmap.close(); // gives their memory back
-      this.bitmaps = bitmaps;
     } catch {
+      if (this.coming !== strip) return;
+      this.forget();
+      this.refresh();
       this.say(t("The server no longer has these pictures. Run again to see them."));
       return;
     }
-    this.strengths = frames.map(({ strength }) => strength);
+    if (this.coming !== strip) return close(bitmaps); // another run was faster
+    close(this.bitmaps);
+    [this.strip, this.bitmaps, this.strengths] = [strip, bitmaps, frames.map(({ strength }) => strength)];
     this.aspect = this.bitmaps[0].width / this.bitmaps[0].height;
     [this.canvas.width, this.canvas.height] = [this.bitmaps[0].width, this.bitmaps[0].height];
     this.range.max = String(frames.length - 1);
     this.range.value = String(this.nearest(1));
     this.refresh();
     this.fit();
+  }
+
+  /** Show nothing, as before a run. */
+  forget() {
+    close(this.bitmaps);
+    [this.strip, this.coming, this.bitmaps, this.strengths] = [NONE, NONE, [], undefined];
+    this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
+    this.canvas.removeAttribute("aria-label");
+    this.output.textContent = "";
+    this.settled = undefined;
   }
 
   /** The frame whose strength is nearest. */
@@ -263,10 +281,10 @@ class Scrub extends ResultPanel {
   /** Follow the slider that the list names. */
   refresh() {
     super.refresh();
+    this.showAge();
     if (!this.strengths) return;
     const strength = this.sliders()[0]?.read() ?? this.strengths[Number(this.range.value)];
     this.range.value = String(this.nearest(strength));
-    this.showAge();
     this.draw(strength);
   }
 }
