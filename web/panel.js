@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { after, fieldOf, isOurs, widgetOf } from "./graph.js";
+import { after, allNodes, fieldOf, isOurs, widgetOf } from "./graph.js";
 
 const STYLE = `
   :host { display: block; color: var(--input-text, #ddd); font: 12px/1.3 sans-serif; }
@@ -16,9 +16,10 @@ const STYLE = `
 const TEXT_FIELDS = 'input[type="text"], input[type="number"], textarea';
 const isTextField = (/** @type {Event} */ event) => /** @type {Element} */ (event.composedPath()[0]).matches(TEXT_FIELDS);
 
-/** @type {Set<Panel>} */
-const panels = new Set();
-export const refreshAll = () => panels.forEach((panel) => panel.refresh());
+/** The panels of nodes, also of those that are in no workflow: copies, and nodes of a workflow that was left. @type {WeakMap<any, Panel>} */
+const panels = new WeakMap();
+export const panelOf = (/** @type {any} */ node) => panels.get(node);
+export const refreshAll = () => allNodes().forEach((node) => panelOf(node)?.refresh());
 
 /** An element with attributes and what is in it. @returns {any} */
 export function element(/** @type {string} */ tag, /** @type {Record<string, string>} */ attributes, /** @type {any[]} */ ...inside) {
@@ -76,8 +77,7 @@ export class Panel {
     const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height };
     const widget = node.addDOMWidget(name, `latent_directions_${name}`, this.host, options);
     widget.serialize = false; // no value of its own in a saved graph
-    panels.add(this);
-    after(node, "onRemoved", () => panels.delete(this));
+    panels.set(node, this);
   }
 
   /** Pixels that the classic canvas gives to all of it. */

@@ -8,7 +8,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { nameOf, rowsOf, textOf } from "./board.js";
-import { executionIdOf, fieldOf, is, locatorOf, nodesUpTo, settingsOf, sourceOf } from "./graph.js";
+import { after, allNodes, executionIdOf, fieldOf, is, locatorOf, nodesUpTo, settingsOf, sourceOf } from "./graph.js";
 import { asOneStep, element, named, refreshAll, setOne, signed } from "./panel.js";
 import { ResultPanel, addPanels, addressOf, finderOf } from "./result_panel.js";
 import { t } from "./words.js";
@@ -65,6 +65,9 @@ function queueWorkflow() {
   else app.queuePrompt(0);
 }
 
+/** Strips that hold pictures. @type {Set<Scrub>} */
+const withPictures = new Set();
+
 class Scrub extends ResultPanel {
   constructor(/** @type {any} */ node) {
     super(node, "scrub", t("The slider moves"), STYLE);
@@ -91,6 +94,7 @@ class Scrub extends ResultPanel {
   }
 
   listen() {
+    after(this.node, "onRemoved", () => this.forget());
     this.range.addEventListener("input", () => this.move(Number(this.range.value)));
     this.range.addEventListener("change", () => this.settle());
     this.host.dataset.captureWheel = "true"; // what ComfyUI leaves to an element with the focus
@@ -139,6 +143,8 @@ class Scrub extends ResultPanel {
     }
     if (this.coming !== strip) return close(bitmaps); // another run was faster
     close(this.bitmaps);
+    for (const one of withPictures) if (!allNodes().includes(one.node)) one.forget(); // the page does not say that they are gone
+    withPictures.add(this);
     [this.strip, this.bitmaps, this.strengths] = [strip, bitmaps, frames.map(({ strength }) => strength)];
     this.aspect = this.bitmaps[0].width / this.bitmaps[0].height;
     [this.canvas.width, this.canvas.height] = [this.bitmaps[0].width, this.bitmaps[0].height];
@@ -150,6 +156,7 @@ class Scrub extends ResultPanel {
 
   /** Show nothing, as before a run. */
   forget() {
+    withPictures.delete(this);
     close(this.bitmaps);
     [this.strip, this.coming, this.bitmaps, this.strengths] = [NONE, NONE, [], undefined];
     this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
@@ -289,7 +296,7 @@ class Scrub extends ResultPanel {
   }
 }
 
-const strips = addPanels("SliderStrip", "scrub", Scrub);
+addPanels("SliderStrip", "scrub", Scrub);
 
 app.registerExtension({
   name: "LatentDirections.SettingsOfStrips",
@@ -298,7 +305,7 @@ app.registerExtension({
     if (typeof queuePrompt !== "function") return;
     let answered = Promise.resolve();
     api.queuePrompt = function (/** @type {any[]} */ ...values) {
-      const here = [...strips.keys()].filter((node) => node.graph);
+      const here = allNodes().filter((node) => is(node, "SliderStrip"));
       const settings = Object.fromEntries(here.map((node) => [executionIdOf(node), settingsUpTo(node)]));
       const answer = queuePrompt.apply(this, values);
       answered = answer.then(({ prompt_id }) => remember(queued, prompt_id, settings), () => {});

@@ -309,3 +309,14 @@ def test_a_run_by_keys_takes_what_is_typed(page, comfy):
     assert "one bar between them" in page.wait_for("test.toasts().at(-1)", 20)
     assert queued(comfy) == before
     page.problems.clear()  # the page writes to its console that the server has refused
+
+
+def test_a_node_that_is_in_no_workflow_is_not_drawn(page):
+    """The page makes such nodes when it copies some, and keeps those of subgraphs that are gone."""
+    hand_on(page, "smiling")
+    assert page.evaluate("""{
+      const copy = test.find("SliderBoard").clone(), named = (name) => copy.widgets.find((one) => one.name === name);
+      named("board").value = '{"version": 1, "sliders": [{"words": "angry"}]}';
+      app.api.dispatchCustomEvent("graphChanged", app.graph.serialize());
+      [...named("sliders").element.shadowRoot.querySelectorAll(".words")].map((one) => one.value);
+    }""") != ["angry"]
