@@ -37,9 +37,12 @@ export const named = (/** @type {any[]} */ nodes) => nodes.map((node) => `${node
 /** Make a change of the workflow one step that can be undone. */
 export function asOneStep(/** @type {() => void} */ change) {
   app.canvas?.emitBeforeChange?.();
-  change();
-  app.canvas?.emitAfterChange?.();
-  refreshAll();
+  try {
+    change();
+  } finally {
+    app.canvas?.emitAfterChange?.();
+    refreshAll();
+  }
 }
 
 /** Set an input of a node, where its value is set. */

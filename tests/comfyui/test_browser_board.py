@@ -311,6 +311,16 @@ def test_a_run_by_keys_takes_what_is_typed(page, comfy):
     page.problems.clear()  # the page writes to its console that the server has refused
 
 
+def test_a_change_that_fails_does_not_stop_the_history(page):
+    assert (
+        page.evaluate("""import("/extensions/latent-directions/panel.js").then(({ asOneStep }) => {
+      try { asOneStep(() => { throw new Error("failed"); }); } catch { /* as it must */ }
+      return app.extensionManager.workflow.activeWorkflow.changeTracker.changeCount;
+    })""")
+        == 0
+    )
+
+
 def test_a_node_that_is_in_no_workflow_is_not_drawn(page):
     """The page makes such nodes when it copies some, and keeps those of subgraphs that are gone."""
     hand_on(page, "smiling")
