@@ -5,6 +5,7 @@ import re
 import pytest
 from browser import as_json
 from canvas import PREFIX, SEEDS, opened, run, screenshot, see_all, shown
+from hand import Hand
 
 # The gallery's own elements, which lie in a shadow root, of the one Preview Directions of the graph.
 GALLERY = """window.gallery = {
@@ -119,16 +120,18 @@ def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
     press(page, "Enter", 13, "\r")
     assert called(page) == ["direction 1", "longer hair", "direction 3"]
     assert page.evaluate("gallery.root().activeElement === gallery.tiles()[1]")
+    set_by_click(page, "all", 0)
     see_all(page)
-    x, y = page.evaluate("""(b => [b.left + b.width / 3, b.top + b.height / 2])(
-      gallery.tiles()[2].querySelector(".name").getBoundingClientRect())""")
-    for count in (1, 2):
-        for kind in ("mousePressed", "mouseReleased"):
-            page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+    hand = Hand(page)
+    hand.click("(gallery.tiles()[2].querySelector('.name'))", times=2)
     assert page.evaluate("gallery.field().value") == "direction 3"
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 500))")
+    assert indices(page) == [0, 0, 0]  # nothing is chosen
     page.call("Input.insertText", text="hat")
     press(page, "Escape", 27)
     assert called(page)[2] == "direction 3"
+    hand.click("(gallery.tiles()[2].querySelector('.name'))")
+    page.wait_for("gallery.pressed()[2]", 10)
     page.evaluate("gallery.root().querySelectorAll('.rename')[2].click()")
     page.call("Input.insertText", text="hat")
     page.evaluate("gallery.field().blur()")
