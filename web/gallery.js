@@ -83,6 +83,7 @@ class Gallery extends ResultPanel {
 
   /** Draw the tiles in the order that is chosen; `index` of a direction is its place among those found. */
   draw() {
+    this.tiles.querySelector("input")?.blur(); // keeps a name that is being typed
     const indices = [...this.found.keys()];
     if (this.node.properties[ORDER] === BY_CHANGE) indices.sort((one, other) => this.found[other].change - this.found[one].change);
     this.tiles.replaceChildren(...indices.map((index) => this.tile(index)));

@@ -147,6 +147,22 @@ def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
     assert list(page.evaluate("test.find('PreviewDirections').properties.names").values()) == ["longer hair"]
 
 
+def test_a_name_that_is_being_typed_is_kept_when_a_run_ends(previewed):
+    page = previewed
+    page.evaluate("gallery.root().querySelectorAll('.rename')[0].click()")
+    page.call("Input.insertText", text="angrier")
+    # what a run hands on that finds the same directions, of another strength
+    page.evaluate("""{
+      const node = test.find("PreviewDirections"), found = JSON.parse(app.nodeOutputs[node.id].gallery[0]);
+      node.onExecuted({ gallery: [JSON.stringify(found.map((one) => ({ ...one, change: 2 * one.change })))] });
+      gallery.end = () => node.onExecuted({ gallery: [JSON.stringify(found)] });
+    }""")
+    assert called(page)[0] == "angrier"
+    page.evaluate("gallery.end(); gallery.root().querySelectorAll('.rename')[0].click(); gallery.field().value = ''")
+    page.evaluate("gallery.field().blur()")
+    assert called(page)[0] == "direction 1"
+
+
 def test_tiles_are_ordered_by_change_and_still_choose_their_own_direction(previewed):
     page = previewed
     set_by_click(page, "Direction Slider", 0)
