@@ -156,6 +156,7 @@ class Scrub extends ResultPanel {
 
   /** Show nothing, as before a run. */
   forget() {
+    clearTimeout(this.settling);
     withPictures.delete(this);
     close(this.bitmaps);
     [this.strip, this.coming, this.bitmaps, this.strengths] = [NONE, NONE, [], undefined];
@@ -248,7 +249,7 @@ class Scrub extends ResultPanel {
 
   /** Once a movement has ended: make it one step that can be undone, and say what it has done. */
   settle() {
-    if (!this.strengths) return;
+    if (!this.strengths || !allNodes().includes(this.node)) return;
     const sliders = this.sliders(), strength = this.strengths[Number(this.range.value)];
     asOneStep(() => sliders.forEach(({ write }) => write(strength)));
     this.settled = strength;
