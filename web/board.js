@@ -82,6 +82,7 @@ class Board extends Panel {
 
   /** Draw the rows that the widget holds, as far as they are not drawn already. */
   refresh() {
+    super.refresh();
     const linked = isLinked(this.node, "board"), rows = linked ? [] : rowsOf(widgetOf(this.node, "board")?.value);
     const toDraw = linked ? "linked" : rows ? textOf(rows) : "refused";
     if (toDraw === this.drawn) return;

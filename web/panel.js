@@ -59,6 +59,7 @@ export class Panel {
   constructor(/** @type {any} */ node, /** @type {string} */ name, /** @type {string} */ style) {
     this.node = node;
     this.host = document.createElement("div");
+    this.host.dataset.panel = name;
     this.root = this.host.attachShadow({ mode: "open" }); // its styles and those of the page keep apart
     this.status = element("div", { class: "status", role: "status" });
     this.root.append(element("style", {}, STYLE + style));
@@ -100,7 +101,11 @@ export class Panel {
   }
 
   /** Show what the nodes say now. */
-  refresh() {}
+  refresh() {
+    // When a workflow is loaded, as by undo, Nodes 2.0 keeps the element of the node that had this id before.
+    if (this.host.isConnected || this.node.graph !== app.canvas?.graph) return;
+    document.querySelector(`[data-node-id="${this.node.id}"] [data-panel="${this.host.dataset.panel}"]`)?.replaceWith(this.host);
+  }
 }
 
 app.registerExtension({

@@ -79,6 +79,7 @@ export class ResultPanel extends Panel {
 
   /** Fill the list; it is left out where there is nothing to choose. */
   refresh() {
+    super.refresh();
     const targets = this.targets(), chosen = this.chosen();
     const options = targets.map(({ key, label }) => element("option", { value: key }, label));
     if (targets.length > 1) options.push(element("option", { value: ALL }, t("all of them")));

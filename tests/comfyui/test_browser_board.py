@@ -182,6 +182,7 @@ def test_a_movement_of_the_strip_is_one_step_that_can_be_undone(page):
     page.wait_for("board.sliders()[2].strength === 0", 20)
     assert [row["strength"] for row in sliders(page)] == [0.5, 1, 0]
     page.wait_for("scrub.canvas() && scrub.said() === '0'", 20)  # the pictures have come back too
+    page.wait_for("scrub.root().host.isConnected", 20)
     assert page.evaluate("scrub.old()") == FRESH
     page.evaluate("app.graph.remove(test.find('SliderStrip'))")
 
@@ -251,6 +252,17 @@ def test_undo_in_a_text_field_leaves_the_workflow_alone(page):
     assert sliders(page)[0]["on"] is False
     hand.press("z", CONTROL)  # no text is typed there
     page.wait_for("board.sliders()[0].on", 20)
+
+
+def test_after_undo_the_page_shows_the_rows_of_the_new_node(page):
+    """Undo loads the workflow anew, with a node of the same id."""
+    hand = hand_on(page)
+    page.evaluate("board.add('smiling')")
+    hand.click("(board.all('input[type=checkbox]')[0])")
+    hand.press("z", CONTROL)
+    page.wait_for("board.sliders()[0]?.on", 20)
+    hand.click("(board.all('input[type=checkbox]')[0])")
+    assert sliders(page)[0]["on"] is False
 
 
 def test_copy_and_paste_in_a_text_field_leave_the_nodes_alone(page):
