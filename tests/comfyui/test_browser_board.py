@@ -192,6 +192,7 @@ def test_it_comes_back_with_the_workflow(page):
     graph = page.evaluate("app.graph.serialize()")
     prompt = shown(page, graph, "board again")
     page.wait_for(f"board.all('.row').length === {len(before)}", 20)
+    page.wait_for("board.root().host.isConnected", 20)
     assert sliders(page) == before
     (node,) = (node for node in prompt.values() if node["class_type"] == PREFIX + "SliderBoard")
     assert json.loads(node["inputs"]["board"])["sliders"] == before

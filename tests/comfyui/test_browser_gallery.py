@@ -247,3 +247,4 @@ def test_the_tiles_come_back_with_the_tab_of_the_workflow(previewed):
     page.evaluate("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow').then(() => true)")
     page.wait_for(f"app.extensionManager.workflow.activeWorkflow.path === {as_json(path)}", 20)
     assert page.wait_for("gallery.tiles().length && gallery.tiles().map((t) => t.getAttribute('aria-label'))") == tiles
+    page.wait_for("gallery.root().host.isConnected", 20)
