@@ -82,6 +82,7 @@ class Board extends Panel {
 
   /** Draw the rows that the widget holds, as far as they are not drawn already. */
   refresh() {
+    super.refresh();
     const linked = isLinked(this.node, "board"), rows = linked ? [] : rowsOf(widgetOf(this.node, "board")?.value);
     const toDraw = linked ? "linked" : rows ? textOf(rows) : "refused";
     if (toDraw === this.drawn) return;
@@ -127,16 +128,25 @@ class Board extends Panel {
 
   /** A row and, where it is open, the line below it. */
   lines(/** @type {Row} */ row, /** @type {number} */ number) {
-    const on = element("input", { type: "checkbox", title: t("On or off"), "aria-label": t("On: {words}", row) });
-    const words = element("input", { class: "words", type: "text", title: row.words, "aria-label": t("Words of slider {number}", { number: number + 1 }) });
+    const on = element("input", { type: "checkbox", title: t("On or off") });
+    const words = element("input", { class: "words", type: "text", "aria-label": t("Words of slider {number}", { number: number + 1 }) });
     const limits = { min: String(LOWEST), max: String(HIGHEST), step: String(STEP) };
-    const range = element("input", { class: "strength range", type: "range", ...limits, "aria-label": t("Strength: {words}", row) });
-    const exact = element("input", { class: "strength number", type: "number", ...limits, "aria-label": t("Strength as a number: {words}", row) });
+    const range = element("input", { class: "strength range", type: "range", ...limits });
+    const exact = element("input", { class: "strength number", type: "number", ...limits });
     const keep = element("button", { type: "button", title: t("What must stay as it is"), "aria-expanded": String(this.open.has(number)) }, t("keep"));
-    const gone = element("button", { type: "button", title: t("Remove this slider"), "aria-label": t("Remove: {words}", row) }, "×");
+    const gone = element("button", { type: "button", title: t("Remove this slider") }, "×");
     const line = element("div", { class: "row", "data-on": String(row.on) }, on, words, range, exact, keep, gone);
+    const area = this.keepArea(row, number, keep);
+    const showWords = () => {
+      words.value = words.title = row.words;
+      on.ariaLabel = t("On: {words}", row);
+      range.ariaLabel = t("Strength: {words}", row);
+      exact.ariaLabel = t("Strength as a number: {words}", row);
+      gone.ariaLabel = t("Remove: {words}", row);
+      area.ariaLabel = t("What must stay as it is with: {words}", row);
+    };
+    showWords();
     on.checked = row.on;
-    words.value = row.words;
     keep.classList.toggle("used", row.keep.trim() !== "");
 
     on.addEventListener("change", () => {
@@ -144,11 +154,9 @@ class Board extends Panel {
       this.write();
     });
     words.addEventListener("change", () => {
-      const text = words.value.trim();
-      if (!text) words.value = row.words; // an empty row would be refused; the button removes it
-      else row.words = text;
+      row.words = words.value.trim() || row.words; // an empty row would be refused; the button removes it
+      showWords(); // drawn anew, the row would lose the focus
       this.write();
-      this.draw();
     });
     range.addEventListener("input", () => {
       row.strength = limited(Number(range.value));
@@ -174,12 +182,13 @@ class Board extends Panel {
       this.draw();
       this.words.focus();
     });
-    return this.open.has(number) ? [line, this.keepLine(row, number, keep)] : [line];
+    return this.open.has(number) ? [line, area] : [line];
   }
 
-  keepLine(/** @type {Row} */ row, /** @type {number} */ number, /** @type {HTMLElement} */ button) {
+  /** The field below a row for what must stay as it is. */
+  keepArea(/** @type {Row} */ row, /** @type {number} */ number, /** @type {HTMLElement} */ button) {
     const area = element("textarea", {
-      "data-row": String(number), "aria-label": t("What must stay as it is with: {words}", row),
+      "data-row": String(number),
       placeholder: t("keep: one pair a line, with | without, such as: with glasses | without glasses"),
     });
     area.value = row.keep;

@@ -17,6 +17,7 @@ const TILE_WIDTH = 170; // pixels, at least
 const BAR = 26; // pixels of a list above the tiles
 const NAMES = "names", ORDER = "order"; // properties of the node
 const BY_CHANGE = "change";
+const DOUBLE_CLICK = 300; // milliseconds in which a click on a name becomes a double click
 const STYLE = `
   .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(${TILE_WIDTH - 10}px, 1fr)); gap: 6px;
     max-height: ${TALLEST}px; overflow: auto; padding: 2px; }
@@ -82,6 +83,7 @@ class Gallery extends ResultPanel {
 
   /** Draw the tiles in the order that is chosen; `index` of a direction is its place among those found. */
   draw() {
+    this.tiles.querySelector("input")?.blur(); // keeps a name that is being typed
     const indices = [...this.found.keys()];
     if (this.node.properties[ORDER] === BY_CHANGE) indices.sort((one, other) => this.found[other].change - this.found[one].change);
     this.tiles.replaceChildren(...indices.map((index) => this.tile(index)));
@@ -109,7 +111,11 @@ class Gallery extends ResultPanel {
     const rename = element("button", { class: "rename", type: "button", tabindex: "-1", title: t("Rename"), "aria-label": t("Rename") }, "✎");
     const tile = element("div", { class: "tile" }, choose, rename);
     const ask = () => this.askForName(tile, found);
-    choose.addEventListener("click", () => this.choose(index));
+    choose.addEventListener("click", (/** @type {MouseEvent} */ { target, detail }) => {
+      clearTimeout(this.choosing);
+      if (target !== name) this.choose(index);
+      else if (detail < 2) this.choosing = setTimeout(() => this.choose(index), DOUBLE_CLICK);
+    });
     choose.addEventListener("keydown", (/** @type {KeyboardEvent} */ { key }) => key === "F2" && ask());
     name.addEventListener("dblclick", ask);
     rename.addEventListener("click", ask);

@@ -71,13 +71,14 @@ export function locatorOf(/** @type {any} */ node) {
 const linkOf = (/** @type {any} */ graph, /** @type {any} */ id) => graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id];
 const isReroute = (/** @type {any} */ node) => node?.type === "Reroute";
 
-/** The nodes that stand for a subgraph in the graphs around it; none for the workflow's own graph. @returns {any[]} */
-function boxesOf(/** @type {any} */ graph) {
+/** All nodes of the workflow, also those inside subgraphs. @returns {any[]} */
+export function allNodes() {
   const root = app.rootGraph ?? app.graph;
-  if (graph === root) return [];
-  const graphs = [root, ...(root.subgraphs?.values() ?? [])];
-  return graphs.flatMap((one) => one.nodes.filter((/** @type {any} */ node) => node.subgraph === graph));
+  return root ? [root, ...(root.subgraphs?.values() ?? [])].flatMap(({ nodes }) => nodes) : [];
 }
+
+/** The nodes that stand for a subgraph in the graphs around it; none for the workflow's own graph. @returns {any[]} */
+const boxesOf = (/** @type {any} */ graph) => allNodes().filter(({ subgraph }) => subgraph && subgraph === graph);
 
 /** The one node that stands for a subgraph; null where there are several, or none. */
 function boxOf(/** @type {any} */ graph) {

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { after, fieldOf, isOurs, widgetOf } from "./graph.js";
+import { after, allNodes, fieldOf, isOurs, widgetOf } from "./graph.js";
 
 const STYLE = `
   :host { display: block; color: var(--input-text, #ddd); font: 12px/1.3 sans-serif; }
@@ -14,10 +14,12 @@ const STYLE = `
   .status { min-height: 1.4em; padding: 4px 2px 0; }
 `;
 const TEXT_FIELDS = 'input[type="text"], input[type="number"], textarea';
+const isTextField = (/** @type {Event} */ event) => /** @type {Element} */ (event.composedPath()[0]).matches(TEXT_FIELDS);
 
-/** @type {Set<Panel>} */
-const panels = new Set();
-export const refreshAll = () => panels.forEach((panel) => panel.refresh());
+/** The panels of nodes, also of those that are in no workflow: copies, and nodes of a workflow that was left. @type {WeakMap<any, Panel>} */
+const panels = new WeakMap();
+export const panelOf = (/** @type {any} */ node) => panels.get(node);
+export const refreshAll = () => allNodes().forEach((node) => panelOf(node)?.refresh());
 
 /** An element with attributes and what is in it. @returns {any} */
 export function element(/** @type {string} */ tag, /** @type {Record<string, string>} */ attributes, /** @type {any[]} */ ...inside) {
@@ -35,9 +37,12 @@ export const named = (/** @type {any[]} */ nodes) => nodes.map((node) => `${node
 /** Make a change of the workflow one step that can be undone. */
 export function asOneStep(/** @type {() => void} */ change) {
   app.canvas?.emitBeforeChange?.();
-  change();
-  app.canvas?.emitAfterChange?.();
-  refreshAll();
+  try {
+    change();
+  } finally {
+    app.canvas?.emitAfterChange?.();
+    refreshAll();
+  }
 }
 
 /** Set an input of a node, where its value is set. */
@@ -54,22 +59,29 @@ export class Panel {
   constructor(/** @type {any} */ node, /** @type {string} */ name, /** @type {string} */ style) {
     this.node = node;
     this.host = document.createElement("div");
+    this.host.dataset.panel = name;
     this.root = this.host.attachShadow({ mode: "open" }); // its styles and those of the page keep apart
     this.status = element("div", { class: "status", role: "status" });
     this.root.append(element("style", {}, STYLE + style));
+    // By this the page knows a text field, whose undo is not that of the workflow.
+    Object.defineProperty(this.host, "type", { get: () => (this.root.activeElement?.matches(TEXT_FIELDS) ? "textarea" : undefined) });
     // The page's own shortcuts are for the canvas, not for an element that has the focus: but for those with Ctrl, such as
     // undo, which are a field's own only where text is typed.
     this.host.addEventListener("keydown", (event) => {
-      const target = /** @type {Element} */ (event.composedPath()[0]);
-      const withControl = (event.ctrlKey || event.metaKey) && (event.key === "Enter" || !target.matches(TEXT_FIELDS));
+      const withControl = (event.ctrlKey || event.metaKey) && (event.key === "Enter" || !isTextField(event));
       if (event.key !== "Tab" && !withControl) event.stopPropagation();
+      // The page runs the workflow at Ctrl+Enter, with what is typed.
+      if (event.key === "Enter" && withControl && isTextField(event)) event.composedPath()[0].dispatchEvent(new Event("change"));
     });
+    // Else the page would copy and paste nodes.
+    for (const kind of ["copy", "cut", "paste"]) {
+      this.host.addEventListener(kind, (event) => isTextField(event) && event.stopPropagation());
+    }
     const height = () => this.height();
     const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height };
     const widget = node.addDOMWidget(name, `latent_directions_${name}`, this.host, options);
     widget.serialize = false; // no value of its own in a saved graph
-    panels.add(this);
-    after(node, "onRemoved", () => panels.delete(this));
+    panels.set(node, this);
   }
 
   /** Pixels that the classic canvas gives to all of it. */
@@ -89,7 +101,11 @@ export class Panel {
   }
 
   /** Show what the nodes say now. */
-  refresh() {}
+  refresh() {
+    // When a workflow is loaded, as by undo, Nodes 2.0 keeps the element of the node that had this id before.
+    if (this.host.isConnected || this.node.graph !== app.canvas?.graph) return;
+    document.querySelector(`[data-node-id="${this.node.id}"] [data-panel="${this.host.dataset.panel}"]`)?.replaceWith(this.host);
+  }
 }
 
 app.registerExtension({

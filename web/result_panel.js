@@ -5,8 +5,8 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { PREFIX, after, is, isOurs, isShared, locatorOf, readersOf, sourceOf, widgetOf } from "./graph.js";
-import { Panel, asOneStep, element, named } from "./panel.js";
+import { after, allNodes, is, isOurs, isShared, locatorOf, readersOf, sourceOf, widgetOf } from "./graph.js";
+import { Panel, asOneStep, element, named, panelOf } from "./panel.js";
 import { t } from "./words.js";
 
 /** @typedef {{strength: number, filename: string, subfolder: string, type: string}} Picture */
@@ -79,6 +79,7 @@ export class ResultPanel extends Panel {
 
   /** Fill the list; it is left out where there is nothing to choose. */
   refresh() {
+    super.refresh();
     const targets = this.targets(), chosen = this.chosen();
     const options = targets.map(({ key, label }) => element("option", { value: key }, label));
     if (targets.length > 1) options.push(element("option", { value: ALL }, t("all of them")));
@@ -88,29 +89,22 @@ export class ResultPanel extends Panel {
   }
 }
 
-/** Give the nodes of a kind a panel, once a run of theirs has sent `key` to the page. @returns {Map<any, ResultPanel | null>} */
+/** Give the nodes of a kind a panel, once a run of theirs has sent `key` to the page. */
 export function addPanels(/** @type {string} */ kind, /** @type {string} */ key, /** @type {new (node: any) => ResultPanel} */ Kind) {
-  /** @type {Map<any, ResultPanel | null>} */
-  const nodes = new Map();
   const show = (/** @type {any} */ node, /** @type {any} */ output) => {
     const [text] = output?.[key] ?? [];
     if (typeof text !== "string") return;
-    const panel = nodes.get(node) ?? new Kind(node);
-    nodes.set(node, panel);
+    const panel = /** @type {ResultPanel | undefined} */ (panelOf(node)) ?? new Kind(node);
     panel.show(JSON.parse(text));
   };
   app.registerExtension({
     name: `LatentDirections.${kind}`,
     nodeCreated(/** @type {any} */ node) {
-      if (node.comfyClass !== PREFIX + kind) return;
-      nodes.set(node, null);
-      after(node, "onRemoved", () => nodes.delete(node));
-      after(node, "onExecuted", (/** @type {any} */ output) => show(node, output));
+      if (is(node, kind)) after(node, "onExecuted", (/** @type {any} */ output) => show(node, output));
     },
     // A workflow comes back to its tab, with what its nodes have shown.
     onNodeOutputsUpdated(/** @type {Record<string, any>} */ outputs) {
-      for (const node of nodes.keys()) if (node.graph) show(node, outputs?.[locatorOf(node)]);
+      for (const node of allNodes()) if (is(node, kind)) show(node, outputs?.[locatorOf(node)]);
     },
   });
-  return nodes;
 }

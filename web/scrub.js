@@ -8,7 +8,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { nameOf, rowsOf, textOf } from "./board.js";
-import { executionIdOf, fieldOf, is, locatorOf, nodesUpTo, settingsOf, sourceOf } from "./graph.js";
+import { after, allNodes, executionIdOf, fieldOf, is, locatorOf, nodesUpTo, settingsOf, sourceOf } from "./graph.js";
 import { asOneStep, element, named, refreshAll, setOne, signed } from "./panel.js";
 import { ResultPanel, addPanels, addressOf, finderOf } from "./result_panel.js";
 import { t } from "./words.js";
@@ -36,6 +36,9 @@ const STYLE = `
   button { touch-action: none; }
 `;
 
+/** What is shown before a run, and where pictures cannot be loaded. @type {Strip} */
+const NONE = { index: 0, name: "", frames: [] };
+
 const MOST_KEPT = 100; // runs whose settings are remembered
 /** The settings of runs by their ids, of each strip by its execution id. @type {Map<string, Record<string, Settings>>} */
 const queued = new Map();
@@ -47,6 +50,9 @@ function remember(/** @type {Map<string, any>} */ map, /** @type {string} */ key
   map.set(key, value);
   if (map.size > MOST_KEPT) map.delete([...map.keys()][0]);
 }
+
+/** Give the memory of pictures back. */
+const close = (/** @type {ImageBitmap[]} */ bitmaps) => bitmaps.forEach((bitmap) => bitmap.close());
 
 /** The settings of a node and of all before it. @returns {Settings} */
 const settingsUpTo = (/** @type {any} */ node) =>
@@ -72,11 +78,13 @@ function queueWorkflow() {
   else app.queuePrompt(0);
 }
 
+/** Strips that hold pictures. @type {Set<Scrub>} */
+const withPictures = new Set();
+
 class Scrub extends ResultPanel {
   constructor(/** @type {any} */ node) {
     super(node, "scrub", t("The slider moves"), STYLE);
-    /** @type {Strip} */
-    this.strip = { index: 0, name: "", frames: [] };
+    this.strip = this.coming = NONE; // the one whose pictures are shown, and the one whose pictures are loaded
     /** @type {ImageBitmap[]} */
     this.bitmaps = [];
     /** @type {number[] | undefined} */
@@ -99,6 +107,7 @@ class Scrub extends ResultPanel {
   }
 
   listen() {
+    after(this.node, "onRemoved", () => this.forget());
     this.range.addEventListener("input", () => this.move(Number(this.range.value)));
     this.range.addEventListener("change", () => this.settle());
     this.host.dataset.captureWheel = "true"; // what ComfyUI leaves to an element with the focus
@@ -128,29 +137,46 @@ class Scrub extends ResultPanel {
   }
 
   async show(/** @type {Strip} */ strip) {
-    if (JSON.stringify(strip) === JSON.stringify(this.strip)) return;
+    if (JSON.stringify(strip) === JSON.stringify(this.coming)) return;
     const frames = [...strip.frames].sort((one, other) => one.strength - other.strength);
-    this.strip = strip;
+    this.coming = strip;
     if (!madeWith.has(strip.frames[0].filename)) remember(madeWith, strip.frames[0].filename, settingsUpTo(this.node));
+    let bitmaps;
     try {
-      const bitmaps = await Promise.all(frames.map(async (frame) => {
+      bitmaps = await Promise.all(frames.map(async (frame) => {
         const answer = await fetch(addressOf(frame));
         return createImageBitmap(await answer.blob());
       }));
-      if (this.strip !== strip) return; // another run was faster
-      for (const bitmap of this.bitmaps) bitmap.close(); // gives their memory back
-      this.bitmaps = bitmaps;
     } catch {
+      if (this.coming !== strip) return;
+      this.forget();
+      this.refresh();
       this.say(t("The server no longer has these pictures. Run again to see them."));
       return;
     }
-    this.strengths = frames.map(({ strength }) => strength);
+    if (this.coming !== strip) return close(bitmaps); // another run was faster
+    close(this.bitmaps);
+    for (const one of withPictures) if (!allNodes().includes(one.node)) one.forget(); // the page does not say that they are gone
+    withPictures.add(this);
+    [this.strip, this.bitmaps, this.strengths] = [strip, bitmaps, frames.map(({ strength }) => strength)];
     this.aspect = this.bitmaps[0].width / this.bitmaps[0].height;
     [this.canvas.width, this.canvas.height] = [this.bitmaps[0].width, this.bitmaps[0].height];
     this.range.max = String(frames.length - 1);
     this.range.value = String(this.nearest(1));
     this.refresh();
     this.fit();
+  }
+
+  /** Show nothing, as before a run. */
+  forget() {
+    clearTimeout(this.settling);
+    withPictures.delete(this);
+    close(this.bitmaps);
+    [this.strip, this.coming, this.bitmaps, this.strengths] = [NONE, NONE, [], undefined];
+    this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
+    this.canvas.removeAttribute("aria-label");
+    this.output.textContent = "";
+    this.settled = undefined;
   }
 
   /** The frame whose strength is nearest. */
@@ -239,7 +265,7 @@ class Scrub extends ResultPanel {
 
   /** Once a movement has ended: make it one step that can be undone, and say what it has done. */
   settle() {
-    if (!this.strengths) return;
+    if (!this.strengths || !allNodes().includes(this.node)) return;
     const sliders = this.sliders(), strength = this.strengths[Number(this.range.value)];
     asOneStep(() => sliders.forEach(({ write }) => write(strength)));
     this.settled = strength;
@@ -279,15 +305,15 @@ class Scrub extends ResultPanel {
   /** Follow the slider that the list names. */
   refresh() {
     super.refresh();
+    this.showAge();
     if (!this.strengths) return;
     const strength = this.sliders()[0]?.read() ?? this.strengths[Number(this.range.value)];
     this.range.value = String(this.nearest(strength));
-    this.showAge();
     this.draw(strength);
   }
 }
 
-const strips = addPanels("SliderStrip", "scrub", Scrub);
+addPanels("SliderStrip", "scrub", Scrub);
 
 app.registerExtension({
   name: "LatentDirections.SettingsOfStrips",
@@ -296,7 +322,7 @@ app.registerExtension({
     if (typeof queuePrompt !== "function") return;
     let answered = Promise.resolve();
     api.queuePrompt = function (/** @type {any[]} */ ...values) {
-      const here = [...strips.keys()].filter((node) => node.graph);
+      const here = allNodes().filter((node) => is(node, "SliderStrip"));
       const settings = Object.fromEntries(here.map((node) => [executionIdOf(node), settingsUpTo(node)]));
       const answer = queuePrompt.apply(this, values);
       answered = answer.then(({ prompt_id }) => remember(queued, prompt_id, settings), () => {});

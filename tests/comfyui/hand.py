@@ -5,7 +5,8 @@ from pathlib import Path
 
 from browser import Browser, as_json
 
-KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "F2": 113, "a": 65, "b": 66, "s": 83, "r": 82}
+KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "F2": 113, "Tab": 9}
+KEYS |= {letter: ord(letter.upper()) for letter in "abrsyz"}
 CONTROL = 2  # of the DevTools protocol's modifiers
 TEMPLATES, RUN, CANCEL = "[aria-label=Templates]", "[data-testid=queue-button]", "[aria-label='Cancel current run']"
 PACK = "([...document.querySelectorAll('[role=dialog] *')].find((e) => e.innerText === 'latent-directions'))"

@@ -5,7 +5,8 @@ import statistics
 
 import pytest
 from browser import as_json
-from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, see_all, shown
+from canvas import PREFIX, SEEDS, opened, queued, refused, run, screenshot, see_all, shown
+from hand import CONTROL, Hand
 from test_browser_inputs import SHOWN
 from test_browser_scrub import FRESH, LONGEST, SCRUB
 
@@ -195,6 +196,7 @@ def test_a_movement_of_the_strip_is_one_step_that_can_be_undone(page):
     page.wait_for("board.sliders()[2].strength === 0", 20)
     assert [row["strength"] for row in sliders(page)] == [0.5, 1, 0]
     page.wait_for("scrub.canvas() && scrub.said() === '0'", 20)  # the pictures have come back too
+    page.wait_for("scrub.root().host.isConnected", 20)
     assert page.evaluate("scrub.old()") == FRESH
     page.evaluate("app.graph.remove(test.find('SliderStrip'))")
 
@@ -204,6 +206,7 @@ def test_it_comes_back_with_the_workflow(page):
     graph = page.evaluate("app.graph.serialize()")
     prompt = shown(page, graph, "board again")
     page.wait_for(f"board.all('.row').length === {len(before)}", 20)
+    page.wait_for("board.root().host.isConnected", 20)
     assert sliders(page) == before
     (node,) = (node for node in prompt.values() if node["class_type"] == PREFIX + "SliderBoard")
     assert json.loads(node["inputs"]["board"])["sliders"] == before
@@ -224,3 +227,133 @@ def test_what_is_wrong_is_said_before_anything_runs(page, comfy):
     page.evaluate("board.all('button')[0].click()")
     assert sliders(page) == []
     page.problems.clear()  # the page writes to its console that the server has refused
+
+
+def hand_on(page, *words: str) -> Hand:
+    """A hand on a board with these words in its rows, all of which is in the window."""
+    board = {"version": 1, "sliders": [{"words": one} for one in words]}
+    page.evaluate(PUT % as_json(json.dumps(board)))
+    see_all(page)
+    return Hand(page)
+
+
+def typed(hand: Hand, element: str, text: str) -> None:
+    """Type in place of what a field of the board holds, and stay in it."""
+    hand.click(element)
+    hand.press("a", CONTROL)
+    hand.page.call("Input.insertText", text=text)
+
+
+def settled(page) -> None:
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 500))")
+
+
+WORDS, NEW = "(board.all('.words')[0])", "(board.root().querySelector('.add input'))"
+FOCUSED = "board.root().activeElement"
+
+
+def test_undo_in_a_text_field_leaves_the_workflow_alone(page):
+    hand = hand_on(page)
+    page.evaluate("board.add('smiling')")  # a step that the page could undo
+    typed(hand, NEW, "brown h")
+    page.evaluate(f"board.field = {NEW}")
+    for key in "zy":
+        hand.press(key, CONTROL)
+        settled(page)
+    assert page.evaluate(f"board.field.isConnected && {FOCUSED} === board.field")
+    assert [row["words"] for row in sliders(page)] == ["smiling"]
+    page.evaluate(f"{NEW}.value = ''")
+    hand.click("(board.all('input[type=checkbox]')[0])")
+    assert sliders(page)[0]["on"] is False
+    hand.press("z", CONTROL)  # no text is typed there
+    page.wait_for("board.sliders()[0].on", 20)
+
+
+def test_after_undo_the_page_shows_the_rows_of_the_new_node(page):
+    """Undo loads the workflow anew, with a node of the same id."""
+    hand = hand_on(page)
+    page.evaluate("board.add('smiling')")
+    hand.click("(board.all('input[type=checkbox]')[0])")
+    hand.press("z", CONTROL)
+    page.wait_for("board.sliders()[0]?.on", 20)
+    hand.click("(board.all('input[type=checkbox]')[0])")
+    assert sliders(page)[0]["on"] is False
+
+
+def test_copy_and_paste_in_a_text_field_leave_the_nodes_alone(page):
+    hand = hand_on(page, "smiling")
+    count = "app.graph.nodes.length"
+    before = page.evaluate(count)
+    page.evaluate("app.canvas.select(test.find('SaveImage')); app.canvas.copyToClipboard()")
+    typed(hand, WORDS, "angry")
+    page.evaluate("app.canvas.select(test.find('SaveImage'))")
+    for kind in ("copy", "cut", "paste"):
+        # whether the page has taken the event for itself
+        assert page.evaluate(f"""{{
+          const clipboardData = new DataTransfer();
+          clipboardData.setData("text/plain", "sad");
+          {FOCUSED}.dispatchEvent(
+            new ClipboardEvent("{kind}", {{bubbles: true, composed: true, cancelable: true, clipboardData}}));
+        }}""")
+    settled(page)
+    assert page.evaluate(count) == before
+    page.evaluate("app.canvas.deselectAll()")
+
+
+def test_the_focus_goes_on_from_words_that_are_changed(page):
+    hand = hand_on(page, "smiling", "with hat")
+    typed(hand, WORDS, " angry ")
+    hand.press("Tab")
+    assert page.evaluate(f"{FOCUSED} === board.all('.range')[0]")
+    assert sliders(page)[0]["words"] == page.evaluate(f"{WORDS}.value") == "angry"
+    labels = page.evaluate(
+        "[...board.all('.row')[0].children].map((one) => one.getAttribute('aria-label') ?? one.title)"
+    )
+    assert [label for label in labels if "angry" in label] == [
+        "On: angry",
+        "Strength: angry",
+        "Strength as a number: angry",
+        "Remove: angry",
+    ]
+    assert page.evaluate(f"{WORDS}.title") == "angry"
+    typed(hand, WORDS, "sad")
+    hand.click("(board.all('[data-keep]')[1])")
+    assert page.evaluate(f"{FOCUSED}?.getAttribute('aria-label')") == "What must stay as it is with: with hat"
+    typed(hand, "(board.all('.words')[1])", "with glasses")
+    hand.press("Tab")
+    label = page.evaluate("board.all('textarea')[0].getAttribute('aria-label')")
+    assert label == "What must stay as it is with: with glasses"
+
+
+def test_a_run_by_keys_takes_what_is_typed(page, comfy):
+    """The words are typed wrongly, so that the server refuses them."""
+    hand = hand_on(page, "smiling")
+    before = queued(comfy)
+    page.evaluate("test.set('SliderBoard', 'source', 'a portrait'); app.extensionManager.toast.removeAll()")
+    page.wait_for("test.toasts().length === 0")
+    typed(hand, WORDS, "a | b | c")
+    hand.press("Enter", CONTROL)
+    assert "one bar between them" in page.wait_for("test.toasts().at(-1)", 20)
+    assert queued(comfy) == before
+    page.problems.clear()  # the page writes to its console that the server has refused
+
+
+def test_a_change_that_fails_does_not_stop_the_history(page):
+    assert (
+        page.evaluate("""import("/extensions/latent-directions/panel.js").then(({ asOneStep }) => {
+      try { asOneStep(() => { throw new Error("failed"); }); } catch { /* as it must */ }
+      return app.extensionManager.workflow.activeWorkflow.changeTracker.changeCount;
+    })""")
+        == 0
+    )
+
+
+def test_a_node_that_is_in_no_workflow_is_not_drawn(page):
+    """The page makes such nodes when it copies some, and keeps those of subgraphs that are gone."""
+    hand_on(page, "smiling")
+    assert page.evaluate("""{
+      const copy = test.find("SliderBoard").clone(), named = (name) => copy.widgets.find((one) => one.name === name);
+      named("board").value = '{"version": 1, "sliders": [{"words": "angry"}]}';
+      app.api.dispatchCustomEvent("graphChanged", app.graph.serialize());
+      [...named("sliders").element.shadowRoot.querySelectorAll(".words")].map((one) => one.value);
+    }""") != ["angry"]

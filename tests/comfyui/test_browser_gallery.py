@@ -5,6 +5,7 @@ import re
 import pytest
 from browser import as_json
 from canvas import PREFIX, SEEDS, opened, run, screenshot, see_all, shown
+from hand import Hand
 
 # The gallery's own elements, which lie in a shadow root, of the one Preview Directions of the graph.
 GALLERY = """window.gallery = {
@@ -122,16 +123,18 @@ def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
     press(page, "Enter", 13, "\r")
     assert called(page) == ["direction 1", "longer hair", "direction 3"]
     assert page.evaluate("gallery.root().activeElement === gallery.tiles()[1]")
+    set_by_click(page, "all", 0)
     see_all(page)
-    x, y = page.evaluate("""(b => [b.left + b.width / 3, b.top + b.height / 2])(
-      gallery.tiles()[2].querySelector(".name").getBoundingClientRect())""")
-    for count in (1, 2):
-        for kind in ("mousePressed", "mouseReleased"):
-            page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+    hand = Hand(page)
+    hand.click("(gallery.tiles()[2].querySelector('.name'))", times=2)
     assert page.evaluate("gallery.field().value") == "direction 3"
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 500))")
+    assert indices(page) == [0, 0, 0]  # nothing is chosen
     page.call("Input.insertText", text="hat")
     press(page, "Escape", 27)
     assert called(page)[2] == "direction 3"
+    hand.click("(gallery.tiles()[2].querySelector('.name'))")
+    page.wait_for("gallery.pressed()[2]", 10)
     page.evaluate("gallery.root().querySelectorAll('.rename')[2].click()")
     page.call("Input.insertText", text="hat")
     page.evaluate("gallery.field().blur()")
@@ -145,6 +148,22 @@ def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
     )
     assert called(page) == ["direction 1", "longer hair", "direction 3"]
     assert list(page.evaluate("test.find('PreviewDirections').properties.names").values()) == ["longer hair"]
+
+
+def test_a_name_that_is_being_typed_is_kept_when_a_run_ends(previewed):
+    page = previewed
+    page.evaluate("gallery.root().querySelectorAll('.rename')[0].click()")
+    page.call("Input.insertText", text="angrier")
+    # what a run hands on that finds the same directions, of another strength
+    page.evaluate("""{
+      const node = test.find("PreviewDirections"), found = JSON.parse(app.nodeOutputs[node.id].gallery[0]);
+      node.onExecuted({ gallery: [JSON.stringify(found.map((one) => ({ ...one, change: 2 * one.change })))] });
+      gallery.end = () => node.onExecuted({ gallery: [JSON.stringify(found)] });
+    }""")
+    assert called(page)[0] == "angrier"
+    page.evaluate("gallery.end(); gallery.root().querySelectorAll('.rename')[0].click(); gallery.field().value = ''")
+    page.evaluate("gallery.field().blur()")
+    assert called(page)[0] == "direction 1"
 
 
 def test_tiles_are_ordered_by_change_and_still_choose_their_own_direction(previewed):
@@ -231,3 +250,4 @@ def test_the_tiles_come_back_with_the_tab_of_the_workflow(previewed):
     page.evaluate("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow').then(() => true)")
     page.wait_for(f"app.extensionManager.workflow.activeWorkflow.path === {as_json(path)}", 20)
     assert page.wait_for("gallery.tiles().length && gallery.tiles().map((t) => t.getAttribute('aria-label'))") == tiles
+    page.wait_for("gallery.root().host.isConnected", 20)

@@ -182,6 +182,7 @@ def test_pictures_from_before_a_change_are_dim_until_the_next_run(strip):
     page.evaluate("test.link('DirectionSlider', 'inversion', 'SliderStrip', 'inversion')")
     assert old(page, "Slider Strip")
     run(page)
+    page.wait_for("scrub.old()[0] === ''", 20)  # the new pictures are loaded
     assert page.evaluate("scrub.old()") == FRESH
     page.evaluate("scrub.move(0); scrub.range().dispatchEvent(new Event('change')); scrub.slide(0.3)")
     assert page.evaluate("scrub.old()") == FRESH
@@ -235,7 +236,8 @@ def test_what_is_changed_during_a_run_is_not_in_its_pictures(strip):
     page.evaluate(f"scrub.change('InvertImage', 'seed', {next(SEEDS)})")
     page.evaluate("test.ended = null; app.queuePrompt(0).then(() => scrub.change('SliderStrip', 'steps', 3))")
     page.wait_for("test.ended", 60)
-    assert page.wait_for("scrub.old()[0]", 20).startswith("These pictures are from before a change in Slider Strip #")
+    # no longer also in Encode Picture
+    page.wait_for("/before a change in Slider Strip #\\d+\\. /.test(scrub.old()[0])", 20)
     page.evaluate("scrub.change('SliderStrip', 'steps', 2)")
     assert page.evaluate("scrub.old()") == FRESH
 
@@ -250,6 +252,29 @@ def test_the_run_button_runs_the_workflow(strip):
     assert page.wait_for("test.ended", 60)[0] == "execution_success"
     page.wait_for("scrub.old()[0] === ''", 20)
     assert page.evaluate("scrub.old()") == FRESH
+
+
+def test_pictures_that_cannot_be_loaded_leave_nothing_of_those_before(strip):
+    page = strip
+    page.evaluate("scrub.move(4)")
+    page.evaluate("""{
+      const node = test.find("SliderStrip"), sent = app.nodeOutputs[node.id].scrub[0];
+      const frames = [{ strength: 0, filename: "gone.png", subfolder: "", type: "temp" }];
+      scrub.gone = () => node.onExecuted({ scrub: [JSON.stringify({ index: 1, name: "another", frames })] });
+      scrub.back = () => node.onExecuted({ scrub: [sent] });
+      scrub.gone();
+    }""")
+    page.wait_for("scrub.status().startsWith('The server no longer has these pictures')", 20)
+    assert page.evaluate("scrub.pixels().split(',').every((one) => one === '0')")
+    assert page.evaluate("[scrub.said(), ...scrub.old()]") == ["", *FRESH]
+    page.evaluate("scrub.move(0)")
+    assert page.evaluate("scrub.strength()") == 1  # there is no picture that could say which strength
+    page.evaluate("performance.clearResourceTimings(); scrub.gone()")  # the page asks for them once more
+    page.wait_for("performance.getEntriesByType('resource').some(({ name }) => name.includes('gone.png'))", 20)
+    page.evaluate("scrub.back()")
+    page.wait_for("scrub.said() === '+1'", 20)
+    page.evaluate("scrub.move(2)")
+    assert page.evaluate("scrub.strength()") == 0
 
 
 def test_what_a_strip_shows_is_not_saved_and_comes_back_with_a_run(strip):
