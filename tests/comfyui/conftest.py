@@ -12,6 +12,7 @@ ENVIRONMENT = ensure()
 add_comfyui_to_path(ENVIRONMENT, ROOT / ".run" / f"in-process-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Keep together what shares something: the tests of a file, and all tests that share the running ComfyUI."""
     for item in items:
