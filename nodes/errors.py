@@ -26,6 +26,9 @@ class CachedModelError(LatentDirectionsError):
 
 
 USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
+USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
+USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
+USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
 # The most specific class of an error counts.
 ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.MissingPackageError: "Install it into ComfyUI's Python: pip install --upgrade matplotlib.",

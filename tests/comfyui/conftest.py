@@ -20,6 +20,15 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_collection_finish(session):
+    """Check that pytest-xdist has taken the groups; it does not with pytest 9.2, which builds the ids otherwise."""
+    if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        message = (
+            "pytest-xdist keeps no groups of tests together with this pytest. Install the pinned versions of both."
+        )
+        raise pytest.UsageError(message)
+
+
 @pytest.fixture(scope="session")
 def comfy():
     """One running ComfyUI with the pack for all tests that need one."""
