@@ -98,7 +98,7 @@ class TestWords:
 
     def test_without_matplotlib_nothing_is_measured(self, pair, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(MissingPackageError, match="pip install matplotlib"):
+        with pytest.raises(MissingPackageError, match="pip install --upgrade matplotlib"):
             measure(pair)
 
     def test_the_clip_answers_as_before(self, pair):

@@ -246,7 +246,7 @@ def test_without_matplotlib_directions_are_found_all_the_same(small, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     direction, report = looked(small, "with a hat | with no hat")
     assert report["what_else_moves"]
-    assert "pip install matplotlib" in report["remarks"][-1]
+    assert "pip install --upgrade matplotlib" in report["remarks"][-1]
     assert direction.words is not None
 
 
