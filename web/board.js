@@ -2,6 +2,7 @@
 // is saved and queued (docs/slider_board.md); these rows are drawn from it and write it. Nothing is queued.
 
 import { app } from "../../scripts/app.js";
+import "./shown_inputs.js"; // whose button comes before the rows, whichever module is loaded first
 import { after, is, isLinked, widgetOf } from "./graph.js";
 import { Panel, asOneStep, element, setOne, signed } from "./panel.js";
 import { t } from "./words.js";
