@@ -24,7 +24,7 @@ from .sockets import DirectionsSocket, InversionSocket
 from .wiring import refuse_wiring
 from .words import LISTS, WHAT_ELSE_NOTE
 
-MOST_REMEMBERED = 16  # searches a picture: the sliders of two boards; each holds the prompts that it keeps
+MOST_REMEMBERED = 64  # searches a picture
 
 
 class SliderBoard(io.ComfyNode):
@@ -138,6 +138,7 @@ class SliderBoard(io.ComfyNode):
             line = {"words": row.words, "strength": row.strength, "on": row.on}
             if row.on:
                 direction, notes, cost = _found(number, row, given)
+                direction = replace(direction)  # its own, where another row has the same words
                 directions.append(direction)
                 moved = with_slider(moved, direction, row.strength)
                 line |= notes | {"model_evaluations": cost.get("model_evaluations", 0)}

@@ -25,10 +25,7 @@ class CachedModelError(LatentDirectionsError):
     """The model answers from a cache where it is asked to run."""
 
 
-USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
-USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
-USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
-USE_WORDS = "Set 'method' to 'words' ('text' in the API), which needs no derivatives."
+USE_WORDS = "Set 'method' of Find Directions to 'words' ('text' in the API), which needs no derivatives."
 # The most specific class of an error counts.
 ADVICE: dict[type[LatentDirectionsError], str] = {
     errors.MissingPackageError: "Install it into ComfyUI's Python: pip install --upgrade matplotlib.",

@@ -100,7 +100,7 @@ def linear_scale(noise_scaling: Callable[..., Tensor], sigma: float) -> tuple[fl
     if a <= 1e-6 or b <= 1e-6:
         msg = (
             f"Noise level sigma {sigma:.4g} leaves {'nothing of the picture' if a <= 1e-6 else 'no noise'} in the "
-            "latent, so there is nothing to edit at it. Set 'level' further inside 0 to 1; 0.4 to 0.7 is usual."
+            "latent, so there is nothing to edit at it. Set 'level' further inside 0 to 1; 0.4 to 0.9 is usual."
         )
         raise UnsupportedModelError(msg)
     return a, b
@@ -117,7 +117,7 @@ def sigma_at_level(
     if not (math.isfinite(level) and 0.0 < level <= 1.0):
         msg = (
             f"'level' is {level}, outside the schedule: it is the share of the noise schedule to go back, more than 0 "
-            "and at most 1. 0.4 to 0.7 is usual."
+            "and at most 1. 0.4 to 0.9 is usual."
         )
         raise InputError(msg)
     return min(max(float(percent_to_sigma(1.0 - level)), sigma_min), sigma_max)

@@ -83,7 +83,6 @@ class Gallery extends ResultPanel {
 
   /** Draw the tiles in the order that is chosen; `index` of a direction is its place among those found. */
   draw() {
-    this.tiles.querySelector("input")?.blur(); // keeps a name that is being typed
     const indices = [...this.found.keys()];
     if (this.node.properties[ORDER] === BY_CHANGE) indices.sort((one, other) => this.found[other].change - this.found[one].change);
     this.tiles.replaceChildren(...indices.map((index) => this.tile(index)));
@@ -135,6 +134,7 @@ class Gallery extends ResultPanel {
       field.hidden = true; // it loses the focus when it is removed, which would end it once more
       field.remove();
       if (isKept) this.rename(found, field.value.trim());
+      this.refresh();
     };
     field.addEventListener("blur", () => end(true));
     field.addEventListener("keydown", (/** @type {KeyboardEvent} */ { key, isComposing }) => {
@@ -156,8 +156,10 @@ class Gallery extends ResultPanel {
   refresh() {
     super.refresh();
     const order = this.node.properties[ORDER] ?? "", toDraw = JSON.stringify([this.found, order, this.found.map((one) => this.nameOf(one))]);
-    if (toDraw !== this.drawn) this.draw();
-    this.drawn = toDraw;
+    if (toDraw !== this.drawn && !this.tiles.querySelector("input")) { // a name that is being typed is not disturbed
+      this.draw();
+      this.drawn = toDraw;
+    }
     this.order.value = order;
     this.orderBar.style.display = this.found.length > 1 ? "" : "none";
     const values = this.chosen().flatMap(({ nodes }) => nodes.map((node) => fieldOf(node, "index")?.widget.value));

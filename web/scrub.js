@@ -239,10 +239,15 @@ class Scrub extends ResultPanel {
     // The server moves the last slider of exactly this direction, not one whose direction was prepared in between.
     const isMoved = (/** @type {any} */ node) => node === finder || sourceOf(node, "directions")?.node === finder;
     const moved = chain.filter(isMoved).map((node) => ours.find((one) => one.node === node)).find(Boolean);
-    return nodesUpTo(this.node).filter((node) => {
+    const before = nodesUpTo(this.node);
+    const givesOnlyDirections = (/** @type {any} */ board) => !before.some((reader) => (reader.inputs ?? []).some((/** @type {any} */ { name }) => {
+      const source = sourceOf(reader, name);
+      return source !== null && source.node === board && board.outputs[source.slot].name !== "directions";
+    }));
+    return before.filter((node) => {
       const text = (/** @type {Values} */ settings) => {
         if (node === moved?.node) return JSON.stringify(moved?.without(settings));
-        const isApart = is(node, "SliderBoard") && !chain.includes(node); // it gives directions alone, whatever its strengths
+        const isApart = is(node, "SliderBoard") && givesOnlyDirections(node); // these do not depend on its strengths
         return JSON.stringify(isApart ? withoutRows(settings, () => true) : settings);
       };
       return text(settingsOf(node)) !== text(then[locatorOf(node)] ?? {});

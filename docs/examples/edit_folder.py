@@ -158,7 +158,7 @@ def arguments() -> argparse.Namespace:
     options.cfg = (4.0 if options.checkpoint else 1.0) if options.cfg is None else options.cfg
     if not options.pictures.is_dir():
         parser.error(f"{options.pictures} is not a folder")
-    if options.results.resolve() == options.pictures.resolve():
+    if options.results.exists() and options.results.samefile(options.pictures):
         parser.error("the results would replace the pictures; name another folder for them")
     return options
 

@@ -160,6 +160,8 @@ def test_a_name_that_is_being_typed_is_kept_when_a_run_ends(previewed):
       node.onExecuted({ gallery: [JSON.stringify(found.map((one) => ({ ...one, change: 2 * one.change })))] });
       gallery.end = () => node.onExecuted({ gallery: [JSON.stringify(found)] });
     }""")
+    assert page.evaluate("gallery.field().value") == "angrier"
+    page.evaluate("gallery.field().blur()")
     assert called(page)[0] == "angrier"
     page.evaluate("gallery.end(); gallery.root().querySelectorAll('.rename')[0].click(); gallery.field().value = ''")
     page.evaluate("gallery.field().blur()")
