@@ -50,8 +50,8 @@ def test_the_most_specific_advice_counts():
 def test_asking_for_central_differences_where_they_fail():
     error = errors.NoTrustedModeError("Nothing can be trusted.", asked_for=True)
     assert str(raised(error)) == (
-        "Nothing can be trusted. Set 'derivatives' to 'automatic', or set 'method' of Find Directions to 'words' ('text'"
-        " in the API), which needs no derivatives."
+        "Nothing can be trusted. Set 'derivatives' to 'automatic', or set 'method' of Find Directions to 'words' ("
+        "'text' in the API), which needs no derivatives."
     )
 
 
