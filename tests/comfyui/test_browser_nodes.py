@@ -295,8 +295,11 @@ def test_the_blueprint_is_found_by_search_and_edits_a_picture(comfy, renderer):
     for kind in ("keyDown", "keyUp"):
         page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
     page.wait_for(f"{BOX} && app.canvas.state.ghostNodeId", 20)  # the new node follows the pointer until a click
-    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        page.call("Input.dispatchMouseEvent", type=kind, x=900, y=400, button="left", clickCount=1)
+    for _ in range(10):  # until the page has drawn the node and takes the click
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            page.call("Input.dispatchMouseEvent", type=kind, x=900, y=400, button="left", clickCount=1)
+        if page.evaluate("new Promise(done => setTimeout(() => done(app.canvas.state.ghostNodeId === null), 500))"):
+            break
     page.wait_for("app.canvas.state.ghostNodeId === null", 20)
     page.evaluate(f"({FEED})({BOX})")
     pictures = []

@@ -343,6 +343,7 @@ def test_a_strip_inside_a_subgraph_sets_a_slider_outside_of_it(strip):
     assert page.evaluate("scrub.slider()") == 0.5
     assert page.evaluate("scrub.old()") == FRESH
     page.evaluate("scrub.change('DemoPortrait', 'size', 128)")
+    page.wait_for("scrub.old()[0]", 20)
     assert old(page, "Demo Portrait")
     page.evaluate("scrub.change('DemoPortrait', 'size', 64)")
     assert page.evaluate("scrub.old()") == FRESH
