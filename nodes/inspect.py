@@ -81,7 +81,7 @@ class PreviewDirections(io.ComfyNode):
         strength = float(strength)
         strengths = _strengths(strength, columns)
         show = SearchProgress(len(directions) * len(strengths), "pictures")
-        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report leaves these runs out
+        still = replace(inversion.counted_apart(), sliders=())
         cost, rows = RunsCost(still.statistics), []
         for index in range(len(directions)):
             direction = choose(inversion, directions, index)

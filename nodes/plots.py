@@ -32,7 +32,7 @@ from .inputs import DIRECTIONS, check_inputs
 from .manipulate import sampled, schedule_of, usable, with_slider
 from .measure_reports import rounded, rounded_all
 from .pictures import image_of
-from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line, sum_of_costs
+from .progress import RunsCost, SearchProgress, result_line, show_line, sum_of_costs
 from .prompts import holds_prompt, negative_prompt, prompt_name, with_prompt
 from .sampling import level_at_sigma, scale_at
 from .sockets import AppliedSlider, Inversion, InversionSocket
@@ -159,7 +159,7 @@ class PlotDirections(io.ComfyNode):
         check_inputs(cls, locals())
         require_matplotlib()
         started = time.perf_counter()
-        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report leaves these runs out
+        still = replace(inversion.counted_apart(), sliders=())
         strength = float(strength)
         if plot == SPECTRUM:
             made = _spectrum(directions)

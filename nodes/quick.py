@@ -19,7 +19,7 @@ from .inputs import DIRECTIONS, INDEX, STRENGTH, STRENGTH_RANGE, check_inputs
 from .manipulate import choose, sampled, schedule_of, with_slider
 from .pictures import picture_of
 from .previews import save_previews
-from .progress import RunsCost, RunStatistics, SearchProgress, result_line, show_line
+from .progress import RunsCost, SearchProgress, result_line, show_line
 from .prompts import digest
 from .sockets import DirectionsSocket, Inversion, InversionSocket
 
@@ -77,7 +77,7 @@ class PrepareQuickSlider(io.ComfyNode):
         """Sample to both sides, and hand on the directions with what was measured."""
         check_inputs(cls, locals())
         direction = choose(inversion, directions, index)
-        still = replace(inversion, sliders=(), statistics=RunStatistics())  # Edit Report leaves these runs out
+        still = replace(inversion.counted_apart(), sliders=())
         cost, sigmas = RunsCost(still.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
         run = _runs(still, direction, sigmas, cost, 2)
         latent = inversion.latent["samples"]
@@ -252,7 +252,7 @@ class SliderStrip(io.ComfyNode):
                 " 'keyframes'."
             )
             raise InputError(msg)
-        aside = replace(inversion, statistics=RunStatistics())  # Edit Report leaves these runs out
+        aside = inversion.counted_apart()
         cost, sigmas = RunsCost(aside.statistics), schedule_of(inversion, steps) if sigmas is None else sigmas
         run = _runs(aside, direction, sigmas, cost, keyframes)
         strengths = evenly_spaced(float(start), float(end), keyframes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -93,6 +93,10 @@ class Inversion:
     def noisy(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """The noisy latent at sigma* that searches look at, from the clean one x0 in the model's space."""
         return denoiser.noised(x0, self.paths.base.to(x0), self.sigma)
+
+    def counted_apart(self) -> Inversion:
+        """The same with statistics of its own: Edit Report speaks of samplers' runs, not of those of other nodes."""
+        return replace(self, statistics=RunStatistics())
 
     @property
     def family(self) -> str:

@@ -245,9 +245,9 @@ class Scrub extends ResultPanel {
       return source !== null && source.node === board && board.outputs[source.slot].name !== "directions";
     }));
     return before.filter((node) => {
+      const isApart = node !== moved?.node && is(node, "SliderBoard") && givesOnlyDirections(node); // whatever its strengths
       const text = (/** @type {Values} */ settings) => {
         if (node === moved?.node) return JSON.stringify(moved?.without(settings));
-        const isApart = is(node, "SliderBoard") && givesOnlyDirections(node); // these do not depend on its strengths
         return JSON.stringify(isApart ? withoutRows(settings, () => true) : settings);
       };
       return text(settingsOf(node)) !== text(then[locatorOf(node)] ?? {});

@@ -66,7 +66,12 @@ def setting(page: Browser, name: str, value) -> None:
 def run(page: Browser, expected: str = "execution_success") -> dict:
     """Queue the graph and wait for its end; what the page was told about it."""
     page.evaluate("test.ended = null; app.queuePrompt(0).then(() => true)")
-    kind, detail = page.wait_for("test.ended", 120)
+    return ended(page, expected)
+
+
+def ended(page: Browser, expected: str = "execution_success", timeout: float = 120) -> dict:
+    """Wait for the end of the run that was queued after `test.ended = null`; what the page was told about it."""
+    kind, detail = page.wait_for("test.ended", timeout)
     assert kind == expected, detail
     return detail
 
@@ -94,9 +99,14 @@ def see_all(page: Browser) -> None:
     page.evaluate("new Promise(done => setTimeout(() => done(true), 1000))")  # the view moves there in steps
 
 
-def screenshot(page: Browser, name: str) -> None:
+def kept(page: Browser, name: str, suffix: str = "png") -> Path | None:
+    """The file to keep what a renderer showed in; None where the environment names no folder for such files."""
     folder = os.environ.get("LATENT_DIRECTIONS_SCREENSHOTS")
-    if folder:
-        vue = page.evaluate("Boolean(LiteGraph.vueNodesMode)")
+    drawn = "nodes2" if page.evaluate("Boolean(LiteGraph.vueNodesMode)") else "classic"
+    return Path(folder) / f"{name}_{drawn}.{suffix}" if folder else None
+
+
+def screenshot(page: Browser, name: str) -> None:
+    if path := kept(page, name):
         see_all(page)
-        page.screenshot(Path(folder) / f"{name}_{'nodes2' if vue else 'classic'}.png")
+        page.screenshot(path)

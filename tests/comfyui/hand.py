@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 
 from browser import Browser, as_json
+from canvas import ended
 
-KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "F2": 113, "Tab": 9}
+KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Escape": 27, "F2": 113, "Tab": 9}
 KEYS |= {letter: ord(letter.upper()) for letter in "abrsyz"}
 CONTROL = 2  # of the DevTools protocol's modifiers
 TEMPLATES, RUN, CANCEL = "[aria-label=Templates]", "[data-testid=queue-button]", "[aria-label='Cancel current run']"
@@ -26,6 +27,14 @@ PLACE = """(async () => {
   const seen = inside(document, [x, y]);
   return seen && (element.contains(seen) || seen.contains(element)) && [x, y];
 })()"""
+
+
+def press(page: Browser, key: str, modifiers: int = 0) -> None:
+    """Press a key and let it go."""
+    code = {"key": key, "code": key if len(key) > 1 else f"Key{key.upper()}", "windowsVirtualKeyCode": KEYS[key]}
+    text = {"text": "\r"} if key == "Enter" else {}
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, modifiers=modifiers, **code, **text)
 
 
 class Hand:
@@ -60,10 +69,7 @@ class Hand:
         self.clicks += 1
 
     def press(self, key: str, modifiers: int = 0) -> None:
-        code = {"key": key, "code": key if len(key) > 1 else f"Key{key.upper()}", "windowsVirtualKeyCode": KEYS[key]}
-        text = {"text": "\r"} if key == "Enter" else {}
-        for kind in ("keyDown", "keyUp"):
-            self.page.call("Input.dispatchKeyEvent", type=kind, modifiers=modifiers, **code, **text)
+        press(self.page, key, modifiers)
 
     def type(self, text: str) -> None:
         """Type in place of what the field holds that has the focus."""
@@ -101,6 +107,4 @@ class Hand:
         """Press the page's own button and wait for the end."""
         self.page.evaluate("test.ended = null")
         self.click(RUN)
-        kind, detail = self.page.wait_for("test.ended", 300)
-        assert kind == expected, detail
-        return detail
+        return ended(self.page, expected, 300)

@@ -5,7 +5,7 @@ import re
 import pytest
 from browser import as_json
 from canvas import PREFIX, SEEDS, opened, run, screenshot, see_all, shown
-from hand import Hand
+from hand import Hand, press
 
 # The gallery's own elements, which lie in a shadow root, of the one Preview Directions of the graph.
 GALLERY = """window.gallery = {
@@ -103,12 +103,6 @@ def test_a_click_sets_the_slider_that_the_list_names(previewed):
     assert indices(page) == [0, 0, 0]
 
 
-def press(page, key: str, code: int, text: str = "") -> None:
-    for kind in ("keyDown", "keyUp"):
-        typed = {"text": text} if text and kind == "keyDown" else {}
-        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **typed)
-
-
 def called(page) -> list[str]:
     """The tiles' names without the change."""
     return [re.sub(r", [^,]* %$", "", name) for name in page.evaluate("gallery.names()")]
@@ -117,10 +111,10 @@ def called(page) -> list[str]:
 def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
     page = previewed
     page.evaluate("gallery.tiles()[1].focus()")
-    press(page, "F2", 113)
+    press(page, "F2")
     assert page.evaluate("gallery.field().value") == "direction 2"
     page.call("Input.insertText", text="  longer hair ")
-    press(page, "Enter", 13, "\r")
+    press(page, "Enter")
     assert called(page) == ["direction 1", "longer hair", "direction 3"]
     assert page.evaluate("gallery.root().activeElement === gallery.tiles()[1]")
     set_by_click(page, "all", 0)
@@ -131,7 +125,7 @@ def test_an_artist_names_a_direction_by_double_click_or_key(previewed):
     page.evaluate("new Promise(done => setTimeout(() => done(true), 500))")
     assert indices(page) == [0, 0, 0]  # nothing is chosen
     page.call("Input.insertText", text="hat")
-    press(page, "Escape", 27)
+    press(page, "Escape")
     assert called(page)[2] == "direction 3"
     hand.click("(gallery.tiles()[2].querySelector('.name'))")
     page.wait_for("gallery.pressed()[2]", 10)
@@ -190,8 +184,8 @@ def test_keys_reach_the_tiles_and_what_the_slider_says_is_marked(previewed):
     page = previewed
     set_by_click(page, "Direction Slider", 0)
     page.evaluate("gallery.tiles()[0].focus()")
-    press(page, "Tab", 9)
-    press(page, "Enter", 13, "\r")
+    press(page, "Tab")
+    press(page, "Enter")
     assert indices(page)[0] == 1
     assert page.evaluate("gallery.pressed()") == [False, True, False]
     page.evaluate("""{

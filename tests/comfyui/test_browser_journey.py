@@ -2,14 +2,13 @@
 
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import as_json
-from canvas import HELPERS, PREFIX, SEEDS, run, screenshot, shown
-from hand import CANCEL, CONTROL, Hand
+from canvas import HELPERS, PREFIX, SEEDS, ended, kept, run, screenshot, shown
+from hand import CANCEL, CONTROL, RUN, Hand
 from PIL import Image
 
 from latent_directions.demo.measures import Reader
@@ -88,13 +87,11 @@ def portrait(tmp_path) -> Path:
 def test_a_new_artist_edits_a_picture_of_their_own_with_two_sliders(hand, comfy, portrait):
     """From the open page: at most eight clicks, drags and dropped files, and two texts."""
     page = hand.page
-    folder = os.environ.get("LATENT_DIRECTIONS_SCREENSHOTS")
-    drawn = "nodes2" if page.evaluate("Boolean(LiteGraph.vueNodesMode)") else "classic"
 
     def look(what: str) -> None:
         hand.note(what)
-        if folder:
-            page.screenshot(Path(folder) / f"artist_{len(hand.steps)}_{drawn}.png")
+        if path := kept(page, f"artist_{len(hand.steps)}"):
+            page.screenshot(path)
 
     look("the page is open")
     hand.open_template("Slider board")
@@ -112,8 +109,8 @@ def test_a_new_artist_edits_a_picture_of_their_own_with_two_sliders(hand, comfy,
     hand.run()
     edited = picture(comfy, page)
     look("the picture is edited")
-    if folder:
-        (Path(folder) / f"artist_{drawn}.json").write_text(json.dumps(hand.steps, indent=1))
+    if path := kept(page, "artist", "json"):
+        path.write_text(json.dumps(hand.steps, indent=1))
     rows = json.loads(page.evaluate("test.widget('SliderBoard', 'board').value"))["sliders"]
     assert [row["words"] for row in rows if row["on"]] == list(WORDS)
     seen = Reader().read([np.asarray(Image.open(portrait)), np.asarray(edited)])
@@ -150,8 +147,7 @@ def test_the_slider_is_moved_on_the_strip_and_its_picture_is_sampled_on_a_click(
     page.wait_for(f"test.widget('DirectionSlider', 'strength').value < {strength}", 5)
     page.evaluate("test.ended = null")
     hand.click(f"([...{strip}.querySelectorAll('button')].find((e) => e.innerText === 'Run'))")
-    kind, detail = page.wait_for("test.ended", 120)
-    assert kind == "execution_success", detail
+    ended(page)
     assert not np.array_equal(np.asarray(picture(comfy, page)), np.asarray(before))
 
 
@@ -211,10 +207,9 @@ def test_a_bypassed_slider_gives_the_picture_back_and_a_search_can_be_cancelled(
       test.set("InvertImage", "seed", {next(SEEDS)}); test.ended = null; test.started = false;
       app.api.addEventListener("progress_state", () => (test.started = true), {{ once: true }});
     """)
-    hand.click("[data-testid=queue-button]")
+    hand.click(RUN)
     page.wait_for("test.started", 30)
     hand.click(CANCEL)
-    kind, _ = page.wait_for("test.ended", 60)
-    assert kind == "execution_interrupted"
+    ended(page, "execution_interrupted", 60)
     page.evaluate("test.set('InvertImage', 'steps', 8)")
     run(page)

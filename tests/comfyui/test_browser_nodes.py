@@ -7,6 +7,7 @@ import re
 import pytest
 from browser import as_json
 from canvas import PREFIX, SEEDS, opened, refused, run, screenshot, see_all, setting, shown
+from hand import press
 from test_browser import TEMPLATES
 
 
@@ -292,8 +293,7 @@ def test_the_blueprint_is_found_by_search_and_edits_a_picture(comfy, renderer):
     page.wait_for(
         "[...document.querySelectorAll('[role=option]')].some(e => /Edit Picture by Words/.test(e.innerText))"
     )
-    for kind in ("keyDown", "keyUp"):
-        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+    press(page, "Enter")
     page.wait_for(f"{BOX} && app.canvas.state.ghostNodeId", 20)  # the new node follows the pointer until a click
     for _ in range(10):  # until the page has drawn the node and takes the click
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):

@@ -5,6 +5,7 @@ import statistics
 import pytest
 from browser import as_json
 from canvas import PREFIX, SEEDS, opened, run, screenshot, shown
+from hand import press
 
 FRAMES, KEYFRAMES = 5, 3  # from strength -1 to 1
 LONGEST = 50  # milliseconds from a slider's event to the changed picture
@@ -66,11 +67,6 @@ def strip(renderer):
     assert page.problems == []
 
 
-def press(page, key: str, code: int) -> None:
-    for kind in ("keyDown", "keyUp"):
-        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-
 def test_the_pictures_follow_the_strength_of_the_slider_within_50_ms(strip):
     seen = strip.evaluate("""(() => {
       const seen = [];
@@ -107,10 +103,10 @@ def test_arrow_keys_and_the_wheel_go_to_the_next_picture(strip):
     page = strip
     screenshot(page, "scrub")
     page.evaluate("scrub.move(2); scrub.range().focus()")
-    press(page, "ArrowRight", 39)
+    press(page, "ArrowRight")
     assert page.evaluate("scrub.strength()") == 0.5
-    press(page, "ArrowLeft", 37)
-    press(page, "ArrowLeft", 37)
+    press(page, "ArrowLeft")
+    press(page, "ArrowLeft")
     assert page.evaluate("scrub.strength()") == -0.5
     page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     x, y = page.wait_for(STILL, 20)
