@@ -1,6 +1,7 @@
 """The workflows under *Templates* in ComfyUI (`example_workflows/`), and its blueprints (`subgraphs/`).
 
-`python scripts/templates.py` writes them from the descriptions in `scripts/template_descriptions.py`.
+`python scripts/templates.py` writes them from the descriptions in `demo_templates.py`, `model_templates.py` and
+`blueprints.py`.
 
 A template is a row of groups from left to right, each with a note above it and nodes from top to bottom. A node is
 described by its class and those inputs that are connected or differ from their defaults: "@encode.inversion" is the
@@ -385,9 +386,11 @@ def as_text(made: dict, indent: str = "") -> str:
 
 def files(info: dict) -> dict[Path, str]:
     """Return the content of every template and blueprint by its path."""
-    from scripts.template_descriptions import ALL, BOXES
+    from scripts.blueprints import BOXES
+    from scripts.demo_templates import DEMO
+    from scripts.model_templates import REAL
 
-    made = {TEMPLATES / f"{one.name}.json": as_text(workflow_of(one, info)) for one in ALL}
+    made = {TEMPLATES / f"{one.name}.json": as_text(workflow_of(one, info)) for one in DEMO + REAL}
     return made | {BLUEPRINTS / f"{one.name}.json": as_text(blueprint_of(one, info)) for one in BOXES}
 
 

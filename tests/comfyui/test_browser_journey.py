@@ -13,10 +13,10 @@ from PIL import Image
 
 from latent_directions.demo.measures import Reader
 from latent_directions.demo.world import Portrait, draw
-from scripts import template_descriptions
+from scripts import demo_templates
 
 # The one that opens as an app has a test of its own in test_browser.py.
-DEMO = [one.name for one in template_descriptions.DEMO if one is not template_descriptions.APP]
+DEMO = [one.name for one in demo_templates.DEMO if one is not demo_templates.APP]
 EMPTY = {"nodes": [], "links": [], "version": 0.4}
 WORDS = ("sad", "with hat")
 ROWS = (

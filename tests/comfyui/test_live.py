@@ -13,7 +13,7 @@ import torch
 from latent_directions.core.direction import Direction
 from latent_directions.core.direction_files import FORMAT
 from latent_directions.core.direction_files import save as save_direction
-from scripts import strips, template_descriptions, workflow
+from scripts import model_templates, strips, workflow
 from scripts.comfy_client import Interrupted, PromptError
 from scripts.environment import ROOT
 
@@ -49,7 +49,7 @@ def changed(prompt: dict, name: str, **inputs) -> dict:
     return workflow.with_inputs(prompt, {key(prompt, name): inputs})
 
 
-PLAIN = [strips.TEMPLATE, *(strips.TEMPLATE.with_stem(one.name) for one in template_descriptions.REAL)]
+PLAIN = [strips.TEMPLATE, *(strips.TEMPLATE.with_stem(one.name) for one in model_templates.REAL)]
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)

@@ -26,8 +26,8 @@ from latent_directions.nodes.plots import (
     STRENGTH,
     WHAT_ELSE,
     PlotDirections,
-    predicted_changes,
 )
+from latent_directions.nodes.predicted_changes import predicted_changes
 from latent_directions.nodes.prompts import with_prompt
 
 PLOTS = (SPECTRUM, WHAT_ELSE, STRENGTH, LEVEL)

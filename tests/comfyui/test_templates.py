@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from scripts import template_descriptions, templates, workflow
+from scripts import model_templates, templates, workflow
 from scripts.comfy_client import PromptError
 from scripts.environment import ROOT
 
@@ -84,7 +84,7 @@ def stand_ins(comfy):
         path.unlink()
 
 
-@pytest.mark.parametrize("name", [one.name for one in template_descriptions.REAL])
+@pytest.mark.parametrize("name", [one.name for one in model_templates.REAL])
 def test_the_server_takes_a_template_of_a_full_size_model_where_its_files_are_and_refuses_it_where_not(
     comfy, info, stand_ins, name
 ):
