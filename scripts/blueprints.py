@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.template_groups import WORDS, slider
+from scripts.template_groups import WORDS, custom_sampler, slider
 from scripts.templates import Blueprint, Group, node
 
 EDIT_BY_WORDS = Blueprint(
@@ -61,14 +61,7 @@ EDIT_BY_WORDS = Blueprint(
                     cfg="@inputs.cfg",
                 ),
                 "sampler": node("KSamplerSelect", sampler_name="euler"),
-                "sampled": node(
-                    "SamplerCustomAdvanced",
-                    noise="@apply.noise",
-                    guider="@guider.GUIDER",
-                    sampler="@sampler.SAMPLER",
-                    sigmas="@encode.sigmas",
-                    latent_image="@encode.latent",
-                ),
+                "sampled": custom_sampler("@encode.sigmas"),
                 "decoded": node("VAEDecode", samples="@sampled.output", vae="@inputs.vae"),
             },
             340,

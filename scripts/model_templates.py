@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.template_groups import HUGGING_FACE, identify, result, slider
+from scripts.template_groups import HUGGING_FACE, custom_sampler, identify, result, slider
 from scripts.templates import Group, Node, Template, node
 
 SWAP = "To edit a picture of your own, add *Load Image* and connect it to the scaling node in place of *Demo Portrait*."
@@ -264,14 +264,7 @@ FLUX_2 = real(
         "guider": node("BasicGuider", model="@apply.model", conditioning="@apply.conditioning"),
         "sampler": node("KSamplerSelect", sampler_name="euler"),
         "schedule": node("Flux2Scheduler", steps=20, width=1024, height=1024),
-        "sampled": node(
-            "SamplerCustomAdvanced",
-            noise="@apply.noise",
-            guider="@guider.GUIDER",
-            sampler="@sampler.SAMPLER",
-            sigmas="@schedule.SIGMAS",
-            latent_image="@encode.latent",
-        ),
+        "sampled": custom_sampler("@schedule.SIGMAS"),
     },
 )
 QWEN = real(

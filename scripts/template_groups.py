@@ -57,20 +57,25 @@ def find(**inputs) -> Node:
     return node("FindDirections", **{**given, **inputs})
 
 
+def custom_sampler(sigmas: str, encoded: str = "encode") -> Node:
+    """Describe the sampler that starts at the encoded picture with what Apply Sliders gives, on the sigmas of an output."""
+    return node(
+        "SamplerCustomAdvanced",
+        noise="@apply.noise",
+        guider="@guider.GUIDER",
+        sampler="@sampler.SAMPLER",
+        sigmas=sigmas,
+        latent_image=f"@{encoded}.latent",
+    )
+
+
 def sampling(end: str = "slider", encoded: str = "encode") -> dict[str, Node]:
     """Describe what runs the ordinary sampler at the end of a chain of sliders."""
     return {
         "apply": node("ApplySliders", inversion=f"@{end}.inversion"),
         "guider": node("BasicGuider", model="@apply.model", conditioning="@apply.conditioning"),
         "sampler": node("KSamplerSelect", sampler_name="euler"),
-        "sampled": node(
-            "SamplerCustomAdvanced",
-            noise="@apply.noise",
-            guider="@guider.GUIDER",
-            sampler="@sampler.SAMPLER",
-            sigmas=f"@{encoded}.sigmas",
-            latent_image=f"@{encoded}.latent",
-        ),
+        "sampled": custom_sampler(f"@{encoded}.sigmas", encoded),
     }
 
 
